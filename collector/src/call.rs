@@ -1,0 +1,128 @@
+//! The one record that is stored and measured: a call to the model.
+
+use chrono::{DateTime, Utc};
+
+use crate::decode::json::{write_list, write_string};
+
+/// A call, column by column as in the table `llm_logs`; see `sql/` for what each means.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Call {
+    /// Kong's identity of the request.
+    pub request_id: String,
+    /// Kong's consumer, `anonymous` where there is none.
+    pub consumer_username: String,
+    /// When Kong received the request.
+    pub started_at: DateTime<Utc>,
+    /// Milliseconds from the first byte of the request to the last byte of the answer.
+    pub latency_ms: Option<i32>,
+    /// HTTP status that the client got.
+    pub status: Option<i32>,
+    /// The answering model, else the one asked for.
+    pub model: Option<String>,
+    /// Path of the request.
+    pub endpoint: Option<String>,
+    /// Name of Kong's service.
+    pub service: Option<String>,
+    /// Name of Kong's route.
+    pub route: Option<String>,
+    /// Address of the client.
+    pub client_ip: Option<std::net::IpAddr>,
+    /// The answer was an event stream.
+    pub stream: bool,
+    /// The answer did not come to its end.
+    pub aborted: bool,
+    /// A captured body is not all of it.
+    pub truncated: bool,
+    /// What was asked.
+    pub prompt: Option<String>,
+    /// What was answered.
+    pub response: Option<String>,
+    /// What the model thought before.
+    pub reasoning: Option<String>,
+    /// The tools that the model wants called.
+    pub tool_calls: Vec<ToolCall>,
+    /// Why the model stopped.
+    pub finish_reason: Option<String>,
+    /// Message of a failure, whoever made it.
+    pub error: Option<String>,
+    /// Tokens as reported by the model server.
+    pub usage: Usage,
+    /// Milliseconds from the first byte of the request to the first byte of the answer's body.
+    pub ttft_ms: Option<i32>,
+    /// Milliseconds that Kong waited for the upstream's first byte.
+    pub upstream_latency_ms: Option<i32>,
+    /// Milliseconds spent in Kong itself.
+    pub gateway_latency_ms: Option<i32>,
+    /// The entry as JSON text, without credentials, its bodies as JSON.
+    pub raw_log: String,
+    /// The path as the API that it belongs to, for metrics: one of a fixed list, `other` for everything else.
+    pub api: &'static str,
+    /// The model that answered successfully, for metrics: a name that a client made up never gets here.
+    pub served_model: Option<String>,
+}
+
+/// A call of a tool.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ToolCall {
+    /// Identity by which the result refers to the call.
+    pub id: Option<String>,
+    /// Name of the function.
+    pub name: Option<String>,
+    /// Arguments as the text that came, usually JSON.
+    pub arguments: String,
+}
+
+/// Token counts as reported; nothing is guessed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Tokens of the prompt.
+    pub prompt_tokens: Option<i32>,
+    /// Tokens of the answer, reasoning included.
+    pub completion_tokens: Option<i32>,
+    /// Tokens of the prompt that came from the cache.
+    pub cached_tokens: Option<i32>,
+    /// Tokens of the answer that were reasoning.
+    pub reasoning_tokens: Option<i32>,
+}
+
+impl Usage {
+    /// Whether the server reported any count.
+    pub fn is_reported(&self) -> bool {
+        self.prompt_tokens.is_some() || self.completion_tokens.is_some()
+    }
+}
+
+impl Call {
+    /// Whether the answer was a success and complete, so far as HTTP tells.
+    pub fn succeeded(&self) -> bool {
+        self.status.is_some_and(|status| (200..300).contains(&status)) && self.error.is_none()
+    }
+
+    /// The column `tool_calls`: JSON text, `None` where no tool was called.
+    pub fn tool_calls_json(&self) -> Option<String> {
+        if self.tool_calls.is_empty() {
+            return None;
+        }
+        let mut out = String::new();
+        write_list(&mut out, '[', &self.tool_calls, ']', |out, call| {
+            for (prefix, value) in [("{\"id\":", &call.id), (",\"name\":", &call.name)] {
+                out.push_str(prefix);
+                match value {
+                    Some(text) => write_string(out, text),
+                    None => out.push_str("null"),
+                }
+            }
+            out.push_str(",\"arguments\":");
+            write_string(out, &call.arguments);
+            out.push('}');
+        });
+        Some(out)
+    }
+
+    /// Bytes that the call takes in memory, roughly: its texts.
+    pub fn weight(&self) -> usize {
+        let texts = [&self.prompt, &self.response, &self.reasoning, &self.error];
+        let arguments: usize = self.tool_calls.iter().map(|call| call.arguments.len() + 64).sum();
+        512 + self.raw_log.len() + texts.into_iter().flatten().map(String::len).sum::<usize>() + arguments
+    }
+}

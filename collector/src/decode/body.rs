@@ -1,0 +1,380 @@
+//! A captured body: from the string in the log entry to text.
+//!
+//! The order is the one in which the body was wrapped: base64 (by the plugin), content encoding (by the server), charset.
+//! Every step may find that it does not apply; then the body is taken as it stands. Nothing here fails: a body that cannot be
+//! decoded is still what somebody sent.
+
+use std::borrow::Cow;
+use std::io::Read;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use sha2::{Digest, Sha256};
+
+use super::entry::hex;
+use super::json::Json;
+use super::sse;
+
+/// A captured body as text. It may hold NUL, which JSON forbids and PostgreSQL cannot store: see [`without_nul`].
+///
+/// [`without_nul`]: super::json::without_nul
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Body<'a> {
+    /// The text.
+    pub text: Cow<'a, str>,
+    /// The text ends at the limit on the decoded size, not where the body ended.
+    pub cut: bool,
+}
+
+/// The headers of one side that say how its body is to be read.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Headers<'a> {
+    /// `Content-Type`
+    pub content_type: Option<&'a str>,
+    /// `Content-Encoding`
+    pub content_encoding: Option<&'a str>,
+}
+
+/// Decodes the string that stands for a body in the log entry, to at most `limit` bytes.
+///
+/// A string is base64 only if it decodes strictly to what it claims to be: compressed data of the declared content encoding,
+/// text, JSON or SSE (also with stray bytes that are no UTF-8, or cut in the middle of a character), or bytes of a content
+/// type that is no text at all. Plain text that merely happens to be made of base64's letters fails all of that.
+pub fn decode<'a>(captured: &'a str, headers: Headers<'_>, limit: usize) -> Body<'a> {
+    if let Some(bytes) = base64_bytes(captured) {
+        if let Some(inflated) = inflate(&bytes, headers.content_encoding, limit) {
+            return to_text(Cow::Owned(inflated.bytes), headers, inflated.cut);
+        }
+        if let Some(kind) = headers.content_type.filter(|kind| !is_text(kind))
+            && std::str::from_utf8(&bytes).is_err()
+            && !starts_like_a_document(&bytes)
+        {
+            return Body { text: Cow::Owned(describe_binary(kind, &bytes)), cut: false };
+        }
+        if is_plausible(&bytes, headers) {
+            let cut = bytes.len() > limit;
+            let mut bytes = bytes;
+            bytes.truncate(limit);
+            return to_text(Cow::Owned(bytes), headers, cut);
+        }
+    }
+    let cut = captured.len() > limit;
+    let kept = captured.get(..captured.floor_char_boundary(limit)).unwrap_or_default();
+    Body { text: Cow::Borrowed(kept), cut }
+}
+
+fn base64_bytes(captured: &str) -> Option<Vec<u8>> {
+    STANDARD.decode(captured).ok()
+}
+
+/// Whether decoded bytes are what a body would be, or base64 letters that were text all along.
+fn is_plausible(bytes: &[u8], headers: Headers<'_>) -> bool {
+    match std::str::from_utf8(bytes) {
+        Ok(text) => starts_like_a_document(bytes) || !text.chars().any(|c| c.is_control() && !matches!(c, '\t' | '\n' | '\r')),
+        Err(_) => starts_like_a_document(bytes) || headers.content_type.and_then(charset).is_some(),
+    }
+}
+
+fn starts_like_a_document(bytes: &[u8]) -> bool {
+    let bytes = bytes.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(bytes).trim_ascii_start();
+    matches!(bytes.first(), Some(b'{' | b'['))
+        || sse::looks_like_events(&String::from_utf8_lossy(bytes.get(..8).unwrap_or(bytes)))
+}
+
+/// What is kept of a body that is no text, an uploaded recording for instance: `[audio/wav 48044 bytes sha256:…]`.
+pub fn describe_binary(content_type: &str, bytes: &[u8]) -> String {
+    let kind = content_type.split(';').next().unwrap_or_default().trim();
+    format!("[{kind} {} bytes sha256:{}]", bytes.len(), hex(&Sha256::digest(bytes)))
+}
+
+fn is_text(content_type: &str) -> bool {
+    let kind = content_type.trim_start().to_ascii_lowercase();
+    kind.starts_with("text/") || kind.contains("json") || kind.contains("xml") || kind.contains("urlencoded")
+}
+
+fn to_text<'a>(bytes: Cow<'_, [u8]>, headers: Headers<'_>, cut: bool) -> Body<'a> {
+    let foreign = headers
+        .content_type
+        .and_then(charset)
+        .and_then(|label| encoding_rs::Encoding::for_label(label.as_bytes()))
+        .filter(|encoding| *encoding != encoding_rs::UTF_8 && std::str::from_utf8(&bytes).is_err());
+    let text = match foreign {
+        Some(encoding) => encoding.decode_without_bom_handling(&bytes).0.into_owned(),
+        // Reuses the buffer for the usual case, valid UTF-8.
+        None => {
+            String::from_utf8(bytes.into_owned()).unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned())
+        }
+    };
+    Body { text: Cow::Owned(text), cut }
+}
+
+/// The `charset` parameter of a content type.
+fn charset(content_type: &str) -> Option<&str> {
+    content_type.split(';').skip(1).find_map(|parameter| {
+        let (name, value) = parameter.split_once('=')?;
+        name.trim().eq_ignore_ascii_case("charset").then(|| value.trim().trim_matches('"'))
+    })
+}
+
+struct Inflated {
+    bytes: Vec<u8>,
+    cut: bool,
+}
+
+/// Undoes the declared content encodings, last one first. `None` when there are none or the bytes are not of that encoding
+/// (other plugins log bodies already decoded). Data that breaks off yields what was whole; all of it stays under `limit`.
+fn inflate(bytes: &[u8], content_encoding: Option<&str>, limit: usize) -> Option<Inflated> {
+    let mut current: Option<Inflated> = None;
+    for encoding in content_encoding?.rsplit(',').map(|name| name.trim().to_ascii_lowercase()) {
+        let input = current.as_ref().map_or(bytes, |inflated| &inflated.bytes);
+        let next = match encoding.as_str() {
+            "gzip" | "x-gzip" => read_capped(flate2::read::MultiGzDecoder::new(input), limit),
+            // "deflate" is zlib by RFC 9110, but some servers send the bare stream.
+            "deflate" => read_capped(flate2::read::ZlibDecoder::new(input), limit)
+                .or_else(|| read_capped(flate2::read::DeflateDecoder::new(input), limit)),
+            "br" => read_capped(brotli_decompressor::Decompressor::new(input, 4096), limit),
+            "zstd" => zstd::stream::read::Decoder::new(input).ok().and_then(|decoder| read_capped(decoder, limit)),
+            "identity" | "" => continue,
+            _ => return None,
+        };
+        let cut_before = current.is_some_and(|inflated| inflated.cut);
+        current = next.map(|inflated| Inflated { cut: inflated.cut || cut_before, ..inflated });
+        current.as_ref()?;
+    }
+    current
+}
+
+/// Reads at most `limit` bytes; `None` when not a single one could be read.
+fn read_capped(reader: impl Read, limit: usize) -> Option<Inflated> {
+    let mut bytes = Vec::new();
+    // One byte more than allowed tells "exactly the limit" from "over it".
+    let outcome = reader.take(limit as u64 + 1).read_to_end(&mut bytes);
+    if outcome.is_err() && bytes.is_empty() {
+        return None;
+    }
+    let cut = bytes.len() > limit;
+    bytes.truncate(limit);
+    Some(Inflated { bytes, cut })
+}
+
+/// Parses the text of a body that may break off: closes what is open, so that the part that was captured can be read.
+/// `None` when there is no JSON object or array at its start.
+///
+/// Only for bodies known to be cut. What was cut is the end, or the middle, of which the part before the gap is read.
+pub fn parse_cut_json(text: &str) -> Option<String> {
+    let mut open = Vec::new();
+    let mut in_string = false;
+    let mut escaped = false;
+    // The longest prefix that can be closed: behind a whole value, or inside a string value.
+    let mut best = None;
+    let mut expects_value = true;
+    for (at, byte) in text.bytes().enumerate() {
+        if in_string {
+            match byte {
+                _ if escaped => escaped = false,
+                b'\\' => escaped = true,
+                b'"' => {
+                    in_string = false;
+                    if expects_value {
+                        best = Some((at + 1, open.len(), false));
+                    }
+                }
+                _ => {}
+            }
+            continue;
+        }
+        match byte {
+            b'"' => in_string = true,
+            b'{' | b'[' => {
+                open.push(byte);
+                expects_value = byte == b'[';
+                best = Some((at + 1, open.len(), false));
+            }
+            b'}' | b']' => {
+                open.pop()?;
+                expects_value = true;
+                best = Some((at + 1, open.len(), false));
+                if open.is_empty() {
+                    break;
+                }
+            }
+            b':' => expects_value = true,
+            b',' => {
+                // A number or literal is only known to be whole at the comma.
+                best = Some((at, open.len(), false));
+                expects_value = open.last() == Some(&b'[');
+            }
+            _ if open.is_empty() && !byte.is_ascii_whitespace() => return None,
+            _ => {}
+        }
+    }
+    if in_string && expects_value && !open.is_empty() {
+        best = Some((text.len(), open.len(), true));
+    }
+    let (end, depth, inside_string) = best?;
+    let mut closed = text.get(..end)?.to_owned();
+    if inside_string {
+        close_string(&mut closed);
+    }
+    for bracket in open.get(..depth)?.iter().rev() {
+        closed.push(if *bracket == b'{' { '}' } else { ']' });
+    }
+    Json::parse(&closed).is_ok().then_some(closed)
+}
+
+/// Ends a string that broke off, without the escape that broke off with it.
+fn close_string(text: &mut String) {
+    let tail = text.rfind('"').unwrap_or_default();
+    let mut escape = None;
+    let mut bytes = text.bytes().enumerate().skip(tail + 1);
+    while let Some((at, byte)) = bytes.next() {
+        if byte == b'\\' {
+            let length = match bytes.next() {
+                Some((_, b'u')) => 6,
+                _ => 2,
+            };
+            escape = (at + length > text.len()).then_some(at);
+            if length == 6 {
+                bytes.by_ref().take(4).for_each(drop);
+            }
+        }
+    }
+    if let Some(at) = escape {
+        text.truncate(at);
+    }
+    text.push('"');
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    const LIMIT: usize = 1 << 20;
+    const JSON: Headers<'static> = Headers { content_type: Some("application/json"), content_encoding: None };
+
+    fn decoded(captured: &str, headers: Headers<'_>) -> String {
+        decode(captured, headers, LIMIT).text.into_owned()
+    }
+
+    #[test]
+    fn base64_of_text_json_and_sse_is_decoded() {
+        for text in ["{\"a\":1}", "data: {}\n\n", "Unauthorized", "大模型", ""] {
+            assert_eq!(decoded(&STANDARD.encode(text), JSON), text);
+        }
+    }
+
+    #[test]
+    fn text_made_of_the_letters_of_base64_stays_text() {
+        for text in ["Unauthorized", "test", "null", "true", "12345678", "{\"a\":1}", "data: {}\n\n"] {
+            assert_eq!(decoded(text, JSON), text);
+        }
+    }
+
+    #[test]
+    fn json_with_stray_bytes_costs_replacement_characters_only() {
+        assert_eq!(decoded(&STANDARD.encode(b"{\"a\":\"x\xff\xfey\0\"}"), JSON), "{\"a\":\"x\u{FFFD}\u{FFFD}y\0\"}");
+    }
+
+    #[test]
+    fn of_bytes_that_are_no_text_only_type_size_and_hash_are_kept() {
+        let headers = Headers { content_type: Some("audio/wav; rate=8000"), content_encoding: None };
+        assert_eq!(
+            decoded(&STANDARD.encode(b"\xff\xfe"), headers),
+            "[audio/wav 2 bytes sha256:b3d510ef04275ca8e698e5b3cbb0ece3949ef9252f0cdc839e9ee347409a2209]"
+        );
+    }
+
+    #[test]
+    fn a_declared_charset_is_honoured_unless_the_bytes_are_utf8_all_the_same() {
+        let headers = Headers { content_type: Some("application/json; charset=GBK"), content_encoding: None };
+        let gbk = encoding_rs::GBK.encode("{\"a\":\"网关\"}").0.into_owned();
+        assert_eq!(decoded(&STANDARD.encode(gbk), headers), "{\"a\":\"网关\"}");
+        assert_eq!(decoded(&STANDARD.encode("{\"a\":\"网关\"}"), headers), "{\"a\":\"网关\"}");
+    }
+
+    fn gzip(text: &[u8]) -> Vec<u8> {
+        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+        encoder.write_all(text).unwrap();
+        encoder.finish().unwrap()
+    }
+
+    #[test]
+    fn every_content_encoding_is_undone_also_when_stacked_or_cut_off() {
+        let text = "{\"text\":\"网关\"}".repeat(50);
+        let mut zlib = flate2::write::ZlibEncoder::new(Vec::new(), flate2::Compression::default());
+        zlib.write_all(text.as_bytes()).unwrap();
+        let mut bare = flate2::write::DeflateEncoder::new(Vec::new(), flate2::Compression::default());
+        bare.write_all(text.as_bytes()).unwrap();
+        let zstd = zstd::encode_all(text.as_bytes(), 3).unwrap();
+        for (encoding, bytes) in [
+            ("gzip", gzip(text.as_bytes())),
+            ("deflate", zlib.finish().unwrap()),
+            ("deflate", bare.finish().unwrap()),
+            ("zstd", zstd),
+            ("identity, gzip,x-gzip", gzip(&gzip(text.as_bytes()))),
+        ] {
+            let headers = Headers { content_encoding: Some(encoding), ..JSON };
+            assert_eq!(decoded(&STANDARD.encode(bytes), headers), text, "{encoding}");
+        }
+        let whole = gzip(text.as_bytes());
+        let headers = Headers { content_encoding: Some("GZIP"), ..JSON };
+        let part = decoded(&STANDARD.encode(&whole[..whole.len() - 9]), headers);
+        assert!(!part.is_empty() && text.starts_with(&part));
+    }
+
+    #[test]
+    fn brotli_is_undone() {
+        // The seven bytes that `printf '{"a":1}' | brotli` writes in front of the text and behind it.
+        let bytes = [0x0b, 0x03, 0x80, b'{', b'"', b'a', b'"', b':', b'1', b'}', 0x03];
+        let headers = Headers { content_encoding: Some("br"), ..JSON };
+        assert_eq!(decoded(&STANDARD.encode(bytes), headers), "{\"a\":1}");
+    }
+
+    #[test]
+    fn a_body_that_is_not_of_the_declared_encoding_is_taken_as_it_is() {
+        let headers = Headers { content_encoding: Some("gzip"), ..JSON };
+        assert_eq!(decoded(&STANDARD.encode("{\"a\":1}"), headers), "{\"a\":1}");
+        assert_eq!(decoded("{\"a\":1}", headers), "{\"a\":1}");
+    }
+
+    #[test]
+    fn a_body_that_grows_beyond_the_limit_is_cut_there() {
+        let bomb = gzip(&vec![b'a'; 4 << 20]);
+        let headers = Headers { content_encoding: Some("gzip"), ..JSON };
+        let captured = STANDARD.encode(bomb);
+        let body = decode(&captured, headers, 1000);
+        assert_eq!((body.text.len(), body.cut), (1000, true));
+        let body = decode("plain text, é", JSON, 12);
+        assert_eq!((&*body.text, body.cut), ("plain text, ", true));
+    }
+
+    #[test]
+    fn cut_json_is_closed_where_it_broke_off() {
+        for (cut, closed) in [
+            (r#"{"a":"b"#, r#"{"a":"b"}"#),
+            (r#"{"a":"b","c"#, r#"{"a":"b"}"#),
+            (r#"{"a":"b","c":tr"#, r#"{"a":"b"}"#),
+            (r#"{"a":[1,2"#, r#"{"a":[1]}"#),
+            (r#"{"a":[{"x":"y\u12"#, r#"{"a":[{"x":"y"}]}"#),
+            (r#"{"a":"y\"#, r#"{"a":"y"}"#),
+            (r#"{"a":"\\"#, r#"{"a":"\\"}"#),
+            (r#"{"a":{}} rest"#, r#"{"a":{}}"#),
+            ("[", "[]"),
+        ] {
+            assert_eq!(parse_cut_json(cut).as_deref(), Some(closed), "{cut}");
+        }
+        for text in ["", "text", "}", "{]"] {
+            assert_eq!(parse_cut_json(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn every_prefix_of_a_json_object_can_be_read() {
+        let text = r#"{"a":"x\"\\\u00e9é","b":[1.5e3,true,null,{"c":[]}],"d":{"e":"f"}}"#;
+        for end in (1..=text.len()).filter(|end| text.is_char_boundary(*end)) {
+            assert!(parse_cut_json(&text[..end]).is_some(), "{}", &text[..end]);
+        }
+    }
+}

@@ -1,0 +1,197 @@
+//! One log entry of Kong: `kong.log.serialize()` plus what the `llm-audit` plugin adds.
+//!
+//! Leniently typed: Kong's cjson writes empty lists as `{}`, header values as a string or a list, numbers as integers, floats
+//! or strings, and any field may be missing. Only `started_at` is required, because the table is partitioned by it.
+
+use std::borrow::Cow;
+
+use chrono::{DateTime, Utc};
+use sha2::{Digest, Sha256};
+
+use super::body::{self, Body, Headers};
+use super::json::{Json, mend_escapes};
+use super::{EntryError, Limits};
+
+/// Longest `request.id` that is kept as it is, in bytes. Kong's are 32 characters; an index row of PostgreSQL holds 2,700
+/// bytes, so a longer one would make the row impossible to store.
+const MAX_REQUEST_ID_BYTES: usize = 256;
+
+/// A decoded entry.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Entry<'a> {
+    /// `request.id`, or a hash of the entry where it has none, so that a repeat stays a repeat.
+    pub request_id: String,
+    /// When Kong received the request.
+    pub started_at: DateTime<Utc>,
+    /// What the client sent, when it was captured.
+    pub request_body: Option<Body<'a>>,
+    /// What the client was sent, when it was captured.
+    pub response_body: Option<Body<'a>>,
+    /// Everything else: the entry without the two bodies.
+    pub fields: Json<'a>,
+}
+
+impl Entry<'_> {
+    /// `request.uri` without its query.
+    pub fn endpoint(&self) -> Option<&str> {
+        let uri = self.fields.at(&["request", "uri"])?.as_str()?;
+        uri.split(['?', '#']).next()
+    }
+
+    /// The status that the client got.
+    pub fn status(&self) -> Option<i32> {
+        self.fields.at(&["response", "status"])?.as_i32()
+    }
+
+    /// Whether the answer was an event stream.
+    pub fn is_stream(&self) -> bool {
+        match self.fields.at(&["llm", "stream"]).and_then(Json::as_bool) {
+            Some(stream) => stream,
+            None => header(&self.fields, "response", "content-type")
+                .is_some_and(|kind| kind.trim_start().to_ascii_lowercase().starts_with("text/event-stream")),
+        }
+    }
+
+    /// Whether the end of the answer was not seen by the plugin.
+    pub fn is_aborted(&self) -> bool {
+        self.llm_flag("aborted")
+    }
+
+    /// Whether the captured request body is not all of it.
+    pub fn is_request_truncated(&self) -> bool {
+        self.llm_flag("request_truncated") || self.request_body.as_ref().is_some_and(|body| body.cut)
+    }
+
+    /// Whether the captured response body is not all of it.
+    pub fn is_response_truncated(&self) -> bool {
+        self.llm_flag("response_truncated") || self.response_body.as_ref().is_some_and(|body| body.cut)
+    }
+
+    fn llm_flag(&self, name: &str) -> bool {
+        self.fields.at(&["llm", name]).and_then(Json::as_bool).unwrap_or(false)
+    }
+}
+
+/// Decodes one element of a batch. `raw` must have gone through [`mend_escapes`]: see [`mended`].
+pub fn decode<'a>(raw: &'a str, limits: Limits) -> Result<Entry<'a>, EntryError> {
+    let mut fields = Json::parse(raw).map_err(|error| EntryError::NotJson(error.to_string()))?;
+    if !matches!(fields, Json::Object(_)) {
+        return Err(EntryError::NotAnObject);
+    }
+    let started_at = started_at(&fields).ok_or(EntryError::NoStartedAt)?;
+    let request_id = match fields.at(&["request", "id"]).and_then(Json::as_str) {
+        Some(id) if !id.is_empty() && id.len() <= MAX_REQUEST_ID_BYTES => id.to_owned(),
+        _ => format!("sha256:{}", hex(&Sha256::digest(raw))),
+    };
+    let request_body = take_body(&mut fields, "request", limits);
+    let response_body = take_body(&mut fields, "response", limits);
+    Ok(Entry { request_id, started_at, request_body, response_body, fields })
+}
+
+/// The text of an element with every escape that PostgreSQL cannot hold replaced.
+pub fn mended(raw: &str) -> Cow<'_, str> {
+    mend_escapes(Cow::Borrowed(raw))
+}
+
+/// `started_at` in milliseconds since 1970; else the start of the first upstream try, which Kong notes in the same unit.
+fn started_at(fields: &Json<'_>) -> Option<DateTime<Utc>> {
+    let tried_at = || fields.get("tries")?.elements().first()?.get("balancer_start");
+    let milliseconds = fields.get("started_at").and_then(Json::as_i64).or_else(|| tried_at()?.as_i64())?;
+    // PostgreSQL's timestamps begin in 4713 BC and end in 294276; chrono's range is narrower at the end, wider at the start.
+    DateTime::from_timestamp_millis(milliseconds).filter(|time| time.timestamp() > -210_000_000_000)
+}
+
+fn take_body<'a>(fields: &mut Json<'a>, side: &str, limits: Limits) -> Option<Body<'a>> {
+    let content_type = header(fields, side, "content-type").map(str::to_owned);
+    let content_encoding = header(fields, side, "content-encoding").map(str::to_owned);
+    let Json::Object(members) = fields else { return None };
+    let (_, message) = members.iter_mut().rev().find(|(name, _)| name == side)?;
+    let headers = Headers { content_type: content_type.as_deref(), content_encoding: content_encoding.as_deref() };
+    match message.take("body")? {
+        Json::String(Cow::Borrowed(captured)) => Some(body::decode(captured, headers, limits.decoded_bytes)),
+        Json::String(Cow::Owned(captured)) => {
+            let body = body::decode(&captured, headers, limits.decoded_bytes);
+            Some(Body { text: Cow::Owned(body.text.into_owned()), cut: body.cut })
+        }
+        Json::Null => None,
+        // Other plugins log JSON bodies as JSON.
+        other => Some(Body { text: Cow::Owned(other.to_string()), cut: false }),
+    }
+}
+
+/// The first value of a header, whatever the case of its name.
+pub fn header<'j>(fields: &'j Json<'_>, side: &str, name: &str) -> Option<&'j str> {
+    let headers = fields.at(&[side, "headers"])?;
+    let (_, value) = headers.members().iter().find(|(key, _)| key.eq_ignore_ascii_case(name))?;
+    match value {
+        Json::Array(values) => values.first()?.as_str(),
+        value => value.as_str(),
+    }
+}
+
+/// Lower-case hexadecimal digits.
+pub fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write;
+    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut digits, byte| {
+        // Writing to a String cannot fail.
+        let _ = write!(digits, "{byte:02x}");
+        digits
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMITS: Limits = Limits { decoded_bytes: 1 << 20 };
+
+    #[test]
+    fn an_entry_needs_nothing_but_a_start() {
+        let entry = decode(r#"{"started_at":1.795402e+12}"#, LIMITS).unwrap();
+        assert_eq!(entry.started_at.timestamp_millis(), 1_795_402_000_000);
+        assert_eq!(entry.request_id.len(), "sha256:".len() + 64);
+        assert_eq!(decode(r#"{"tries":[{"balancer_start":5}]}"#, LIMITS).unwrap().started_at.timestamp_millis(), 5);
+    }
+
+    #[test]
+    fn what_is_no_entry_says_why() {
+        assert!(matches!(decode("{", LIMITS), Err(EntryError::NotJson(_))));
+        assert_eq!(decode("17", LIMITS), Err(EntryError::NotAnObject));
+        for raw in ["{}", r#"{"started_at":"soon"}"#, r#"{"started_at":9e15}"#, r#"{"tries":{}}"#] {
+            assert_eq!(decode(raw, LIMITS), Err(EntryError::NoStartedAt), "{raw}");
+        }
+    }
+
+    #[test]
+    fn a_repeat_of_an_entry_without_an_id_keeps_its_hash() {
+        let one = decode(r#"{"started_at":1,"request":{"id":""}}"#, LIMITS).unwrap();
+        let two = decode(r#"{"started_at":1,"request":{"id":""}}"#, LIMITS).unwrap();
+        let other = decode(r#"{"started_at":1,"request":{"id":"" }}"#, LIMITS).unwrap();
+        assert_eq!(one.request_id, two.request_id);
+        assert_ne!(one.request_id, other.request_id);
+    }
+
+    #[test]
+    fn bodies_are_taken_out_of_the_fields() {
+        let entry = decode(
+            r#"{"started_at":1,"request":{"body":"e30=","headers":{}},"response":{"body":{"a":[]},"headers":{"Content-Type":["a/b","c"]}}}"#,
+            LIMITS,
+        )
+        .unwrap();
+        assert_eq!(entry.request_body.unwrap().text, "{}");
+        assert_eq!(entry.response_body.unwrap().text, r#"{"a":[]}"#);
+        assert_eq!(header(&entry.fields, "response", "content-type"), Some("a/b"));
+        assert_eq!(entry.fields.at(&["request", "body"]), None);
+    }
+
+    #[test]
+    fn a_stream_is_known_by_the_plugin_or_else_by_its_content_type() {
+        for (raw, stream) in [
+            (r#"{"started_at":1,"llm":{"stream":true}}"#, true),
+            (r#"{"started_at":1,"response":{"headers":{"content-type":"Text/Event-Stream; charset=utf-8"}}}"#, true),
+            (r#"{"started_at":1,"response":{"headers":{"content-type":"application/json"}}}"#, false),
+        ] {
+            assert_eq!(decode(raw, LIMITS).unwrap().is_stream(), stream, "{raw}");
+        }
+    }
+}

@@ -1,0 +1,123 @@
+//! Server-sent events out of recorded text.
+//!
+//! A pure function over the whole body: the kept crates parse an asynchronous stream, and there is none here. Follows the
+//! event stream grammar of the HTML standard (section 9.2): lines end in LF, CRLF or CR; `data` lines of one event are joined
+//! by LF; a leading byte order mark, comments and unknown fields are skipped. One difference is deliberate: an event that the
+//! end of the text cuts off is still handed out, because the end of the capture is not the end of the meaning; whoever reads
+//! the event finds out whether its data is whole.
+
+use std::borrow::Cow;
+
+/// One server-sent event.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Event<'a> {
+    /// The `event` field; empty when there was none.
+    pub name: &'a str,
+    /// The `data` field.
+    pub data: Cow<'a, str>,
+}
+
+/// The events of `text` in order; events without data are left out, as the standard says.
+pub fn events(text: &str) -> Events<'_> {
+    Events { rest: text.strip_prefix('\u{FEFF}').unwrap_or(text) }
+}
+
+/// Whether `text` can be the beginning of an event stream.
+pub fn looks_like_events(text: &str) -> bool {
+    let text = text.strip_prefix('\u{FEFF}').unwrap_or(text).trim_start_matches(['\n', '\r']);
+    ["data:", "event:", "id:", "retry:", ":"].iter().any(|field| text.starts_with(field))
+}
+
+/// Iterator over the events of a text.
+#[derive(Debug)]
+pub struct Events<'a> {
+    rest: &'a str,
+}
+
+impl<'a> Events<'a> {
+    fn next_line(&mut self) -> Option<&'a str> {
+        if self.rest.is_empty() {
+            return None;
+        }
+        let Some(end) = memchr::memchr2(b'\n', b'\r', self.rest.as_bytes()) else {
+            return Some(std::mem::take(&mut self.rest));
+        };
+        let (line, rest) = self.rest.split_at(end);
+        self.rest = rest.strip_prefix("\r\n").or_else(|| rest.get(1..)).unwrap_or_default();
+        Some(line)
+    }
+}
+
+impl<'a> Iterator for Events<'a> {
+    type Item = Event<'a>;
+
+    fn next(&mut self) -> Option<Event<'a>> {
+        let mut name = "";
+        let mut data: Option<Cow<'a, str>> = None;
+        loop {
+            let line = self.next_line();
+            let Some(line) = line.filter(|line| !line.is_empty()) else {
+                if let Some(data) = data.take() {
+                    return Some(Event { name, data });
+                }
+                name = "";
+                line?;
+                continue;
+            };
+            let (field, value) = line.split_once(':').unwrap_or((line, ""));
+            let value = value.strip_prefix(' ').unwrap_or(value);
+            match field {
+                "data" => {
+                    data = Some(match data {
+                        None => Cow::Borrowed(value),
+                        Some(earlier) => {
+                            // In place: a body of a million data lines must not cost a million copies.
+                            let mut joined = earlier.into_owned();
+                            joined.push('\n');
+                            joined.push_str(value);
+                            Cow::Owned(joined)
+                        }
+                    });
+                }
+                "event" => name = value,
+                _ => {}
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn all(text: &str) -> Vec<(&str, String)> {
+        events(text).map(|event| (event.name, event.data.into_owned())).collect()
+    }
+
+    #[test]
+    fn events_end_at_an_empty_line_whatever_ends_the_lines() {
+        for text in
+            ["event: a\ndata: 1\n\ndata: 2\n\n", "event: a\r\ndata: 1\r\n\r\ndata:2\r\n\r\n", "event:a\rdata:1\r\rdata: 2\r\r"]
+        {
+            assert_eq!(all(text), [("a", "1".to_owned()), ("", "2".to_owned())], "{text:?}");
+        }
+    }
+
+    #[test]
+    fn data_lines_of_one_event_are_joined_and_comments_skipped() {
+        assert_eq!(all(": ping\n\n\u{0}x: y\ndata: one\n:c\ndata:  two\nid: 7\n\n"), [("", "one\n two".to_owned())]);
+    }
+
+    #[test]
+    fn an_event_cut_off_by_the_end_is_handed_out() {
+        assert_eq!(all("data: 1\n\nevent: x\ndata: {\"a"), [("", "1".to_owned()), ("x", "{\"a".to_owned())]);
+        assert_eq!(all("data: 1\n\nevent: x\n"), [("", "1".to_owned())]);
+    }
+
+    #[test]
+    fn a_byte_order_mark_is_skipped() {
+        assert_eq!(all("\u{FEFF}data: 1\n\n"), [("", "1".to_owned())]);
+        assert!(looks_like_events("\u{FEFF}\ndata: 1"));
+        assert!(!looks_like_events("{\"data\": 1}"));
+    }
+}

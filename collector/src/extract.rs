@@ -1,0 +1,204 @@
+//! What an entry means: from Kong's log entry to a [`Call`].
+//!
+//! Pure functions: no I/O, no panic, nothing of HTTP, SQL or metrics. Nothing here fails; a body that cannot be understood
+//! leaves its columns empty or holds the beginning of its text, and the row is written all the same.
+
+pub mod answer;
+pub mod api;
+pub mod choices;
+pub mod messages;
+pub mod raw_log;
+pub mod redact;
+pub mod request;
+pub mod responses;
+pub mod usage;
+
+use std::borrow::Cow;
+
+use crate::call::Call;
+use crate::decode::body::{Body, parse_cut_json};
+use crate::decode::json::{Json, mend_escapes, without_nul};
+use crate::decode::{Entry, sse};
+
+use answer::{Answer, Merged, joined, merge, text_of};
+use api::Api;
+use raw_log::Document;
+use redact::Secrets;
+
+/// Characters that are kept of a text that no rule says how to read.
+const HEAD_CHARS: usize = 500;
+
+/// Longest consumer name that is kept, in characters: it is part of indexes, whose entries PostgreSQL bounds at 2,700 bytes.
+const MAX_NAME_CHARS: usize = 255;
+
+/// Reads the meaning of an entry.
+pub fn call(entry: &Entry<'_>, secrets: &Secrets) -> Call {
+    let fields = &entry.fields;
+    let path = entry.endpoint().unwrap_or_default();
+    let api = Api::of_path(path);
+    let status = entry.status();
+    let failed = status.is_some_and(|status| status >= 400);
+
+    let request_text = mended(entry.request_body.as_ref());
+    let request = match &request_text {
+        None => Document::Absent,
+        Some(text) => parse(text, entry.is_request_truncated()),
+    };
+    let response_text = mended(entry.response_body.as_ref());
+    let response = match &response_text {
+        None => ResponseBody { document: Document::Absent, ended: None },
+        Some(text) => read_response(api, text, entry.is_response_truncated() || entry.is_aborted()),
+    };
+
+    let answer = match &response.document {
+        Document::Json(json) => read_answer(api, json),
+        _ => Answer::default(),
+    };
+    let error = error_message(&response.document, entry.response_body.as_ref(), failed);
+    let served_model = answer.model.clone().filter(|_| status.is_some_and(|status| (200..300).contains(&status)));
+    let asked_model = match &request {
+        Document::Json(json) => text_of(json, "model"),
+        _ => None,
+    };
+
+    let name = |path: &[&str]| {
+        fields.at(path).and_then(Json::as_str).filter(|name| !name.is_empty()).map(|name| head(name, MAX_NAME_CHARS))
+    };
+    let milliseconds = |path: &[&str]| fields.at(path).and_then(Json::as_i32).filter(|ms| *ms >= 0);
+
+    let mut raw_log =
+        String::with_capacity(2048 + [&request_text, &response_text].into_iter().flatten().map(|t| t.len()).sum::<usize>());
+    raw_log::write(&mut raw_log, fields, &request, &response.document, secrets, api.answers_with_vectors());
+
+    Call {
+        request_id: entry.request_id.clone(),
+        consumer_username: name(&["consumer", "username"]).unwrap_or_else(|| "anonymous".to_owned()),
+        started_at: entry.started_at,
+        latency_ms: milliseconds(&["latencies", "request"]),
+        status,
+        model: answer.model.or(asked_model),
+        endpoint: entry.endpoint().map(|path| secrets.scrub(path).into_owned()),
+        service: name(&["service", "name"]),
+        route: name(&["route", "name"]),
+        client_ip: fields.get("client_ip").and_then(Json::as_str).and_then(|ip| ip.parse().ok()),
+        stream: entry.is_stream(),
+        aborted: is_aborted(entry, response.ended),
+        truncated: entry.is_request_truncated() || entry.is_response_truncated(),
+        prompt: match &request {
+            Document::Absent => None,
+            Document::Json(json) if api != Api::Other => request::prompt(api, json),
+            _ => text_head(entry.request_body.as_ref()),
+        },
+        response: match &response.document {
+            _ if failed || !api.answers_with_text() => None,
+            Document::Json(_) if api != Api::Other => joined(answer.texts),
+            Document::Absent => None,
+            _ => text_head(entry.response_body.as_ref()),
+        },
+        reasoning: joined(answer.reasoning),
+        tool_calls: answer.tool_calls,
+        finish_reason: answer.finish_reason,
+        error: error.map(|error| secrets.scrub(&error).into_owned()),
+        usage: answer.usage,
+        ttft_ms: milliseconds(&["llm", "ttft_ms"]),
+        // -1 where Kong asked no upstream.
+        upstream_latency_ms: milliseconds(&["latencies", "proxy"]),
+        gateway_latency_ms: milliseconds(&["latencies", "kong"]),
+        raw_log,
+        api: api.label(),
+        served_model,
+    }
+}
+
+fn mended<'b>(body: Option<&'b Body<'_>>) -> Option<Cow<'b, str>> {
+    body.filter(|body| !body.text.is_empty()).map(|body| mend_escapes(Cow::Borrowed(body.text.as_ref())))
+}
+
+/// A body as JSON; of one that was cut the part that came.
+fn parse(text: &str, cut: bool) -> Document<'_> {
+    if let Ok(json) = Json::parse(text) {
+        return Document::Json(json);
+    }
+    let part = cut.then(|| parse_cut_json(text)).flatten();
+    match part.as_deref().map(Json::parse) {
+        Some(Ok(json)) => Document::Json(json.to_static()),
+        _ => Document::Text(Cow::Borrowed(text)),
+    }
+}
+
+struct ResponseBody<'a> {
+    document: Document<'a>,
+    /// For an event stream: whether its terminal event came.
+    ended: Option<bool>,
+}
+
+fn read_response(api: Api, text: &str, cut: bool) -> ResponseBody<'_> {
+    if !sse::looks_like_events(text) {
+        return ResponseBody { document: parse(text, cut), ended: None };
+    }
+    let Merged { completion, ended } = match api {
+        Api::Chat | Api::Completions => merge::<choices::Chunks>(text),
+        Api::Responses => merge::<responses::Events>(text),
+        Api::Messages => merge::<messages::Events>(text),
+        _ => {
+            let ended = merge::<answer::Unknown>(text).ended;
+            return ResponseBody { document: Document::Text(Cow::Borrowed(text)), ended: Some(ended) };
+        }
+    };
+    ResponseBody { document: Document::Json(completion), ended: Some(ended) }
+}
+
+fn read_answer(api: Api, json: &Json<'_>) -> Answer {
+    match api {
+        Api::Chat | Api::Completions => choices::read(json),
+        Api::Responses => responses::read(json),
+        Api::Messages => messages::read(json),
+        _ => Answer { model: text_of(json, "model"), usage: usage::openai(json.get("usage")), ..Answer::default() },
+    }
+}
+
+/// Whether the answer ended early. A stream that was captured whole tells by itself: an SDK that hangs up right after the
+/// terminal event looks to a proxy like a client that went away.
+fn is_aborted(entry: &Entry<'_>, ended: Option<bool>) -> bool {
+    if !entry.is_stream() {
+        return entry.is_aborted();
+    }
+    match (ended, &entry.response_body) {
+        (Some(true), _) => false,
+        (_, None) => entry.is_aborted(),
+        // The terminal event may be in the part that was cut out.
+        _ if entry.is_response_truncated() => entry.is_aborted(),
+        _ => true,
+    }
+}
+
+/// The message of a failure in the form of OpenAI, Anthropic, FastAPI (`detail`) or Kong (`message`); a failed call that has
+/// none of them, the beginning of its text.
+fn error_message(document: &Document<'_>, body: Option<&Body<'_>>, failed: bool) -> Option<String> {
+    let message = match document {
+        Document::Json(json) => json
+            .get("error")
+            .map(|error| text_of(error, "message").unwrap_or_else(|| plain_text(error)))
+            .or_else(|| failed.then(|| json.get("detail").or_else(|| json.get("message")).map(plain_text)).flatten()),
+        _ => None,
+    };
+    message.filter(|message| !message.is_empty()).or_else(|| failed.then(|| text_head(body)).flatten())
+}
+
+/// A string's text; anything else as JSON.
+fn plain_text(json: &Json<'_>) -> String {
+    json.as_str().map_or_else(|| json.to_string(), str::to_owned)
+}
+
+fn text_head(body: Option<&Body<'_>>) -> Option<String> {
+    let text = without_nul(Cow::Owned(head(&body?.text, HEAD_CHARS))).into_owned();
+    (!text.is_empty()).then_some(text)
+}
+
+/// The first `count` characters.
+fn head(text: &str, count: usize) -> String {
+    match text.char_indices().nth(count) {
+        Some((end, _)) => text.get(..end).unwrap_or(text).to_owned(),
+        None => text.to_owned(),
+    }
+}

@@ -1,0 +1,146 @@
+//! Every recorded entry of a real Kong gives the row that was worked out from its bodies by hand, beforehand.
+//!
+//! The expected rows (`tests/fixtures/kong/expected`) were written without this code; its README says how.
+//! `GOLDEN=NAME cargo test --test golden` looks at one.
+
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic, reason = "a test fails by panicking")]
+
+use std::path::{Path, PathBuf};
+
+use llm_collector::call::Call;
+use llm_collector::decode::{self, Limits};
+use llm_collector::extract::{self, redact::Secrets};
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+
+const LIMITS: Limits = Limits { decoded_bytes: 64 << 20 };
+
+fn fixtures() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/kong")
+}
+
+fn names() -> Vec<String> {
+    let only = std::env::var("GOLDEN").ok();
+    let mut names: Vec<String> = std::fs::read_dir(fixtures().join("entries"))
+        .unwrap()
+        .map(|file| file.unwrap().path().file_stem().unwrap().to_str().unwrap().to_owned())
+        .filter(|name| only.as_ref().is_none_or(|only| name == only))
+        .collect();
+    names.sort();
+    names
+}
+
+fn call_of(name: &str) -> Call {
+    let bytes = std::fs::read(fixtures().join("entries").join(format!("{name}.json"))).unwrap();
+    let text = decode::text(&bytes);
+    let raw = decode::elements(&text).unwrap()[0];
+    let mended = decode::entry::mended(raw);
+    let entry = decode::entry::decode(&mended, LIMITS).unwrap();
+    extract::call(&entry, &Secrets::default())
+}
+
+/// Long texts are compared by length, hash, beginning and end, as the expected rows hold them.
+fn text(text: Option<&str>) -> Value {
+    match text {
+        Some(text) if text.chars().count() > 600 => {
+            let chars: Vec<char> = text.chars().collect();
+            json!({
+                "chars": chars.len(),
+                "sha256": decode::entry::hex(&Sha256::digest(text)),
+                "head": chars[..60].iter().collect::<String>(),
+                "tail": chars[chars.len() - 60..].iter().collect::<String>(),
+            })
+        }
+        text => json!(text),
+    }
+}
+
+fn row(call: &Call) -> Value {
+    json!({
+        "request_id": call.request_id,
+        "consumer_username": call.consumer_username,
+        "started_at": call.started_at.timestamp_millis(),
+        "latency_ms": call.latency_ms,
+        "status": call.status,
+        "model": call.model,
+        "endpoint": call.endpoint,
+        "service": call.service,
+        "route": call.route,
+        "client_ip": call.client_ip,
+        "stream": call.stream,
+        "aborted": call.aborted,
+        "truncated": call.truncated,
+        "prompt": text(call.prompt.as_deref()),
+        "response": text(call.response.as_deref()),
+        "reasoning": text(call.reasoning.as_deref()),
+        "tool_calls": call.tool_calls_json().map(|calls| serde_json::from_str::<Value>(&calls).unwrap()),
+        "finish_reason": call.finish_reason,
+        "error": text(call.error.as_deref()),
+        "prompt_tokens": call.usage.prompt_tokens,
+        "completion_tokens": call.usage.completion_tokens,
+        "cached_tokens": call.usage.cached_tokens,
+        "reasoning_tokens": call.usage.reasoning_tokens,
+        "ttft_ms": call.ttft_ms,
+        "upstream_latency_ms": call.upstream_latency_ms,
+        "gateway_latency_ms": call.gateway_latency_ms,
+    })
+}
+
+#[test]
+fn every_recorded_entry_gives_the_expected_row() {
+    let mut wrong = Vec::new();
+    for name in names() {
+        let expected = std::fs::read(fixtures().join("expected").join(format!("{name}.json"))).unwrap();
+        let expected: Value = serde_json::from_slice(&expected).unwrap();
+        let row = row(&call_of(&name));
+        for (column, expected) in expected.as_object().unwrap() {
+            if row[column] != *expected {
+                wrong.push(format!("{name}.{column}:\n  expected {expected}\n  got      {}", row[column]));
+            }
+        }
+        assert_eq!(row.as_object().unwrap().len(), expected.as_object().unwrap().len());
+    }
+    assert!(wrong.is_empty(), "{} columns differ\n{}", wrong.len(), wrong.join("\n"));
+}
+
+#[test]
+fn raw_log_is_json_without_credentials_base64_or_vectors() {
+    for name in names() {
+        let call = call_of(&name);
+        let raw: Value = serde_json::from_str(&call.raw_log).unwrap_or_else(|error| panic!("{name}: {error}"));
+        let lower = call.raw_log.to_ascii_lowercase();
+        for secret in ["sk-z123456", "sk-cookie-secret", "x-api-key", "\"cookie\":", "\"authorization\":", "apikey"] {
+            assert!(!lower.contains(secret), "{name}: {secret}");
+        }
+        for side in ["request", "response"] {
+            if let Some(Value::String(body)) = raw[side].get("body") {
+                assert!(!body.starts_with("eyJ") && !body.starts_with("ZGF0"), "{name}: {side} body is still base64");
+            }
+        }
+        if name.starts_with("emb-") && raw["response"]["body"]["data"][0].get("embedding").is_some() {
+            assert!(raw["response"]["body"]["data"][0]["embedding"]["dimensions"].as_u64().unwrap() > 0, "{name}");
+        }
+        assert!(!call.raw_log.contains("data:image"), "{name}");
+    }
+}
+
+#[test]
+fn a_stream_adds_up_to_the_object_that_its_twin_answered_with() {
+    for (stream, whole) in
+        [("chat-en-stream-usage", "chat-en"), ("tools-auto-stream-usage", "tools-auto"), ("responses-stream", "responses")]
+    {
+        let [stream, whole] = [stream, whole].map(|name| {
+            let raw: Value = serde_json::from_str(&call_of(name).raw_log).unwrap();
+            raw["response"]["body"].clone()
+        });
+        assert_eq!(stream["object"], whole["object"]);
+        // Before tool calls a stream sends `""` where the whole answer has null.
+        let content = |body: &Value| body["choices"][0]["message"]["content"].as_str().unwrap_or_default().to_owned();
+        assert_eq!(content(&stream), content(&whole));
+        assert_eq!(stream["choices"][0]["finish_reason"], whole["choices"][0]["finish_reason"]);
+        assert_eq!(stream["usage"]["completion_tokens"], whole["usage"]["completion_tokens"]);
+        assert_eq!(stream["output"][0]["content"][0]["text"], whole["output"][0]["content"][0]["text"]);
+        let function = |body: &Value| body["choices"][0]["message"]["tool_calls"][0]["function"].clone();
+        assert_eq!(function(&stream), function(&whole));
+    }
+}
