@@ -3,6 +3,7 @@
 use chrono::{DateTime, Utc};
 
 use crate::decode::json::{write_list, write_string};
+use crate::extract::api::Api;
 
 /// A call, column by column as in the table `llm_logs`; see `sql/` for what each means.
 #[derive(Debug, Clone, PartialEq)]
@@ -55,8 +56,8 @@ pub struct Call {
     pub gateway_latency_ms: Option<i32>,
     /// The entry as JSON text, without credentials, its bodies as JSON.
     pub raw_log: String,
-    /// The path as the API that it belongs to, for metrics: one of a fixed list, `other` for everything else.
-    pub api: &'static str,
+    /// The API that the path belongs to: what metrics are labelled with, because paths are not bounded.
+    pub api: Api,
     /// The model that answered successfully, for metrics: a name that a client made up never gets here.
     pub served_model: Option<String>,
 }

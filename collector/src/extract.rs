@@ -105,7 +105,7 @@ pub fn call(entry: &Entry<'_>, secrets: &Secrets) -> Call {
         upstream_latency_ms: milliseconds(&["latencies", "proxy"]),
         gateway_latency_ms: milliseconds(&["latencies", "kong"]),
         raw_log,
-        api: api.label(),
+        api,
         served_model,
     }
 }

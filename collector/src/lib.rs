@@ -1,9 +1,25 @@
 //! The collector of the vLLM gateway kit: receives what Kong's `http-log` sends and keeps every conversation.
 //!
-//! The modules stand in the order in which an entry passes them:
-//! [`decode`] (bytes to entries) → [`extract`] (what an entry means: a [`call::Call`]).
-//! A later stage never calls an earlier one.
+//! The modules stand in the order in which an entry passes them: [`receive`] (HTTP, token, limits) → [`decode`] (bytes to
+//! entries) → [`extract`] (what an entry means: a [`call::Call`]) → [`store`] (PostgreSQL) → [`measure`] (metrics).
+//! A later stage never calls an earlier one. [`pipeline`] ties them together, [`server`] starts and stops them.
+
+pub mod config;
+pub mod server;
+
+pub mod receive;
+
+pub mod pipeline;
+
+pub mod decode;
+
+pub mod extract;
 
 pub mod call;
-pub mod decode;
-pub mod extract;
+
+pub mod store;
+
+pub mod measure;
+
+pub mod commands;
+pub mod logging;

@@ -1,2 +1,72 @@
-//! placeholder
-fn main() {}
+//! `llm-collector`: parse arguments, start logging, dispatch.
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use clap::Parser;
+use llm_collector::commands::{self, rejected, replay};
+use llm_collector::config::{Cli, Command, ServeSettings};
+use llm_collector::logging;
+use llm_collector::server::Application;
+use log::{error, info};
+use tokio::signal::unix::{SignalKind, signal};
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let cli = Cli::parse();
+    logging::start(&cli.log);
+    match run(&cli.command).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // `{:#}` is the chain of causes in one line, without a backtrace.
+            error!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(command: &Command) -> Result<()> {
+    match command {
+        Command::Serve(settings) => serve(settings).await,
+        Command::Migrate(database) => {
+            let applied = commands::migrate(database).await?;
+            print(match applied.as_slice() {
+                [] => "the schema is current\n".to_owned(),
+                names => format!("applied {}\n", names.join(", ")),
+            })
+        }
+        Command::Replay(settings) => {
+            let outcome = replay::run(settings).await?;
+            print(format!(
+                "{} stored, {} duplicates, {} spooled, {} rejected\n",
+                outcome.stored, outcome.duplicates, outcome.spooled, outcome.rejected
+            ))
+        }
+        Command::Rejected(settings) => print(rejected::run(settings).await?),
+    }
+}
+
+async fn serve(settings: &ServeSettings) -> Result<()> {
+    let application = Application::build(settings).await?;
+    let handle = application.handle();
+    let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        info!("stopping: finishing what is in flight");
+        handle.stop(true).await;
+    });
+    application.run_until_stopped().await
+}
+
+/// Writes a result; a reader that went away (`| head`) is no error.
+fn print(result: impl AsRef<[u8]>) -> Result<()> {
+    match std::io::stdout().lock().write_all(result.as_ref()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error).context("cannot write the result"),
+        _ => Ok(()),
+    }
+}

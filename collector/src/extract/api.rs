@@ -71,6 +71,11 @@ impl Api {
         matches!(self, Api::Chat | Api::Completions | Api::Responses | Api::Messages | Api::Other)
     }
 
+    /// Whether a successful answer is expected to report the tokens it took.
+    pub fn reports_usage(self) -> bool {
+        matches!(self, Api::Chat | Api::Completions | Api::Responses | Api::Messages | Api::Embeddings)
+    }
+
     /// Whether answers hold vectors, which are never stored.
     pub fn answers_with_vectors(self) -> bool {
         matches!(self, Api::Embeddings | Api::Pooling)

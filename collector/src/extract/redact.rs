@@ -70,7 +70,7 @@ impl Secrets {
     fn scrub_query<'t>(&self, text: &'t str, path: &str, query: &str) -> Cow<'t, str> {
         let is_kept = |parameter: &&str| !self.is_secret_parameter(parameter.split('=').next().unwrap_or_default());
         let parameters: Vec<&str> = query.split(['&', ';']).collect();
-        if parameters.iter().all(|parameter| is_kept(parameter)) {
+        if parameters.iter().all(&is_kept) {
             return Cow::Borrowed(text);
         }
         let kept: Vec<&str> = parameters.into_iter().filter(is_kept).collect();

@@ -1,0 +1,38 @@
+//! The commands besides `serve`. What they print on standard output is their result; everything else is logged.
+
+pub mod rejected;
+pub mod replay;
+
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+
+use crate::config::{DatabaseArgs, PipelineSettings};
+use crate::decode::Limits;
+use crate::extract::redact::Secrets;
+use crate::measure::Metrics;
+use crate::pipeline::Pipeline;
+use crate::store::pool::{Database, DatabaseSettings};
+use crate::store::{Store, Writers, migrate};
+
+/// Brings the database to the current schema and says what was done.
+pub async fn migrate(args: &DatabaseArgs) -> Result<Vec<String>> {
+    let config = args.config()?;
+    migrate::migrate(&config, args.timeout()).await.with_context(|| migrate::advice(&config))
+}
+
+/// The database of a command that only reads and writes records.
+fn database(args: &DatabaseArgs) -> Result<Database> {
+    let settings = DatabaseSettings { config: args.config()?, connections: args.database_connections, timeout: args.timeout() };
+    Ok(Database::new(settings))
+}
+
+/// A pipeline without a server, on a migrated database.
+async fn pipeline(args: &DatabaseArgs, settings: &PipelineSettings) -> Result<(Pipeline, Writers)> {
+    migrate(args).await?;
+    let metrics = Arc::new(Metrics::new());
+    let secrets = Arc::new(Secrets::with_headers(&settings.secret_headers));
+    let (store, writers) = Store::start(database(args)?, Arc::clone(&metrics), Arc::clone(&secrets));
+    let limits = Limits { decoded_bytes: settings.max_decoded_bytes };
+    Ok((Pipeline { limits, secrets, store, metrics }, writers))
+}

@@ -1,0 +1,213 @@
+//! Every setting, once: the doc comment is the help text, the name is the flag, `env` the variable.
+
+#![allow(missing_docs, reason = "a doc comment is help text here; flattened groups of settings have none of their own")]
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use tokio_postgres::Config;
+
+/// Receives Kong's http-log batches, decodes the conversations with the model and keeps them in PostgreSQL.
+#[derive(Debug, Parser)]
+#[command(version, propagate_version = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+    #[command(flatten)]
+    pub log: LogSettings,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Migrate the database, then receive entries until SIGTERM
+    Serve(ServeSettings),
+    /// Bring the database to the current schema
+    Migrate(DatabaseArgs),
+    /// Send recorded entries through the pipeline: an array, or one entry a line
+    Replay(ReplaySettings),
+    /// Look at entries that could not become rows, and try them again
+    Rejected(RejectedSettings),
+}
+
+/// How to log.
+#[derive(Debug, Args)]
+pub struct LogSettings {
+    /// Form of the log on standard error
+    #[arg(long, env = "COLLECTOR_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text, global = true)]
+    pub log_format: LogFormat,
+    /// Least level to log: error, warn, info, debug, trace; or module=level pairs
+    #[arg(long, env = "COLLECTOR_LOG", default_value = "warn,llm_collector=info", global = true)]
+    pub log_level: String,
+}
+
+/// Form of the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// A line for a person
+    Text,
+    /// One JSON object a line
+    Json,
+}
+
+/// Where the database is.
+#[derive(Debug, Clone, Args)]
+pub struct DatabaseArgs {
+    /// PostgreSQL, as postgres://user:password@host:port/database
+    #[arg(long, env = "DATABASE_URL", hide_env_values = true)]
+    pub database_url: Option<String>,
+    /// File that holds the database URL, so that the password stands in no process list
+    #[arg(long, env = "DATABASE_URL_FILE", conflicts_with = "database_url")]
+    pub database_url_file: Option<PathBuf>,
+    /// Connections to PostgreSQL at most
+    #[arg(long, env = "COLLECTOR_DATABASE_CONNECTIONS", default_value_t = 4, value_parser = clap::value_parser!(u32).range(2..=100))]
+    pub database_connections: u32,
+    /// Longest wait for PostgreSQL, in seconds; Kong gives up on a batch after 10
+    #[arg(long, env = "COLLECTOR_DATABASE_TIMEOUT", default_value_t = 4, value_parser = clap::value_parser!(u64).range(1..=60))]
+    pub database_timeout: u64,
+}
+
+/// Settings of the pipeline, whatever feeds it.
+#[derive(Debug, Clone, Args)]
+pub struct PipelineSettings {
+    /// Largest body of one side of a call after base64 and content encoding, in bytes; longer ones are cut
+    #[arg(long, env = "COLLECTOR_MAX_DECODED_BYTES", default_value_t = 64 << 20)]
+    pub max_decoded_bytes: usize,
+    /// Further headers and query parameters that carry credentials and are never stored, separated by commas
+    #[arg(long, env = "COLLECTOR_SECRET_HEADERS", value_delimiter = ',')]
+    pub secret_headers: Vec<String>,
+}
+
+/// Settings of `serve`.
+#[derive(Debug, Clone, Args)]
+pub struct ServeSettings {
+    /// Address to listen on; port 0 takes a free one
+    #[arg(long, env = "COLLECTOR_LISTEN", default_value = "127.0.0.1:5000")]
+    pub listen: SocketAddr,
+    #[command(flatten)]
+    pub database: DatabaseArgs,
+    /// Folder for entries that PostgreSQL cannot take
+    #[arg(long, env = "COLLECTOR_DATA_DIR", default_value = "./data")]
+    pub data_dir: PathBuf,
+    /// Secret that Kong must send as X-Collector-Token
+    #[arg(long, env = "COLLECTOR_TOKEN", hide_env_values = true)]
+    pub token: Option<String>,
+    /// File that holds the secret
+    #[arg(long, env = "COLLECTOR_TOKEN_FILE", conflicts_with = "token")]
+    pub token_file: Option<PathBuf>,
+    /// Listen beyond loopback without a token: whoever reaches the port can write into the audit log
+    #[arg(long, env = "COLLECTOR_ALLOW_UNAUTHENTICATED")]
+    pub allow_unauthenticated: bool,
+    /// Largest request body, in bytes
+    #[arg(long, env = "COLLECTOR_MAX_BODY_BYTES", default_value_t = 64 << 20)]
+    pub max_body_bytes: usize,
+    /// Bytes of request bodies held at once; beyond it requests get 503 and Kong sends them again
+    #[arg(long, env = "COLLECTOR_MAX_QUEUE_BYTES", default_value_t = 128 << 20)]
+    pub max_queue_bytes: usize,
+    #[command(flatten)]
+    pub pipeline: PipelineSettings,
+}
+
+/// Settings of `replay`.
+#[derive(Debug, Args)]
+pub struct ReplaySettings {
+    /// Files with recorded entries; - is standard input
+    #[arg(required = true)]
+    pub files: Vec<PathBuf>,
+    #[command(flatten)]
+    pub database: DatabaseArgs,
+    #[command(flatten)]
+    pub pipeline: PipelineSettings,
+}
+
+/// Settings of `rejected`.
+#[derive(Debug, Args)]
+pub struct RejectedSettings {
+    #[command(subcommand)]
+    pub action: RejectedAction,
+    #[command(flatten)]
+    pub database: DatabaseArgs,
+}
+
+/// What to do with rejected entries.
+#[derive(Debug, Subcommand)]
+pub enum RejectedAction {
+    /// The newest entries: number, time, size, reason
+    List {
+        /// How many at most
+        #[arg(long, default_value_t = 50)]
+        limit: u32,
+    },
+    /// One entry as it came, credentials removed
+    Show {
+        /// Number of the entry
+        id: i64,
+    },
+    /// Try entries again, for instance after an upgrade; what succeeds becomes a row and leaves the record
+    Retry {
+        /// Numbers of the entries; none means all
+        ids: Vec<i64>,
+        #[command(flatten)]
+        pipeline: PipelineSettings,
+    },
+}
+
+impl DatabaseArgs {
+    /// The connection settings. Says what to mend when the URL is missing or wrong, and never prints it: it holds a password.
+    pub fn config(&self) -> Result<Config> {
+        let url = secret(self.database_url.as_deref(), self.database_url_file.as_deref())
+            .context("cannot read the file with the database URL (--database-url-file)")?
+            .context("no database given: set DATABASE_URL=postgres://user:password@host:port/database (or --database-url)")?;
+        let mut config: Config = url.parse().map_err(|error: tokio_postgres::Error| {
+            let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}")).unwrap_or_default();
+            anyhow::anyhow!(
+                "the database URL is not valid{cause}; it must look like postgres://user:password@host:port/database, with special \
+                 characters of the password percent-encoded"
+            )
+        })?;
+        if config.get_hosts().is_empty() {
+            bail!("the database URL names no host; it must look like postgres://user:password@host:port/database");
+        }
+        config.connect_timeout(self.timeout());
+        if config.get_application_name().is_none() {
+            config.application_name("llm-collector");
+        }
+        Ok(config)
+    }
+
+    /// Longest wait for the database.
+    pub fn timeout(&self) -> Duration {
+        Duration::from_secs(self.database_timeout)
+    }
+}
+
+impl ServeSettings {
+    /// The token, if there is one. Refuses to be open to the network without.
+    pub fn checked_token(&self) -> Result<Option<String>> {
+        let token = secret(self.token.as_deref(), self.token_file.as_deref())
+            .context("cannot read the file with the token (--token-file)")?;
+        if token.is_none() && !self.listen.ip().is_loopback() && !self.allow_unauthenticated {
+            bail!(
+                "refusing to listen on {} without a token: whoever reaches the port could write into the audit log. Set \
+                 COLLECTOR_TOKEN (and the same in Kong's http-log as header X-Collector-Token), listen on 127.0.0.1, or allow it \
+                 with --allow-unauthenticated",
+                self.listen
+            );
+        }
+        Ok(token)
+    }
+}
+
+/// A secret given directly or in a file; an empty one is none.
+fn secret(value: Option<&str>, file: Option<&std::path::Path>) -> Result<Option<String>> {
+    let value = match (value, file) {
+        (Some(value), _) => value.to_owned(),
+        (None, Some(file)) => std::fs::read_to_string(file).with_context(|| file.display().to_string())?,
+        (None, None) => return Ok(None),
+    };
+    let value = value.trim();
+    Ok((!value.is_empty()).then(|| value.to_owned()))
+}

@@ -1,0 +1,190 @@
+//! Connections to PostgreSQL.
+//!
+//! Invariant: every wait has an end that is ours. A server that accepts connections and never answers (stopped, swapping, a
+//! full disk) must not hold an entry longer than [`DatabaseSettings::timeout`], well under the 10 seconds after which Kong gives
+//! up on a batch. A connection whose answer we did not wait for is thrown away.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use bb8_postgres::PostgresConnectionManager;
+use tokio_postgres::error::SqlState;
+use tokio_postgres::{Client, Config, NoTls};
+
+/// How the database is reached.
+#[derive(Debug, Clone)]
+pub struct DatabaseSettings {
+    /// Where it is and who we are.
+    pub config: Config,
+    /// Connections held at most.
+    pub connections: u32,
+    /// Longest wait for a connection, and for the answer to a statement.
+    pub timeout: Duration,
+}
+
+/// Why the database did not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// No connection in time.
+    #[error("no connection to PostgreSQL within {0:?}")]
+    NoConnection(Duration),
+    /// No answer in time.
+    #[error("no answer from PostgreSQL within {0:?}")]
+    NoAnswer(Duration),
+    /// An error of PostgreSQL or of the connection.
+    #[error("{}", describe(.0))]
+    Postgres(#[from] tokio_postgres::Error),
+    /// The statement that carried these entries failed.
+    #[error("{0}")]
+    Unavailable(String),
+    /// The schema could not be brought up to date.
+    #[error("migration failed: {0}")]
+    Migration(String),
+}
+
+/// The server's message with its code and detail; tokio-postgres itself only says "db error".
+fn describe(error: &tokio_postgres::Error) -> String {
+    match error.as_db_error() {
+        Some(db) => {
+            let detail = db.detail().map(|detail| format!(" ({detail})")).unwrap_or_default();
+            format!("{} [{}]{detail}", db.message(), db.code().code())
+        }
+        None => {
+            let cause = std::error::Error::source(error).map(|cause| format!(": {cause}")).unwrap_or_default();
+            format!("{error}{cause}")
+        }
+    }
+}
+
+impl StoreError {
+    /// Whether the same statement may succeed later, or on another server: then nothing is wrong with the rows.
+    pub fn is_transient(&self) -> bool {
+        let StoreError::Postgres(error) = self else { return !matches!(self, StoreError::Migration(_)) };
+        let Some(code) = error.code() else {
+            // The connection broke. An error in encoding our own parameters would be none of the connection's.
+            return error.is_closed() || std::error::Error::source(error).is_some_and(|cause| cause.is::<std::io::Error>());
+        };
+        // 57P0x: shutdown, crash recovery; 53: out of connections, disk or memory; 08: connection; 40: serialization, deadlock;
+        // 55: lock not available; 25006: a standby; 57014: statement_timeout; 58: I/O error; XX: the server itself is broken.
+        // 42 and 3D, 3F: the table, the schema or the right to use them is missing. Not the row's fault: someone can mend it.
+        let class = code.code().get(..2).unwrap_or_default();
+        matches!(class, "08" | "40" | "53" | "55" | "57" | "58" | "XX" | "42" | "3D" | "3F" | "28")
+            || *code == SqlState::READ_ONLY_SQL_TRANSACTION
+    }
+
+    /// Whether the statement may have been carried out although no answer came.
+    pub fn is_uncertain(&self) -> bool {
+        match self {
+            StoreError::NoAnswer(_) => true,
+            StoreError::Postgres(error) => error.code().is_none(),
+            StoreError::NoConnection(_) | StoreError::Unavailable(_) | StoreError::Migration(_) => false,
+        }
+    }
+}
+
+/// A connection, and whether it may be used again.
+#[derive(Debug)]
+pub struct Connection {
+    client: Client,
+    abandoned: AtomicBool,
+}
+
+/// Makes connections for the pool.
+#[derive(Debug)]
+pub struct Manager(PostgresConnectionManager<NoTls>);
+
+impl bb8::ManageConnection for Manager {
+    type Connection = Connection;
+    type Error = tokio_postgres::Error;
+
+    async fn connect(&self) -> Result<Connection, Self::Error> {
+        Ok(Connection { client: self.0.connect().await?, abandoned: AtomicBool::new(false) })
+    }
+
+    async fn is_valid(&self, connection: &mut Connection) -> Result<(), Self::Error> {
+        connection.client.simple_query("").await.map(|_| ())
+    }
+
+    fn has_broken(&self, connection: &mut Connection) -> bool {
+        connection.abandoned.load(Ordering::Relaxed) || connection.client.is_closed()
+    }
+}
+
+/// The pool of connections.
+#[derive(Debug, Clone)]
+pub struct Database {
+    pool: bb8::Pool<Manager>,
+    settings: DatabaseSettings,
+}
+
+impl Database {
+    /// A pool; connects when a connection is first needed.
+    pub fn new(settings: DatabaseSettings) -> Self {
+        let pool = bb8::Pool::builder()
+            .max_size(settings.connections)
+            .connection_timeout(settings.timeout)
+            // A refused connection is an answer: the entries must not wait while bb8 tries again.
+            .retry_connection(false)
+            // A check at every checkout would double the round trips of a lone entry; a dead connection is found by using it.
+            .test_on_check_out(false)
+            .build_unchecked(Manager(PostgresConnectionManager::new(settings.config.clone(), NoTls)));
+        Self { pool, settings }
+    }
+
+    /// The settings it was made with.
+    pub fn settings(&self) -> &DatabaseSettings {
+        &self.settings
+    }
+
+    /// A connection that was alive a moment ago.
+    pub async fn connection(&self) -> Result<PooledConnection<'_>, StoreError> {
+        // A restart of the server kills every pooled connection: all of them are passed over, then a new one is made.
+        for _ in 0..=self.settings.connections {
+            let connection = match self.pool.get().await {
+                Ok(connection) => connection,
+                Err(bb8::RunError::TimedOut) => break,
+                Err(bb8::RunError::User(error)) => return Err(error.into()),
+            };
+            if !connection.client.is_closed() {
+                return Ok(PooledConnection { connection, timeout: self.settings.timeout });
+            }
+        }
+        Err(StoreError::NoConnection(self.settings.timeout))
+    }
+}
+
+/// A connection out of the pool.
+#[derive(Debug)]
+pub struct PooledConnection<'p> {
+    connection: bb8::PooledConnection<'p, Manager>,
+    timeout: Duration,
+}
+
+impl PooledConnection<'_> {
+    /// The client, for statements to be passed to [`PooledConnection::bounded`].
+    pub fn client(&self) -> &Client {
+        &self.connection.client
+    }
+
+    /// The client, for what wants it for itself (transactions).
+    pub fn client_mut(&mut self) -> &mut Client {
+        &mut self.connection.client
+    }
+
+    /// Lets this connection wait longer than others for an answer.
+    pub fn with_timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = timeout;
+        self
+    }
+
+    /// The answer to a statement, in bounded time. After a time-out the connection is not used again: its answer may still come.
+    pub async fn bounded<T>(&self, statement: impl Future<Output = Result<T, tokio_postgres::Error>>) -> Result<T, StoreError> {
+        match tokio::time::timeout(self.timeout, statement).await {
+            Ok(answer) => Ok(answer?),
+            Err(_) => {
+                self.connection.abandoned.store(true, Ordering::Relaxed);
+                Err(StoreError::NoAnswer(self.timeout))
+            }
+        }
+    }
+}
