@@ -94,9 +94,9 @@ impl Usage {
 }
 
 impl Call {
-    /// Whether the answer was a success and complete, so far as HTTP tells.
+    /// Whether the answer was a success, and complete.
     pub fn succeeded(&self) -> bool {
-        self.status.is_some_and(|status| (200..300).contains(&status)) && self.error.is_none()
+        self.status.is_some_and(|status| (200..300).contains(&status)) && self.error.is_none() && !self.aborted
     }
 
     /// The column `tool_calls`: JSON text, `None` where no tool was called.

@@ -235,12 +235,14 @@ impl Writer {
     /// Stores what can be stored. A batch with a row that PostgreSQL refuses is halved until the row stands alone.
     async fn insert(&self, connection: &PooledConnection<'_>, items: &[&Item]) -> Result<Vec<Fate>, StoreError> {
         let mut fates = vec![Fate::Duplicate; items.len()];
-        let mut ranges = vec![0..items.len()];
-        while let Some(range) = ranges.pop() {
-            let Some(part) = items.get(range.clone()).filter(|part| !part.is_empty()) else { continue };
+        let mut parts = vec![(0, items)];
+        while let Some((start, part)) = parts.pop() {
+            if part.is_empty() {
+                continue;
+            }
             match insert::insert(connection, part).await {
                 Ok(new) => {
-                    for ((fate, item), is_new) in fates.iter_mut().skip(range.start).zip(part).zip(new) {
+                    for ((fate, item), is_new) in fates.iter_mut().skip(start).zip(part).zip(new) {
                         if is_new {
                             *fate = Fate::New;
                             self.metrics.observe_call(&item.call);
@@ -252,15 +254,15 @@ impl Writer {
                 }
                 Err(error) if error.is_transient() => return Err(error),
                 Err(error) if part.len() == 1 => {
-                    if let Some(fate) = fates.get_mut(range.start) {
+                    if let Some(fate) = fates.get_mut(start) {
                         *fate = Fate::Refused(error.to_string());
                     }
                 }
                 Err(error) => {
                     debug!("halving a batch of {}: {error}", part.len());
-                    let middle = range.start + part.len() / 2;
-                    ranges.push(middle..range.end);
-                    ranges.push(range.start..middle);
+                    let (front, back) = part.split_at(part.len() / 2);
+                    parts.push((start + front.len(), back));
+                    parts.push((start, front));
                 }
             }
         }

@@ -11,7 +11,6 @@ use llm_collector::call::Call;
 use llm_collector::decode::{self, Limits};
 use llm_collector::extract::{self, redact::Secrets};
 use serde_json::{Value, json};
-use sha2::{Digest, Sha256};
 
 const LIMITS: Limits = Limits { decoded_bytes: 64 << 20 };
 
@@ -46,7 +45,7 @@ fn text(text: Option<&str>) -> Value {
             let chars: Vec<char> = text.chars().collect();
             json!({
                 "chars": chars.len(),
-                "sha256": decode::entry::hex(&Sha256::digest(text)),
+                "sha256": decode::entry::sha256_hex(text.as_bytes()),
                 "head": chars[..60].iter().collect::<String>(),
                 "tail": chars[chars.len() - 60..].iter().collect::<String>(),
             })

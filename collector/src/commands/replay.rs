@@ -43,15 +43,13 @@ async fn replay(pipeline: &Pipeline, mut input: impl BufRead, name: &str) -> Res
             break;
         }
         number += 1;
-        let is_entry =
-            serde_json::from_slice::<serde::de::IgnoredAny>(&crate::decode::text(&line).into_owned().into_bytes()).is_ok();
-        if number == 1 && !is_entry || line.first() == Some(&b'[') && number == 1 {
+        let is_json = is_json(&line);
+        if number == 1 && (line.starts_with(b"[") || !is_json) {
             // Not one entry a line: the whole file is one document.
             input.read_to_end(&mut line)?;
-            outcome += pipeline.take(line.into()).await?;
-            return Ok(outcome);
+            return Ok(pipeline.take(line.into()).await?);
         }
-        if is_entry {
+        if is_json {
             lines.push(&line);
         } else if !line.trim_ascii().is_empty() {
             warn!("{name}, line {number}: not JSON, passed over");
@@ -62,6 +60,10 @@ async fn replay(pipeline: &Pipeline, mut input: impl BufRead, name: &str) -> Res
     }
     outcome += lines.send(pipeline).await?;
     Ok(outcome)
+}
+
+fn is_json(line: &[u8]) -> bool {
+    serde_json::from_str::<serde::de::IgnoredAny>(&crate::decode::text(line)).is_ok()
 }
 
 /// Lines put together to a batch.

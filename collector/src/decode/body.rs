@@ -9,9 +9,8 @@ use std::io::Read;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use sha2::{Digest, Sha256};
 
-use super::entry::hex;
+use super::entry::sha256_hex;
 use super::json::Json;
 use super::sse;
 
@@ -84,7 +83,7 @@ fn starts_like_a_document(bytes: &[u8]) -> bool {
 /// What is kept of a body that is no text, an uploaded recording for instance: `[audio/wav 48044 bytes sha256:…]`.
 pub fn describe_binary(content_type: &str, bytes: &[u8]) -> String {
     let kind = content_type.split(';').next().unwrap_or_default().trim();
-    format!("[{kind} {} bytes sha256:{}]", bytes.len(), hex(&Sha256::digest(bytes)))
+    format!("[{kind} {} bytes sha256:{}]", bytes.len(), sha256_hex(bytes))
 }
 
 fn is_text(content_type: &str) -> bool {

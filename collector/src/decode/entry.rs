@@ -81,7 +81,7 @@ pub fn decode<'a>(raw: &'a str, limits: Limits) -> Result<Entry<'a>, EntryError>
     let started_at = started_at(&fields).ok_or(EntryError::NoStartedAt)?;
     let request_id = match fields.at(&["request", "id"]).and_then(Json::as_str) {
         Some(id) if !id.is_empty() && id.len() <= MAX_REQUEST_ID_BYTES => id.to_owned(),
-        _ => format!("sha256:{}", hex(&Sha256::digest(raw))),
+        _ => format!("sha256:{}", sha256_hex(raw.as_bytes())),
     };
     let request_body = take_body(&mut fields, "request", limits);
     let response_body = take_body(&mut fields, "response", limits);
@@ -129,10 +129,11 @@ pub fn header<'j>(fields: &'j Json<'_>, side: &str, name: &str) -> Option<&'j st
     }
 }
 
-/// Lower-case hexadecimal digits.
-pub fn hex(bytes: &[u8]) -> String {
+/// The SHA-256 of `bytes` in lower-case hexadecimal digits.
+pub fn sha256_hex(bytes: &[u8]) -> String {
     use std::fmt::Write;
-    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut digits, byte| {
+    let hash = Sha256::digest(bytes);
+    hash.iter().fold(String::with_capacity(64), |mut digits, byte| {
         // Writing to a String cannot fail.
         let _ = write!(digits, "{byte:02x}");
         digits

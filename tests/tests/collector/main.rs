@@ -1,0 +1,14 @@
+//! The collector from outside: over HTTP, on a real PostgreSQL, with what a real Kong sent.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    missing_docs,
+    reason = "a test fails by panicking"
+)]
+
+mod commands;
+mod metrics;
+mod receive;
+mod rows;
