@@ -156,14 +156,15 @@ async fn healthz() -> HttpResponse {
 
 /// Whether entries can be taken, and who takes them.
 async fn readyz(receiver: Data<Receiver>) -> HttpResponse {
-    match receiver.pipeline.store.check().await {
-        Ok(()) => json_body(HttpResponse::Ok(), json!({ "status": "ready", "takes": "postgresql" })),
+    match receiver.pipeline.store.taker().await {
+        Ok(taker) => json_body(HttpResponse::Ok(), json!({ "status": "ready", "takes": taker })),
         Err(error) => json_body(HttpResponse::ServiceUnavailable(), json!({ "status": "not ready", "error": error.to_string() })),
     }
 }
 
 async fn metrics(receiver: Data<Receiver>) -> HttpResponse {
     let metrics = &receiver.pipeline.metrics;
+    receiver.pipeline.store.measure_spool();
     match metrics.render() {
         Ok(text) => HttpResponse::Ok()
             .insert_header((CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8"))

@@ -119,7 +119,9 @@ async fn the_pages_for_operators_answer() {
 async fn listening_beyond_loopback_needs_a_token_or_an_explicit_word() {
     let url = "postgres://nobody@127.0.0.1:1/none";
     let error = |arguments: &'static [&'static str]| async move {
-        let arguments: Vec<&str> = ["--listen", "0.0.0.0:0", "--database-url", url].iter().chain(arguments).copied().collect();
+        let data = tempfile::tempdir().unwrap();
+        let fixed = ["--listen", "0.0.0.0:0", "--database-url", url, "--data-dir", data.path().to_str().unwrap()];
+        let arguments: Vec<&str> = fixed.iter().chain(arguments).copied().collect();
         match Application::build(&serve_settings(&arguments)).await {
             Ok(_) => panic!("it started"),
             Err(error) => format!("{error:#}"),
