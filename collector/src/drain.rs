@@ -49,6 +49,7 @@ impl Drain {
         // The next file to try, and how often files before it failed.
         let mut from = 0;
         let mut failures: HashMap<u64, u32> = HashMap::new();
+        let mut drained = 0;
         loop {
             if !self.health.is_up() {
                 if let Err(error) = self.revive().await {
@@ -59,6 +60,10 @@ impl Drain {
                 from = 0;
             }
             let Some(file) = self.spool.first_from(from) else {
+                if drained > 0 {
+                    info!(entries = drained; "stored {drained} entries of the spool");
+                    drained = 0;
+                }
                 // Files that were put off are tried again with the next round.
                 from = 0;
                 let _ = tokio::time::timeout(IDLE_INTERVAL, self.health.changed()).await;
@@ -67,6 +72,7 @@ impl Drain {
             match self.drain(&file).await {
                 Ok(()) => {
                     failures.remove(&file.number);
+                    drained += file.entries;
                 }
                 Err(error) => {
                     let count = failures.entry(file.number).or_default();
@@ -117,7 +123,6 @@ impl Drain {
             Ok(Err(error)) => warn!("entries are stored, but their spool file stays and will be stored again: {error}"),
             Err(error) => warn!("entries are stored, but their spool file stays and will be stored again: {error}"),
         }
-        info!(entries = file.entries; "stored {} entries of the spool", file.entries);
         Ok(())
     }
 }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
+use gateway_tests::dice::Dice;
 use gateway_tests::fixtures;
 use tokio::io::AsyncWriteExt;
 use tokio::sync::Mutex;
@@ -16,21 +17,11 @@ fn kills(default: usize) -> usize {
     std::env::var("CHAOS_KILLS").ok().and_then(|kills| kills.parse().ok()).unwrap_or(default)
 }
 
-/// A small generator of numbers: the same sequence every time.
-struct Dice(u64);
-
-impl Dice {
-    fn roll(&mut self, sides: u64) -> u64 {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (self.0 >> 33) % sides
-    }
-}
-
 /// Sends batches until told to stop, each again and again until it is acknowledged, as Kong does; to whichever of the collectors
 /// is listed at the moment.
 async fn load(name: String, urls: Arc<Mutex<Vec<String>>>, stop: Arc<AtomicBool>, sent: Arc<AtomicUsize>) -> Vec<String> {
     let mut acknowledged = Vec::new();
-    let mut dice = Dice(name.len() as u64 + 7);
+    let mut dice = Dice::new(name.len() as u64 + 7);
     for batch in 0.. {
         if stop.load(Ordering::Relaxed) {
             break;
@@ -90,7 +81,7 @@ async fn a_killed_collector_loses_nothing_acknowledged_and_doubles_nothing() {
     let mut collector = site.collector().await;
     let urls = Arc::new(Mutex::new(vec![collector.url.clone()]));
     let load = Load::start(&urls, 4);
-    let mut dice = Dice(42);
+    let mut dice = Dice::new(42);
     let mut database_is_up = true;
     for _ in 0..kills(6) {
         load.wait_for(BATCH * (1 + dice.roll(5) as usize)).await;
@@ -129,7 +120,7 @@ async fn three_collectors_share_a_database_and_die_in_turn() {
     }
     let urls = Arc::new(Mutex::new(collectors.iter().map(|collector| collector.url.clone()).collect::<Vec<_>>()));
     let load = Load::start(&urls, 4);
-    let mut dice = Dice(4711);
+    let mut dice = Dice::new(4711);
     for _ in 0..kills(6) {
         load.wait_for(BATCH * 3).await;
         let victim = dice.roll(3) as usize;
