@@ -161,21 +161,17 @@ prepare() {
   export NGINX_HOST_UPDATE_FREQUENCY=${KONG_WORKER_STATE_UPDATE_FREQUENCY:-0}
   export NGINX_HOST_WATCH_PID=${NGINX_HOST_WATCH_PID:-}
 
-  # A port found free can be taken a moment later; nginx -t binds, so it tells.
-  local attempt output
-  for attempt in 1 2 3 4 5; do
-    proxy_at=$(with_port "$proxy") admin_at=$(with_port "$admin") status_at=$(with_port "$status")
-    write_configuration
-    if output=$("$nginx" -t -q -e stderr -p "$prefix" -c "$prefix/nginx.conf" 2>&1); then
-      return
-    fi
-    case $output in
-      *'Address already in use'*)
-        case $proxy$admin$status in *:0*) [ "$attempt" = 5 ] || continue ;; esac ;;
-    esac
+  proxy_at=$(with_port "$proxy") admin_at=$(with_port "$admin") status_at=$(with_port "$status")
+  local at output
+  for at in "$proxy_at" "$admin_at" "$status_at"; do
+    at=$(url "$at")
+    ! listens "${at#http://}" || fatal "something listens on ${at#http://} already"
+  done
+  write_configuration
+  output=$("$nginx" -t -q -e stderr -p "$prefix" -c "$prefix/nginx.conf" 2>&1) || {
     printf '%s\n' "$output" >&2
     fatal "nginx does not accept the configuration, see above"
-  done
+  }
 }
 
 # The address under which the host itself reaches a listener.
@@ -195,16 +191,12 @@ PID=$1
 LINES
 }
 
-# Waits up to 10 s until all three ports answer, then announces them.
+# Waits up to 10 s for nginx, then announces its ports. nginx writes its pid file
+# once it holds all its sockets, so nobody else's listener is taken for ours.
 wait_until_it_listens() {
-  local pid=$1 _ at ready
+  local pid=$1 _
   for _ in $(seq 200); do
-    ready=yes
-    for at in "$proxy_at" "$admin_at" "$status_at"; do
-      at=$(url "$at")
-      listens "${at#http://}" || ready=no
-    done
-    if [ $ready = yes ]; then
+    if [ "$(cat "$prefix/nginx.pid" 2>/dev/null)" = "$pid" ]; then
       announce "$pid" >"$prefix/host.env.new"
       mv "$prefix/host.env.new" "$prefix/host.env"
       cat "$prefix/host.env"

@@ -263,10 +263,11 @@ end
 local function serve_entity(name, wanted, fixed, filter)
   local method = ngx.req.get_method()
   local entity = entities.find(store.read(), name, wanted)
-  if entity and not filter(entity) then
+  local is_read = method == "GET" or method == "HEAD"
+  if entity and not filter(entity) or is_read and not entity then
     return not_found()
-  elseif method == "GET" or method == "HEAD" then
-    return entity and answer(200, entities.represent(name, entity)) or not_found()
+  elseif is_read then
+    return answer(200, entities.represent(name, entity))
   elseif method == "PUT" then
     return write(name, wanted, fixed, false)
   elseif method == "PATCH" then
