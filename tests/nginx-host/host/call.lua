@@ -22,14 +22,14 @@ function call.begin()
   }
   local ctx = ngx.ctx
   ctx.host = self
-  kept[ngx.var.request_id] = ctx
+  kept[ngx.var.kong_request_id] = ctx
   return self
 end
 
 
 --- The call after an internal redirect; nil when none was begun.
 function call.resume()
-  local ctx = kept[ngx.var.request_id]
+  local ctx = kept[ngx.var.kong_request_id]
   if ctx then
     ngx.ctx = ctx
     return ctx.host
@@ -45,7 +45,7 @@ end
 
 
 function call.finish()
-  kept[ngx.var.request_id] = nil
+  kept[ngx.var.kong_request_id] = nil
 end
 
 

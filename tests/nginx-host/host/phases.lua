@@ -241,7 +241,7 @@ local function add_kong_headers(call)
     header["X-Kong-Response-Latency"] = call.response_latency_ms
     header["Server"] = settings.server_token
   end
-  header["X-Kong-Request-Id"] = ngx.var.request_id
+  header["X-Kong-Request-Id"] = ngx.var.kong_request_id
 end
 
 
@@ -315,7 +315,7 @@ function phases.handle_error()
   local headers = ngx.req.get_headers()
   local content_type = error_body.content_type(headers["Accept"] or headers["Content-Type"]
                                                or "text/plain")
-  return kong.response.exit(status, error_body.render(content_type, message, ngx.var.request_id),
+  return kong.response.exit(status, error_body.render(content_type, message, ngx.var.kong_request_id),
                             { ["Content-Type"] = content_type })
 end
 

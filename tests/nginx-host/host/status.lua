@@ -10,7 +10,7 @@ local FAMILIES = {
   { "kong_bandwidth_bytes", "counter", "Total bandwidth (ingress/egress) throughput in bytes" },
   { "kong_http_requests_total", "counter",
     "HTTP status codes per consumer/service/route in Kong" },
-  { "kong_kong_latency_ms", "histogram",
+  { "kong_latency_ms", "histogram",
     "Latency added by Kong and enabled plugins for each service/route in Kong" },
   { "kong_request_latency_ms", "histogram",
     "Total latency incurred during requests for each service/route in Kong" },

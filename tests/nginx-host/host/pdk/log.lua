@@ -163,7 +163,7 @@ function log.serialize()
   local request_uri = var.request_uri or ""
   local entry = {
     request = {
-      id = var.request_id,
+      id = var.kong_request_id,
       uri = request_uri,
       url = ("%s://%s:%s%s"):format(var.scheme, var.host or "", var.server_port, request_uri),
       querystring = kong.request.get_query(),

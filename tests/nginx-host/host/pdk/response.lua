@@ -259,7 +259,7 @@ function response.error(status, message, header_map)
     status = status,
     headers = all,
     body = error_body.render(content_type, message or error_body.message(status),
-                             ngx.var.request_id),
+                             ngx.var.kong_request_id),
   })
 end
 
