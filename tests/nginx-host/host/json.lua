@@ -1,8 +1,9 @@
 --- JSON as the two sides need it.
 --
 -- Log entries are encoded as Kong's cjson does it: an empty table is `{}`, list
--- or map, numbers have 14 digits, bytes that are no UTF-8 pass as they are, and
--- a slash stays a slash. Debian's cjson escapes slashes, so that is undone.
+-- or map, except `tries`, which Kong marks as a list; numbers have 14 digits, bytes
+-- that are no UTF-8 pass as they are, and a slash stays a slash. Debian's cjson
+-- escapes slashes and knows no such marks, so both are mended afterwards.
 --
 -- The Admin API needs empty lists, nulls and a stable order of keys, which cjson
 -- does not give.
@@ -29,11 +30,21 @@ function json.decode(text)
 end
 
 
---- A log entry, the way http-log encodes it.
-function json.encode_entry(entry)
+local function encode(value)
   -- Debian's cjson writes a backslash before every slash, so taking away the
   -- one directly before each is exact, also after an escaped backslash.
-  return (cjson.encode(entry):gsub("\\/", "/"))
+  return (cjson.encode(value):gsub("\\/", "/"))
+end
+
+
+--- A log entry, the way http-log encodes it.
+function json.encode_entry(entry)
+  local text = encode(entry)
+  if entry.tries and next(entry.tries) == nil then
+    -- Inside a string the quotes would be escaped, so this can only be the field.
+    text = text:gsub('"tries":{}', '"tries":[]', 1)
+  end
+  return text
 end
 
 
@@ -64,7 +75,7 @@ local function encode_object(map, out)
     if i > 1 then
       out[#out + 1] = ","
     end
-    out[#out + 1] = json.encode_entry(key)
+    out[#out + 1] = encode(key)
     out[#out + 1] = ":"
     encode_value(map[key], out)
   end
@@ -74,7 +85,7 @@ end
 
 function encode_value(value, out)
   if type(value) ~= "table" then
-    out[#out + 1] = json.encode_entry(value)
+    out[#out + 1] = encode(value)
   elseif getmetatable(value) == json.array_mt or #value > 0 then
     encode_array(value, out)
   else

@@ -1,6 +1,6 @@
 --- The life of a call through nginx's phases, in Kong's order.
 --
---   rewrite        notes the start
+--   rewrite        notes the start, runs rewrite of the global plugins
 --   access         finds the route, runs access of the plugins, sets up the upstream
 --   balancer       picks the address and the time-outs of the service
 --   header_filter  runs header_filter of the plugins, then adds Kong's headers
@@ -43,8 +43,10 @@ function phases.rewrite()
     calls.resume()
     return
   end
-  calls.begin()
+  local call = calls.begin()
   ngx.ctx.host_phase = "rewrite"
+  call.instances = snapshot.get().plugins
+  plugins.run("rewrite", call.instances)
 end
 
 
@@ -315,8 +317,8 @@ function phases.handle_error()
   local headers = ngx.req.get_headers()
   local content_type = error_body.content_type(headers["Accept"] or headers["Content-Type"]
                                                or "text/plain")
-  return kong.response.exit(status, error_body.render(content_type, message, ngx.var.kong_request_id),
-                            { ["Content-Type"] = content_type })
+  local body = error_body.render(content_type, message, ngx.var.kong_request_id)
+  return kong.response.exit(status, body, { ["Content-Type"] = content_type })
 end
 
 

@@ -19,6 +19,10 @@ local BUNDLED = { "pre-function", "key-auth", "request-transformer", "rate-limit
 -- Phases that run later with what access chose.
 local LATER = { "header_filter", "body_filter", "log" }
 
+-- Phases in which the global instances run: rewrite, before there is a route, and the
+-- later ones of calls that did not get as far as access.
+local GLOBAL = { "rewrite", "header_filter", "body_filter", "log" }
+
 -- name → { name, handler, definition }, and the same in order of priority
 local loaded, ordered = {}, {}
 
@@ -161,10 +165,22 @@ local function config_of(instance)
 end
 
 
---- The instances of this state of the document:
---- scoped: plugin → scope → config; all: plugin → list of configs.
+local function global_instances(scoped, phase)
+  local list = {}
+  for _, plugin in ipairs(ordered) do
+    local config = scoped[plugin.name] and scoped[plugin.name][scope_key()]
+    if config and plugin.handler[phase] then
+      list[#list + 1] = { plugin = plugin, config = config }
+    end
+  end
+  return list
+end
+
+
+--- The instances of this state of the document. scoped: plugin → scope → config;
+--- all: plugin → list of configs; global: phase → what runs there.
 function plugins.build(document)
-  local instances = { scoped = {}, all = {} }
+  local instances = { scoped = {}, all = {}, global = {} }
   for _, instance in pairs(document.plugins) do
     if instance.enabled ~= false and loaded[instance.name] then
       local config = config_of(instance)
@@ -175,6 +191,9 @@ function plugins.build(document)
       all[#all + 1] = config
       instances.all[instance.name] = all
     end
+  end
+  for _, phase in ipairs(GLOBAL) do
+    instances.global[phase] = global_instances(instances.scoped, phase)
   end
   return instances
 end
@@ -240,28 +259,11 @@ function plugins.collect_and_run_access(instances)
 end
 
 
-local function global_instances(instances, phase)
-  local list = {}
-  for _, plugin in ipairs(ordered) do
-    local scoped = instances.scoped[plugin.name]
-    local config = scoped and scoped[scope_key()]
-    if config and plugin.handler[phase] then
-      list[#list + 1] = { plugin = plugin, config = config }
-    end
-  end
-  return list
-end
-
-
 --- Runs a phase of the plugins chosen in access, or of the global ones.
 function plugins.run(phase, instances)
   local ctx = ngx.ctx
-  local collected = ctx.host.collected
-  local list = collected and collected[phase]
-  if not list then
-    list = global_instances(instances, phase)
-  end
-  for _, item in ipairs(list) do
+  local lists = ctx.host.collected or instances.global
+  for _, item in ipairs(lists[phase]) do
     enter(ctx, item.plugin, item.config)
     item.plugin.handler[phase](item.plugin.handler, item.config)
     leave(ctx)

@@ -46,11 +46,9 @@ end
 
 
 for _, phase in ipairs(PHASES) do
-  if phase ~= "rewrite" then
-    pre_function[phase] = function(_, config)
-      for _, run in ipairs(functions_of(config)[phase]) do
-        run()
-      end
+  pre_function[phase] = function(_, config)
+    for _, run in ipairs(functions_of(config)[phase]) do
+      run()
     end
   end
 end
