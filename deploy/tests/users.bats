@@ -1,0 +1,189 @@
+#!/usr/bin/env bats
+#
+# deploy/users.sh against the nginx test host, which answers as Kong 3.9 does.
+
+load host
+
+setup_file() {
+  start_upstream
+  start_host kong
+  configure >/dev/null
+}
+
+teardown_file() {
+  stop_host kong
+  stop_upstream
+}
+
+setup() { rm -f "$WORK/out" "$WORK/err"; }
+
+# Standard output and error apart: the key goes to the first, all else to the second.
+apart() { "$@" >"$WORK/out" 2>"$WORK/err"; }
+
+works() { [ "$(call /v1/models -H "Authorization: Bearer $1")" = 200 ]; }
+fails() { [ "$(call /v1/models -H "Authorization: Bearer $1")" = 401 ]; }
+
+@test "add: a random key, shown once on standard output alone, that works at once" {
+  apart users add alice
+  [ "$(wc -l <"$WORK/out")" = 1 ]
+  [[ $(cat "$WORK/out") =~ ^sk-[0-9a-f]{48}$ ]]
+  no grep -q sk- "$WORK/err"
+  works "$(cat "$WORK/out")"
+  first=$(cat "$WORK/out")
+  apart users add bob
+  [ "$(cat "$WORK/out")" != "$first" ]
+}
+
+@test "add: a user that exists is left as it is" {
+  users add carol >"$WORK/key" 2>/dev/null
+  run users add carol
+  [ "$status" -eq 1 ]
+  [[ $output == *'the user carol exists already'*rotate*carol* ]]
+  works "$(cat "$WORK/key")"
+}
+
+@test "add: takes over a key, from an argument or standard input, and does not repeat it" {
+  apart users add dave --key sk-given-as-an-argument-1
+  [ ! -s "$WORK/out" ]
+  no grep -q sk-given "$WORK/err"
+  works sk-given-as-an-argument-1
+  printf 'sk-from-standard-input-22\r\n' | apart users add erin --key -
+  [ ! -s "$WORK/out" ]
+  works sk-from-standard-input-22
+  apart users add frank --key=short
+  grep -q 'short enough to be guessed' "$WORK/err"
+}
+
+@test "add: somebody else's key is refused, and no half-made user stays" {
+  users add grace --key sk-grace-has-this-key-00 2>/dev/null
+  run users add heidi --key sk-grace-has-this-key-00
+  [ "$status" -eq 1 ]
+  [[ $output == *'belongs to somebody already'* && $output != *sk-grace* ]]
+  run users list
+  [[ $output != *heidi* ]]
+}
+
+@test "add: finishes what was cut off after the consumer was made" {
+  admin POST consumers '{"username":"ivan"}' >/dev/null
+  apart users add ivan
+  works "$(cat "$WORK/out")"
+}
+
+@test "names that need escapes work everywhere" {
+  for name in 'Li Wei' '张伟' 'a+b&c=d?e#f%20' "o'neil" 'x@example.com' 'quote"back\slash' 'ключ'; do
+    apart users add "$name"
+    key=$(cat "$WORK/out")
+    works "$key"
+    json 'j["headers"]["x-consumer-username"][0].encode("latin-1").decode()' <"$WORK/body" | grep -qxF "$name"
+    says -F "$name" users list
+    apart users rotate "$name"
+    fails "$key"
+    works "$(cat "$WORK/out")"
+    users limit "$name" 5 2>/dev/null
+    users remove "$name" 2>/dev/null
+    run users remove "$name"
+    [ "$status" -eq 1 ]
+  done
+}
+
+@test "bad names are refused" {
+  for name in '' ' x' 'x ' . .. a/b $'a\nb' $'a\tb' $'\xff\xfe' 7c1ea1d0-6b1f-4000-8000-000000000001 anonymous -x \
+    "$(head -c 200 /dev/zero | tr '\0' x)"; do
+    run users add -- "$name"
+    [ "$status" -ne 0 ] || { echo "accepted: $name"; false; }
+  done
+  for key in 'with blank' $'tab\there' 'schlüssel' "$(head -c 600 /dev/zero | tr '\0' k)"; do
+    run users add zed --key "$key"
+    [ "$status" -eq 1 ]
+  done
+  run users list
+  [[ $output != *zed* ]]
+}
+
+@test "rotate: the new key works, the old ones do not; nobody else is touched" {
+  old=$(users add judy 2>/dev/null)
+  other=$(users add mallory 2>/dev/null)
+  admin POST consumers/judy/key-auth '{"key":"sk-second-key-of-judy-1"}' >/dev/null
+  apart users rotate judy
+  new=$(cat "$WORK/out")
+  works "$new"
+  fails "$old"
+  fails sk-second-key-of-judy-1
+  works "$other"
+  apart users rotate judy --key sk-chosen-for-judy-00001
+  works sk-chosen-for-judy-00001
+  fails "$new"
+  run users rotate nobody-there
+  [ "$status" -eq 1 ]
+  [[ $output == *'there is no user nobody-there'* ]]
+}
+
+@test "remove: the key stops working" {
+  key=$(users add niaj 2>/dev/null)
+  works "$key"
+  users remove niaj
+  fails "$key"
+}
+
+@test "limit: one user's own, and back to that of all" {
+  key=$(users add olivia 2>/dev/null)
+  users limit olivia 2 2>/dev/null
+  works "$key"; sleep 0.1
+  works "$key"; sleep 0.1
+  [ "$(call /v1/models -H "Authorization: Bearer $key")" = 429 ]
+  says '^olivia  *1  *2 ' users list
+  users limit olivia 3 2>/dev/null
+  works "$key"
+  users limit olivia default 2>/dev/null
+  works "$key"
+  says '^olivia  *1  *default ' users list
+  for bad in 0 -1 many 1.5 ''; do
+    run users limit olivia "$bad"
+    [ "$status" -eq 2 ]
+  done
+}
+
+@test "list: every user once over several pages, and no key" {
+  for number in $(seq 1 12); do admin PUT "consumers/page$number" '{}' >/dev/null; done
+  run users list
+  [ "$status" -eq 0 ]
+  [[ $output != *sk-* ]]
+  [ "$(echo "$output" | grep -c '^page')" = 12 ]
+  [ "$(echo "$output" | grep -c '^alice ')" = 1 ]
+  # With pages of five.
+  sed 's/size=500/size=5/' "$DEPLOY/users.sh" >"$DEPLOY/users-small-pages.sh"
+  run bash "$DEPLOY/users-small-pages.sh" list
+  rm "$DEPLOY/users-small-pages.sh"
+  [ "$(echo "$output" | grep -c '^page')" = 12 ]
+  [ "$(echo "$output" | grep -c '^alice  *1 ')" = 1 ]
+}
+
+@test "keys are in no process argument" {
+  mkdir -p "$WORK/bin"
+  for tool in curl awk sed od grep sort; do
+    # shellcheck disable=SC2016
+    printf '#!/bin/sh\nfor word in "$@"; do printf "%%s\\n" "$word" >>"%s/arguments"; done\nexec %s "$@"\n' "$WORK" "$(command -v $tool)" >"$WORK/bin/$tool"
+  done
+  chmod +x "$WORK"/bin/*
+  key=$(PATH=$WORK/bin:$PATH users add peggy 2>/dev/null)
+  new=$(PATH=$WORK/bin:$PATH users rotate peggy 2>/dev/null)
+  echo sk-standard-input-peggy-1 | PATH=$WORK/bin:$PATH users rotate peggy --key - 2>/dev/null
+  PATH=$WORK/bin:$PATH users list >/dev/null
+  grep -q /consumers "$WORK/arguments"
+  no grep -qF -e "$key" -e "$new" -e sk-standard-input-peggy-1 "$WORK/arguments"
+}
+
+@test "wrong usage: status 2 and the help" {
+  for line in '' 'add' 'nonsense' 'add a b' 'remove' 'limit a' 'list x' 'remove a --key b' 'add a --key'; do
+    # shellcheck disable=SC2086
+    run users $line
+    [ "$status" -eq 2 ] || { echo "status $status: $line"; false; }
+    [[ $output == *'users.sh add NAME'* ]]
+  done
+}
+
+@test "an Admin API that does not answer" {
+  KONG_ADMIN_URL=http://127.0.0.1:9 run users list
+  [ "$status" -eq 1 ]
+  [[ $output == *"Kong's Admin API does not answer"* ]]
+}

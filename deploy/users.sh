@@ -1,0 +1,270 @@
+#!/usr/bin/env bash
+#
+# users.sh - the people who may call the model: one Kong consumer with one key each.
+#
+# Usage:
+#   users.sh add NAME [--key KEY]      makes a user and prints the new key
+#   users.sh list                      names, number of keys, limit, since when
+#   users.sh rotate NAME [--key KEY]   prints a new key; the old ones stop working
+#   users.sh remove NAME               takes the user out; what is logged stays
+#   users.sh limit NAME N|default      calls an hour for this user, or as for all
+#
+# A key is shown once, on standard output and nothing else there, so that
+# KEY=$(users.sh add NAME) works; it cannot be read back. --key takes over a key that
+# is in use already: '--key -' reads it from standard input, which keeps it out of the
+# process list and the shell's history.
+#
+# Settings, from the environment:
+#   KONG_ADMIN_URL   Kong's Admin API   http://127.0.0.1:8001
+#
+# Exit status: 0 done; 1 failed, with the reason; 2 wrong usage.
+
+set -euo pipefail
+
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+# shellcheck source=deploy/kong/admin-api.sh
+. "$here/kong/admin-api.sh"
+
+usage() {
+  sed -n '3,/^$/s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
+  exit "$1"
+}
+
+misuse() {
+  printf 'error: %s\n\n' "$1" >&2
+  usage 2 >&2
+}
+
+# --- names and keys ------------------------------------------------------------------
+
+# A name goes into a header, into log entries, metrics and dashboards.
+check_name() {
+  local name=$1
+  [ -n "$name" ] || misuse 'a name is missing'
+  [ "${#name}" -le 128 ] || fatal 'a name may have 128 bytes at most'
+  case $name in
+    -*) misuse "a name must not begin with '-': $name" ;;
+    ' '* | *' ') fatal "a name must not begin or end with a blank: '$name'" ;;
+    . | .. | */*) fatal "a name must not be '.' or '..' or hold a slash: '$name'" ;;
+    *[[:cntrl:]]*) fatal 'a name must not hold control characters' ;;
+    anonymous) fatal "'anonymous' stands for calls without a user in the log" ;;
+  esac
+  if [[ $name =~ ^[0-9A-Fa-f]{8}-[0-9A-Fa-f]{4}-[0-9A-Fa-f]{4}-[0-9A-Fa-f]{4}-[0-9A-Fa-f]{12}$ ]]; then
+    fatal "a name must not look like an id: $name"
+  fi
+  if command -v iconv >/dev/null && ! printf '%s' "$name" | iconv -f UTF-8 -t UTF-8 >/dev/null 2>&1; then
+    fatal 'a name must be valid UTF-8'
+  fi
+}
+
+# sk- and 192 random bits in letters and digits that survive every shell and URL.
+new_key() {
+  local hex
+  hex=$(od -An -vtx1 -N24 /dev/urandom | tr -d ' \n')
+  [ "${#hex}" = 48 ] || fatal 'cannot read /dev/urandom'
+  printf 'sk-%s' "$hex"
+}
+
+# Sets key: a new one, or the one given with --key.
+choose_key() {
+  key_is_new=1
+  if [ "$given_key" = '' ]; then
+    key=$(new_key)
+    return
+  fi
+  key_is_new=0
+  key=$given_key
+  if [ "$key" = - ]; then
+    IFS= read -r key || true
+    key=${key%$'\r'}
+  fi
+  case $key in
+    '') fatal 'the key is empty' ;;
+    *[!\!-~]*) fatal 'a key must not hold blanks or characters outside ASCII' ;;
+  esac
+  [ "${#key}" -le 512 ] || fatal 'a key may have 512 characters at most'
+  [ "${#key}" -ge 20 ] || warn 'this key is short enough to be guessed; rotate it when you can'
+}
+
+show_key() {
+  if [ "$key_is_new" = 1 ]; then
+    info "$1; this is the only time the key is shown:"
+    printf '%s\n' "$key"
+  else
+    info "$1, with the key given"
+  fi
+}
+
+# --- Kong ----------------------------------------------------------------------------
+
+# Sets user_id; empty when there is no such user.
+find_user() {
+  admin GET "/consumers/$(url_encode "$1")"
+  case $reply_status in
+    200) user_id=$(printf '%s' "$reply" | json_value id) ;;
+    404) user_id='' ;;
+    *) fatal "Kong refused to look up $1: $(reply_error)" ;;
+  esac
+}
+
+must_find_user() {
+  find_user "$1"
+  [ -n "$user_id" ] || fatal "there is no user $1" "Who there is:  $0 list"
+}
+
+key_ids() { admin_list "/consumers/$user_id/key-auth" | list_ids; }
+
+# 0 when the key was added. Kong says no when somebody has it already.
+add_key() {
+  secrets=("$key")
+  admin POST "/consumers/$user_id/key-auth" "{\"key\":$(json_string "$key")}"
+  [ "$reply_status" = 201 ]
+}
+
+refused_key() {
+  [ "$reply_status" != 409 ] || fatal 'this key belongs to somebody already'
+  fatal "Kong refused the key: $(reply_error)"
+}
+
+# --- commands ------------------------------------------------------------------------
+
+add() {
+  local name=$1 keys
+  choose_key
+  find_user "$name"
+  if [ -n "$user_id" ]; then
+    keys=$(key_ids)
+    [ -z "$keys" ] || fatal "the user $name exists already" \
+      "A new key:  $0 rotate '$name'" "Another limit:  $0 limit '$name' N"
+    # Left over from an attempt that was cut off: made, but without a key.
+    add_key || refused_key
+  else
+    admin POST /consumers "{\"username\":$(json_string "$name")}"
+    [ "$reply_status" = 201 ] || fatal "Kong refused the user $name: $(reply_error)"
+    user_id=$(printf '%s' "$reply" | json_value id)
+    if ! add_key; then
+      local status=$reply_status answer=$reply
+      admin DELETE "/consumers/$user_id"
+      reply_status=$status reply=$answer
+      refused_key
+    fi
+  fi
+  show_key "added $name"
+}
+
+rotate() {
+  local name=$1 old id
+  choose_key
+  must_find_user "$name"
+  old=$(key_ids)
+  # First the new one, so that a failure leaves a key that works.
+  add_key || refused_key
+  for id in $old; do
+    admin_must DELETE "/consumers/$user_id/key-auth/$id"
+  done
+  show_key "rotated the key of $name"
+}
+
+remove() {
+  must_find_user "$1"
+  admin_must DELETE "/consumers/$user_id"
+  info "removed $1"
+}
+
+# The id of this user's own limit; empty when there is none.
+limit_id() {
+  admin_list "/consumers/$user_id/plugins" | awk -F '\t' '
+    { split($1, part, "."); item = part[1]; field[item, substr($1, length(item) + 2)] = substr($2, 3) }
+    $1 ~ /^data\[[0-9]+\]\.id$/ { items[++n] = item }
+    END { for (i = 1; i <= n; i++)
+      if (field[items[i], "name"] == "rate-limiting") { print field[items[i], "id"]; exit } }'
+}
+
+limit() {
+  local name=$1 calls=${2:-} id
+  [ "$calls" = default ] || [[ $calls =~ ^[1-9][0-9]{0,8}$ ]] ||
+    misuse "the limit must be a number of calls an hour from 1, or 'default'"
+  must_find_user "$name"
+  id=$(limit_id)
+  if [ "$calls" = default ]; then
+    [ -z "$id" ] || admin_must DELETE "/plugins/$id"
+    info "$name has the limit of all users"
+    return
+  fi
+  if [ -n "$id" ]; then
+    admin_must PATCH "/plugins/$id" "{\"enabled\":true,\"config\":{\"hour\":$calls}}"
+  else
+    # Bound to the vLLM service as well, so that it replaces the limit there and
+    # counts on with the same counter.
+    admin GET "/services/$SERVICE_ID"
+    [ "$reply_status" = 200 ] || fatal 'Kong does not have the vLLM service yet' "Make it first:  $here/kong/configure.sh"
+    admin_must POST "/consumers/$user_id/plugins" "{\"name\":\"rate-limiting\",\"service\":{\"id\":\"$SERVICE_ID\"},
+      \"config\":{\"hour\":$calls,\"limit_by\":\"consumer\",\"policy\":\"local\",\"fault_tolerant\":true}}"
+  fi
+  info "$name may call $calls times an hour; Kong takes up to 5 s to know"
+}
+
+# One pass over consumers, keys and plugins. Keys stay inside the pipe.
+list() {
+  {
+    admin_list '/consumers?size=500' | sed 's/^/consumer\t/'
+    admin_list '/key-auths?size=500' | grep -v '\.key	' | sed 's/^/key\t/'
+    admin_list '/plugins?size=500' | sed 's/^/plugin\t/'
+  } | awk -F '\t' '
+    # A new id may stand at the same place of a later page.
+    { match($2, /^data\[[0-9]+\]/)
+      item = substr($2, 1, RLENGTH); name = substr($2, RLENGTH + 2); value = substr($3, 3)
+      if (item == "") next }
+    # Fields of one entity follow each other; the line that closes it ends with {#}.
+    name == "{#}" || $2 == item "{#}" {
+      if ($1 == "consumer") { users++; id[users] = field["id"]; user[users] = field["username"]; since[users] = field["created_at"] }
+      if ($1 == "key") keys[field["consumer.id"]]++
+      if ($1 == "plugin" && field["name"] == "rate-limiting") limit[field["consumer.id"]] = field["config.hour"]
+      split("", field); next }
+    { field[name] = value }
+    END { for (i = 1; i <= users; i++)
+      printf "%s\t%d\t%s\t%s\n", user[i], keys[id[i]], (id[i] in limit) ? limit[id[i]] : "default", since[i] }
+  ' | sort | {
+    printf '%-24s %4s %8s  %s\n' NAME KEYS LIMIT SINCE
+    local name keys calls since day
+    while IFS=$'\t' read -r name keys calls since; do
+      day=$(date -u -d "@$since" +%F 2>/dev/null || echo "$since")
+      printf '%-24s %4s %8s  %s\n' "$(printf '%b' "$name")" "$keys" "$calls" "$day"
+    done
+  }
+}
+
+# --- arguments -----------------------------------------------------------------------
+
+[ $# -gt 0 ] || usage 2 >&2
+command=$1
+shift
+given_key='' words=()
+while [ $# -gt 0 ]; do
+  case $1 in
+    --key)
+      given_key=${2:-}
+      [ -n "$given_key" ] || misuse '--key needs a key, or - for standard input'
+      shift 2 ;;
+    --key=?*) given_key=${1#--key=} && shift ;;
+    --help | -h) usage 0 ;;
+    --) shift && words+=("$@") && break ;;
+    *) words+=("$1") && shift ;;
+  esac
+done
+
+expect_words() {
+  [ "${#words[@]}" -ge "$1" ] || misuse "$command needs more words"
+  [ "${#words[@]}" -le "$1" ] || misuse "$command does not know what '${words[$1]}' means"
+}
+
+case $command in
+  add | rotate | remove) expect_words 1 ;;
+  limit) expect_words 2 ;;
+  list) expect_words 0 ;;
+  --help | -h | help) usage 0 ;;
+  *) misuse "unknown command $command" ;;
+esac
+case $command in add | rotate) ;; *) [ -z "$given_key" ] || misuse "$command takes no key" ;; esac
+[ "$command" = list ] || check_name "${words[0]}"
+"$command" "${words[@]}"

@@ -1,0 +1,48 @@
+package = "kong-plugin-llm-audit"
+version = "0.1.0-1"
+
+source = {
+  url = "git+file://.",
+  tag = "v0.1.0",
+}
+
+description = {
+  summary = "Whole conversations with a model in Kong's log entries",
+  detailed = [[
+    Adds request and response bodies, time to first byte, token usage of
+    streams and a sequence number to the entries of Kong's log plugins, and
+    gives Kong's own errors the shape that OpenAI's SDKs expect. Streams stay
+    streams.
+  ]],
+  license = "Apache-2.0",
+}
+
+dependencies = {
+  "lua >= 5.1, < 5.2",
+}
+
+build = {
+  type = "builtin",
+  modules = {
+    ["kong.plugins.llm-audit.capture"] =
+      "kong/plugins/llm-audit/capture.lua",
+    ["kong.plugins.llm-audit.errors"] =
+      "kong/plugins/llm-audit/errors.lua",
+    ["kong.plugins.llm-audit.guard"] =
+      "kong/plugins/llm-audit/guard.lua",
+    ["kong.plugins.llm-audit.handler"] =
+      "kong/plugins/llm-audit/handler.lua",
+    ["kong.plugins.llm-audit.json_edit"] =
+      "kong/plugins/llm-audit/json_edit.lua",
+    ["kong.plugins.llm-audit.json_scan"] =
+      "kong/plugins/llm-audit/json_scan.lua",
+    ["kong.plugins.llm-audit.request_body"] =
+      "kong/plugins/llm-audit/request_body.lua",
+    ["kong.plugins.llm-audit.schema"] =
+      "kong/plugins/llm-audit/schema.lua",
+    ["kong.plugins.llm-audit.sse"] =
+      "kong/plugins/llm-audit/sse.lua",
+    ["kong.plugins.llm-audit.usage_filter"] =
+      "kong/plugins/llm-audit/usage_filter.lua",
+  },
+}

@@ -1,0 +1,121 @@
+-- Keeps a copy of a response body, bounded in size.
+--
+-- Of a body that does not fit, the head is kept. Of an event stream the head
+-- and the tail are kept, half of the limit each, cut at event boundaries: the
+-- tail holds the usage and the finish reason, the middle only more of the
+-- same. `size` is the true size in any case.
+--
+-- Memory: never more than the limit's worth of body, in buffers that grow by
+-- doubling. free() gives it back at once instead of at the next collection.
+
+local buffer = require "string.buffer"
+local sse = require "kong.plugins.llm-audit.sse"
+
+local floor = math.floor
+local sub = string.sub
+
+local M = {}
+
+local Capture = {}
+Capture.__index = Capture
+
+
+-- @param limit the most bytes to keep
+-- @param is_event_stream whether to keep the tail as well
+function M.new(limit, is_event_stream)
+  local tail_limit = is_event_stream and floor(limit / 2) or 0
+
+  return setmetatable({
+    size = 0,
+    limit = limit,
+    is_event_stream = is_event_stream,
+    tail_limit = tail_limit,
+    head_room = limit - tail_limit,
+    head = nil,
+    tail = nil,
+  }, Capture)
+end
+
+
+function Capture:put(chunk)
+  local length = #chunk
+  self.size = self.size + length
+
+  local room = self.head_room
+  if room > 0 then
+    local head = self.head
+    if not head then
+      head = buffer.new()
+      self.head = head
+    end
+
+    if length <= room then
+      head:put(chunk)
+      self.head_room = room - length
+      return
+    end
+
+    head:put(sub(chunk, 1, room))
+    self.head_room = 0
+    chunk = sub(chunk, room + 1)
+  end
+
+  local tail_limit = self.tail_limit
+  if tail_limit == 0 then
+    return
+  end
+
+  local tail = self.tail
+  if not tail then
+    tail = buffer.new()
+    self.tail = tail
+  end
+
+  tail:put(chunk)
+  if #tail > tail_limit then
+    tail:skip(#tail - tail_limit)
+  end
+end
+
+
+function Capture:is_truncated()
+  return self.size > self.limit
+end
+
+
+-- @return what was kept, nil when there is nothing
+function Capture:content()
+  if not self.head then
+    return nil
+  end
+
+  local head = self.head:tostring()
+  local tail = self.tail and self.tail:tostring() or ""
+
+  if self.is_event_stream and self:is_truncated() then
+    head = sub(head, 1, sse.after_last_event(head) - 1)
+
+    -- the tail most likely begins in the middle of an event
+    local first_end = sse.blank_line_end(tail, 1)
+    tail = first_end and sub(tail, first_end + 1) or ""
+  end
+
+  local content = tail == "" and head or head .. tail
+  return content ~= "" and content or nil
+end
+
+
+function Capture:free()
+  if self.head then
+    self.head:free()
+    self.head = nil
+  end
+
+  if self.tail then
+    self.tail:free()
+    self.tail = nil
+  end
+end
+
+
+return M

@@ -1,0 +1,407 @@
+-- Puts into Kong's log entry what http-log does not know: both bodies, the
+-- time to the first byte, true sizes, whether the answer came to its end, and
+-- a number by which a lost entry is noticed. On the way it sees to it that
+-- streamed answers report their usage, and that errors which Kong makes have
+-- the shape that SDKs understand.
+--
+-- Invariants
+--   A call never fails and never waits because of this plugin: every phase
+--   runs guarded, and nothing here opens a connection.
+--   An event of a stream leaves in the same call in which it came.
+--   What is kept of a call is bounded by its settings and let go in `log`.
+--   `seq` is taken in `log`, where the entry is made, and nowhere else.
+--
+-- Not here: sending the entry (http-log does), reading what the bodies mean
+-- (the collector does), removing keys from headers (key-auth and the collector
+-- do).
+--
+-- Phases that may be missing: `access` does not run for calls that match no
+-- route or that another plugin refused; then there is no request body. Headers
+-- and body filters do not run when the client goes before the answer.
+
+local capture = require "kong.plugins.llm-audit.capture"
+local errors = require "kong.plugins.llm-audit.errors"
+local guard = require "kong.plugins.llm-audit.guard"
+local json_edit = require "kong.plugins.llm-audit.json_edit"
+local request_body = require "kong.plugins.llm-audit.request_body"
+local usage_filter = require "kong.plugins.llm-audit.usage_filter"
+
+local byte = string.byte
+local concat = table.concat
+local encode_base64 = ngx.encode_base64
+local find = string.find
+local floor = math.floor
+local format = string.format
+local gsub = string.gsub
+local kong = kong
+local lower = string.lower
+local max = math.max
+local ngx = ngx
+local now = ngx.now
+local sub = string.sub
+local tonumber = tonumber
+
+-- Above http-log (12), whose entry we complete, and prometheus (13) and
+-- opentelemetry (14), which use the same entry. Below everything that may
+-- still change or refuse a call: what we see is what is sent.
+local PRIORITY = 15
+
+-- Larger requests are not edited: they would have to be in Lua's memory as a
+-- whole. 8 MiB is several images or some two million tokens of text.
+local MAX_EDIT_BYTES = 8388608
+
+local LLM_VERSION = 1
+
+local LlmAudit = {
+  PRIORITY = PRIORITY,
+  VERSION = "0.1.0",
+}
+
+-- New at every worker start, different in every worker: made in init_worker,
+-- since code at module level runs before the workers are forked.
+local worker_identity
+local last_seq = 0
+
+
+local function random_hex()
+  local file = io.open("/dev/urandom", "rb")
+  local bytes = file and file:read(4)
+  if file then
+    file:close()
+  end
+
+  if not bytes then
+    return format("%08x", math.random(0, 0x7fffffff))
+  end
+
+  return (gsub(bytes, ".", function(char)
+    return format("%02x", byte(char))
+  end))
+end
+
+
+local function make_worker_identity()
+  worker_identity = format("%d-%d-%s", ngx.worker.pid(), floor(now() * 1000),
+                           random_hex())
+  last_seq = 0
+end
+
+
+local function ends_with(text, suffix)
+  return sub(text, -#suffix) == suffix
+end
+
+
+local function may_need_usage(conf)
+  if not conf.include_usage or kong.request.get_method() ~= "POST" then
+    return false
+  end
+
+  local path = kong.request.get_raw_path()
+
+  return ends_with(path, "/v1/chat/completions")
+         or ends_with(path, "/v1/completions")
+end
+
+
+local function access(_, conf)
+  local call = kong.ctx.plugin
+  local edits = may_need_usage(conf)
+  local keep = conf.capture == "full" and conf.max_request_body_size or 0
+
+  if keep == 0 and not edits and request_body.declared_size() then
+    -- Only the size is wanted, and it is known.
+    return
+  end
+
+  local body, size = request_body.read(edits and max(keep, MAX_EDIT_BYTES)
+                                       or keep)
+  if not body then
+    error(size)
+  end
+
+  call.request_bytes = size
+  call.request_body = sub(body, 1, keep)
+
+  if edits and #body == size and size <= MAX_EDIT_BYTES then
+    local edited = json_edit.add_include_usage(body)
+    if edited then
+      kong.service.request.set_raw_body(edited)
+      call.removes_usage = true
+    end
+  end
+end
+
+
+local function is_event_stream(content_type)
+  return content_type ~= nil
+         and find(lower(content_type), "text/event-stream", 1, true) == 1
+end
+
+
+-- What the client sent to prove who it is. The pre-function has turned a
+-- Bearer key into X-API-Key, unless the operator has left it out.
+local function credentials()
+  local authorization = kong.request.get_header("Authorization")
+  local is_bearer = authorization ~= nil
+                    and find(authorization, "^%s*[Bb][Ee][Aa][Rr][Ee][Rr]%s")
+                        ~= nil
+  local has_key = is_bearer or kong.request.get_header("X-API-Key") ~= nil
+
+  return has_key, authorization ~= nil
+end
+
+
+-- @return what to do with an error that Kong makes, nil for other responses
+local function plan_error(conf, status, content_type, content_length)
+  if not conf.openai_errors or status < 400 then
+    return nil
+  end
+
+  local source = kong.response.get_source()
+  if source == "service"
+    or content_type and find(content_type, "application/grpc", 1, true) == 1
+  then
+    return nil
+  end
+
+  local has_key, has_authorization = credentials()
+
+  return errors.plan({
+    status = status,
+    source = source,
+    method = kong.request.get_method(),
+    path = kong.request.get_raw_path(),
+    has_route = kong.router.get_route() ~= nil,
+    has_key = has_key,
+    has_authorization = has_authorization,
+    headers = kong.response.get_headers(),
+    content_length = content_length,
+    request_id = ngx.var.kong_request_id,
+  })
+end
+
+
+local function header_filter(_, conf)
+  local call = kong.ctx.plugin
+  local header = ngx.header
+  local status = kong.response.get_status()
+  local content_type = header["Content-Type"]
+  local content_length = tonumber(header["Content-Length"])
+  local stream = is_event_stream(content_type)
+
+  call.stream = stream
+  call.response = capture.new(conf.capture == "full"
+                              and conf.max_response_body_size or 0, stream)
+
+  local plan = plan_error(conf, status, content_type, content_length)
+  if plan then
+    content_length = plan.length
+    kong.response.set_header("Content-Type", "application/json")
+    if content_length then
+      kong.response.set_header("Content-Length", content_length)
+    else
+      kong.response.clear_header("Content-Length")
+    end
+    call.error_plan = plan
+
+  elseif call.removes_usage and stream and not header["Content-Encoding"] then
+    content_length = nil
+    kong.response.clear_header("Content-Length")
+    call.filter = usage_filter.new()
+  end
+
+  call.content_length = content_length
+  call.has_no_body = content_length == 0
+                     or status < 200 or status == 204 or status == 304
+                     or kong.request.get_method() == "HEAD"
+end
+
+
+local function see(call, chunk)
+  if chunk == "" then
+    return
+  end
+
+  if not call.first_byte_at then
+    -- nginx takes the time when an event wakes it, which is when the bytes
+    -- came: fresh enough, and cheaper than asking the clock again.
+    call.first_byte_at = now()
+  end
+
+  call.response:put(chunk)
+end
+
+
+local function replace_error(call, arg, chunk, eof)
+  local plan = call.error_plan
+
+  if not plan.body and chunk ~= "" and not plan.too_large then
+    local parts = plan.parts or {}
+    plan.parts = parts
+    parts[#parts + 1] = chunk
+    plan.kept = (plan.kept or 0) + #chunk
+    plan.too_large = plan.kept > errors.MAX_ORIGINAL_BYTES
+  end
+
+  if not eof or call.has_no_body or call.eof then
+    arg[1] = nil
+    return
+  end
+
+  local parts = not plan.too_large and plan.parts
+  local body = errors.finish(plan, parts and concat(parts))
+
+  arg[1] = body
+  see(call, body)
+end
+
+
+local function body_filter()
+  local call = kong.ctx.plugin
+  local arg = ngx.arg
+  local chunk, eof = arg[1] or "", arg[2]
+
+  if not call.response then
+    return
+  end
+
+  if call.error_plan then
+    replace_error(call, arg, chunk, eof)
+
+  else
+    see(call, chunk)
+
+    local filter = call.filter
+    if filter then
+      local out = chunk ~= "" and filter:push(chunk) or ""
+      if eof then
+        out = out .. filter:finish()
+      end
+
+      if out ~= chunk then
+        arg[1] = out ~= "" and out or nil
+      end
+    end
+  end
+
+  call.eof = call.eof or eof
+end
+
+
+-- The filter holds back at most the beginning of one event. When something
+-- fails, the client gets it with the chunk as it came.
+local function pass_held_bytes()
+  local call = kong.ctx.plugin
+  local filter = call.filter
+  call.filter = nil
+
+  local held = filter and filter:finish() or ""
+  if held ~= "" then
+    ngx.arg[1] = held .. (ngx.arg[1] or "")
+  end
+end
+
+
+local function is_complete(call)
+  local response = call.response
+  if not response then
+    return false
+  end
+
+  return call.eof or call.has_no_body
+         or call.content_length ~= nil
+            and response.size >= call.content_length
+end
+
+
+local function time_to_first_byte(call)
+  if not call.first_byte_at then
+    return nil
+  end
+
+  local elapsed = call.first_byte_at * 1000 - kong.request.get_start_time()
+
+  -- whole milliseconds, as the clock has them; never negative, even if the
+  -- clock was set back
+  return max(0, floor(elapsed + 0.5))
+end
+
+
+local function log(_, conf)
+  local call = kong.ctx.plugin
+  local response = call.response
+  local is_full = conf.capture == "full"
+  local set_value = kong.log.set_serialize_value
+
+  if not worker_identity then
+    make_worker_identity()
+  end
+
+  local request = call.request_body
+  local request_bytes = call.request_bytes or request_body.declared_size() or 0
+  local content
+
+  if is_full then
+    if request and request ~= "" then
+      set_value("request.body", encode_base64(request))
+    end
+
+    content = response and response:content()
+    if content then
+      set_value("response.body", encode_base64(content))
+    end
+  end
+
+  local seq = last_seq + 1
+  set_value("llm", {
+    v = LLM_VERSION,
+    stream = call.stream or false,
+    ttft_ms = time_to_first_byte(call),
+    request_bytes = request_bytes,
+    response_bytes = response and response.size or 0,
+    request_truncated = is_full and request ~= nil
+                        and #request < request_bytes,
+    response_truncated = is_full and response ~= nil
+                         and response:is_truncated(),
+    aborted = not is_complete(call),
+    seq = seq,
+    worker = worker_identity,
+  })
+  last_seq = seq
+end
+
+
+local function release()
+  local call = kong.ctx.plugin
+
+  if call.response then
+    call.response:free()
+  end
+
+  call.response = nil
+  call.request_body = nil
+  call.filter = nil
+  call.error_plan = nil
+end
+
+
+local guarded = guard.new(function(line)
+  kong.log.err(line)
+end, now)
+
+LlmAudit.init_worker = guarded("init_worker", make_worker_identity)
+LlmAudit.access = guarded("access", access)
+LlmAudit.header_filter = guarded("header_filter", header_filter)
+LlmAudit.body_filter = guarded("body_filter", body_filter, pass_held_bytes)
+
+local guarded_log = guarded("log", log)
+local guarded_release = guarded("log", release)
+
+function LlmAudit:log(conf)
+  guarded_log(self, conf)
+  guarded_release()
+end
+
+
+return LlmAudit

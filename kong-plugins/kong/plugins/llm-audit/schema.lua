@@ -1,0 +1,58 @@
+local typedefs = require "kong.db.schema.typedefs"
+
+
+-- More than this does not fit into a log entry anyway: Kong's queue and the
+-- collector's body limit are of this order.
+local MAX_BODY_SIZE = 67108864
+
+
+return {
+  name = "llm-audit",
+  fields = {
+    { protocols = typedefs.protocols_http },
+    { config = {
+        type = "record",
+        fields = {
+          { max_request_body_size = {
+              description = "The most bytes of a request body that go into the "
+                            .. "log entry. Of a larger body the head is kept.",
+              type = "integer",
+              required = true,
+              default = 1048576,
+              between = { 0, MAX_BODY_SIZE }, }, },
+          { max_response_body_size = {
+              description = "The most bytes of a response body that go into "
+                            .. "the log entry. Of a larger body the head is "
+                            .. "kept; of a larger event stream the head and "
+                            .. "the tail, cut between events.",
+              type = "integer",
+              required = true,
+              default = 1048576,
+              between = { 0, MAX_BODY_SIZE }, }, },
+          { capture = {
+              description = "What goes into the log entry: `full` adds both "
+                            .. "bodies, `metadata` only sizes, times and "
+                            .. "flags. Scope the plugin to a consumer or a "
+                            .. "route to choose for them.",
+              type = "string",
+              required = true,
+              default = "full",
+              one_of = { "full", "metadata" }, }, },
+          { include_usage = {
+              description = "Whether to ask vLLM for the token usage of "
+                            .. "streamed completions when the client did "
+                            .. "not. The additional event goes into the log "
+                            .. "entry, not to the client.",
+              type = "boolean",
+              required = true,
+              default = true, }, },
+          { openai_errors = {
+              description = "Whether to give errors that Kong itself answers "
+                            .. "with the shape that the SDKs of OpenAI and "
+                            .. "Anthropic expect.",
+              type = "boolean",
+              required = true,
+              default = true, }, },
+        }, }, },
+  },
+}

@@ -1,0 +1,55 @@
+--- Router and plugin settings of a worker, built from one state of the store.
+--
+-- Kong rebuilds both at most every worker_state_update_frequency seconds; calls
+-- that began before keep the ones they began with. Consumers and keys are not
+-- part of it: they take effect at once, as from Kong's cache.
+
+local router = require "host.router"
+local store = require "host.store"
+
+
+local snapshot = {}
+
+local current, current_version
+local every_call = true
+
+
+local function rebuild()
+  local version = store.version()
+  if version == current_version then
+    return
+  end
+  local plugins = require "host.plugins"
+  local document = store.read()
+  current = {
+    router = router.build(document),
+    plugins = plugins.build(document),
+  }
+  current_version = version
+  plugins.configure(current.plugins)
+end
+
+
+function snapshot.start(update_frequency)
+  rebuild()
+  if update_frequency > 0 then
+    every_call = false
+    assert(ngx.timer.every(update_frequency, function(premature)
+      if not premature then
+        rebuild()
+      end
+    end))
+  end
+end
+
+
+--- What is valid now: { router, plugins }.
+function snapshot.get()
+  if every_call or not current then
+    rebuild()
+  end
+  return current
+end
+
+
+return snapshot
