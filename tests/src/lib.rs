@@ -1,9 +1,23 @@
-//! Equipment of the end-to-end tests: a real PostgreSQL, the collector as a process or in this one, recorded traffic.
+//! Equipment of the end-to-end tests: a real PostgreSQL, the collector as a process or in this one, recorded traffic, a
+//! gateway with a simulated vLLM behind it.
 //!
 //! Test equipment fails by panicking: there is nobody else to report to.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stderr, reason = "a test fails by panicking")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::print_stderr,
+    reason = "a test fails by panicking"
+)]
 
+#[cfg(feature = "suite")]
 pub mod collector;
 pub mod fixtures;
+#[cfg(feature = "suite")]
+pub mod gateway;
+#[cfg(feature = "suite")]
 pub mod postgres;
+#[cfg(feature = "suite")]
 pub mod process;
+pub mod vllm;
