@@ -67,11 +67,6 @@ pub fn expected_row(name: &str) -> serde_json::Value {
     serde_json::from_slice(&read(file)).expect("an expected row is JSON")
 }
 
-/// Whether a row was written for the exchange of that name.
-pub fn has_expected_row(name: &str) -> bool {
-    kong().join("expected").join(format!("{name}.json")).exists()
-}
-
 /// A small entry with the given identity; distinct seconds give distinct rows.
 pub fn small_entry(request_id: &str, started_at_ms: i64) -> String {
     format!(

@@ -1,12 +1,14 @@
 //! A call to the gateway, and what came of it.
 
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use bytes::Bytes;
 use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 use serde_json::Value;
 
 use super::Session;
+use crate::process::wait_until;
 use crate::vllm::Seen;
 
 /// Marks a call on its way to the model server.
@@ -142,8 +144,13 @@ impl Reply {
         session.gateway.seen(|seen| seen.header(MARK) == Some(&self.mark))
     }
 
-    /// The one request that the gateway made of it.
-    pub fn seen_once(&self, session: &Session) -> Seen {
+    /// The one request that the gateway made of it, once all is known of its answer.
+    pub async fn seen_once(&self, session: &Session) -> Seen {
+        // The client may have the last byte before it is noted.
+        wait_until("the answer is noted", Duration::from_secs(5), || async {
+            self.seen(session).iter().all(|seen| seen.end.is_some())
+        })
+        .await;
         let mut seen = self.seen(session);
         assert_eq!(seen.len(), 1, "{self:?}");
         seen.remove(0)

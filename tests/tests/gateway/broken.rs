@@ -89,7 +89,7 @@ async fn a_model_server_that_dies_in_mid_stream_leaves_a_row_of_what_came() {
         let reply = call.body(fixtures::vllm_request("chat-en-stream")).send().await;
         assert_eq!(reply.status, 200, "{how}");
         assert!(reply.broken.is_some(), "{how}: the client must see that the stream broke off: {}", reply.text());
-        let sent = reply.seen_once(&session).sent;
+        let sent = reply.seen_once(&session).await.sent;
         assert!(sent.starts_with(&reply.body) && !reply.body.is_empty(), "{how}: {}", reply.text());
         let row = reply.row(&session).await;
         let wanted = json!({"status": 200, "aborted": true, "stream": true, "finish_reason": null, "completion_tokens": null,
@@ -117,7 +117,7 @@ async fn a_stream_that_lacks_only_its_terminating_chunk_is_complete() {
 async fn a_model_server_that_hangs_in_mid_stream_is_cut_off_by_the_time_out() {
     let session = Session::begin().await;
     let user = session.user().await;
-    let call = session.call(CHAT).key(&user.key).header("x-fixture", "chat-en-stream").header("x-sim-stall", "4");
+    let call = session.call(CHAT).key(&user.key).header("x-fixture", "chat-en-stream").header("x-sim-stall", "8");
     let reply = call.body(fixtures::vllm_request("chat-en-stream")).send().await;
     assert!(reply.status == 200 && reply.broken.is_some(), "{}", reply.text());
     let row = reply.row(&session).await;

@@ -43,7 +43,7 @@ async fn a_streamed_call_has_usage_in_its_row_and_the_client_that_did_not_ask_do
     let user = session.user().await;
     let request = fixtures::vllm_request("chat-en-stream");
     let reply = session.call(CHAT).key(&user.key).body(request.clone()).send().await;
-    let seen = reply.seen_once(&session);
+    let seen = reply.seen_once(&session).await;
     assert_eq!(usages(&seen.sent).len(), 1, "vLLM was asked for usage");
     assert_same("the client's events", &reply.body, &without_usage(&seen.sent));
     assert!(reply.header("content-type").unwrap().starts_with("text/event-stream"));
@@ -69,7 +69,7 @@ async fn a_client_that_asks_for_usage_gets_it_unchanged() {
         let path = if name.starts_with("completions") { "/v1/completions" } else { CHAT };
         let reply = session.call(path).key(&user.key).header("x-fixture", name).body(request.clone()).send().await;
         assert_same(name, &reply.body, &fixtures::vllm_response(name));
-        assert_same(name, &reply.seen_once(&session).body, &request);
+        assert_same(name, &reply.seen_once(&session).await.body, &request);
     }
 }
 
@@ -83,7 +83,7 @@ async fn a_client_that_says_it_wants_no_usage_does_not_get_it() {
         let reply = session.call(CHAT).key(&user.key).body(request).send().await;
         assert_eq!(reply.status, 200, "{options}: {}", reply.text());
         assert!(usages(&reply.body).is_empty(), "{options}: {}", reply.text());
-        assert_same(options, &reply.body, &without_usage(&reply.seen_once(&session).sent));
+        assert_same(options, &reply.body, &without_usage(&reply.seen_once(&session).await.sent));
         assert_eq!(reply.row(&session).await["completion_tokens"], 3, "{options}");
     }
 }
@@ -98,7 +98,7 @@ async fn where_the_network_cuts_a_stream_changes_nothing() {
         let path = if name.starts_with("completions") { "/v1/completions" } else { CHAT };
         let call = session.call(path).key(&user.key).header("x-fixture", name).header("x-sim-split", piece);
         let reply = call.body(fixtures::vllm_request(name)).send().await;
-        let sent = reply.seen_once(&session).sent;
+        let sent = reply.seen_once(&session).await.sent;
         assert_eq!(usages(&sent).len(), 1, "{name}");
         assert_same(name, &reply.body, &without_usage(&sent));
         let row = reply.row(&session).await;
@@ -156,7 +156,7 @@ async fn keys_are_taken_as_the_sdks_of_openai_and_anthropic_send_them() {
         let call = session.call(CHAT).header(name, &value).body(fixtures::vllm_request("chat-en"));
         let reply = call.send().await;
         assert_eq!(reply.status, 200, "{name}: {value}");
-        let seen = reply.seen_once(&session);
+        let seen = reply.seen_once(&session).await;
         for header in ["authorization", "x-api-key"] {
             assert_eq!(seen.header(header), None, "{name}: {value}");
         }

@@ -22,7 +22,7 @@ async fn two_hundred_calls_of_eight_clients_are_two_hundred_rows_without_a_hole(
                 let stream = call % 2 == 0;
                 let body = json!({"model": "m", "stream": stream, "messages": [{"role": "user", "content": text}]}).to_string();
                 let mut request = session.call("/v1/chat/completions").key(&user.key).body(body);
-                if call % 5 == 0 {
+                if call % 10 == 0 {
                     request = request.header("x-fixture", "chat-zh-stream").header("x-sim-chunk-delay-ms", "2");
                 }
                 let reply = request.send().await;

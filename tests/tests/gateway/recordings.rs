@@ -7,7 +7,7 @@ use gateway_tests::gateway::{Reply, Session};
 use gateway_tests::vllm::Seen;
 use serde_json::{Value, json};
 
-use crate::events::{assert_same, usages, without_usage};
+use crate::events::{assert_same, split, usages, without_usage};
 
 /// Columns that do not depend on where and when the call is made.
 const COLUMNS: [&str; 17] = [
@@ -74,9 +74,15 @@ impl Recorded {
         call.method(&self.method).send().await
     }
 
-    /// The body asks for the usage event.
-    fn asks_for_usage(&self) -> bool {
-        serde_json::from_slice::<Value>(&self.body).is_ok_and(|body| body["stream_options"]["include_usage"] == true)
+    /// A stream of which the gateway asks for usage, because the client does not.
+    fn may_be_edited(&self) -> bool {
+        let Ok(body) = serde_json::from_slice::<Value>(&self.body) else { return false };
+        let options = &body["stream_options"];
+        let path = self.target.split('?').next().unwrap();
+        matches!(path, "/v1/chat/completions" | "/v1/completions")
+            && body["stream"] == true
+            && options["include_usage"] != true
+            && options["continuous_usage_stats"] != true
     }
 }
 
@@ -89,7 +95,7 @@ async fn every_recorded_exchange_passes_untouched_and_becomes_the_row_written_fo
     let mut replies = Vec::new();
     for recorded in &recorded {
         let reply = recorded.call(&session, &user.key).await;
-        let seen = reply.seen_once(&session);
+        let seen = reply.seen_once(&session).await;
         check_bytes(recorded, &reply, &seen);
         replies.push((recorded, reply, seen));
     }
@@ -113,33 +119,30 @@ fn check_bytes(recorded: &Recorded, reply: &Reply, seen: &Seen) {
     assert_eq!(reply.broken, None, "{name}");
     assert_eq!(Some(reply.status), seen.status, "{name}");
     assert_eq!((seen.method.as_str(), seen.target.as_str()), (recorded.method.as_str(), recorded.target.as_str()), "{name}");
-    // The simulation itself is not to be trusted more than necessary: only streams whose usage nobody recorded may differ.
-    let was_added = !usages(&seen.sent).is_empty() && !recorded.asks_for_usage();
-    if was_added {
-        assert_same(name, &reply.body, &without_usage(&seen.sent));
+    if recorded.may_be_edited() {
+        // The simulation itself is not to be trusted more than necessary: all but the usage is as recorded.
         let unedited = |text: &[u8]| {
             let mut body: Value = serde_json::from_slice(text).unwrap();
             body.as_object_mut().unwrap().remove("stream_options");
             body
         };
         assert_eq!(unedited(&seen.body), unedited(&recorded.body), "{name}");
+        assert_same(name, &reply.body, &without_usage(&seen.sent));
+        let events = |body: &[u8]| split(body).len();
+        assert_eq!(events(&reply.body), events(&fixtures::vllm_response(name)), "{name}");
     } else {
+        assert_same(name, &seen.body, &recorded.body);
         assert_same(name, &reply.body, &fixtures::vllm_response(name));
-        if usages(&seen.sent).is_empty() && reply.header("content-type").is_some_and(|kind| kind.starts_with("text/event")) {
-            // Asked for, or of an API that has none.
-        } else {
-            assert_same(name, &seen.body, &recorded.body);
-        }
     }
 }
 
 /// The row written for the entry that a real Kong sent. It did not ask for usage: where the stream has some now, that counts.
 fn expected_row(recorded: &Recorded, seen: &Seen) -> Value {
-    let mut expected = if fixtures::has_expected_row(&recorded.name) {
-        fixtures::expected_row(&recorded.name)
-    } else {
-        panic!("no row was written for {}", recorded.name)
-    };
+    let mut expected = fixtures::expected_row(&recorded.name);
+    if recorded.method == "HEAD" {
+        // The plugin of the recording did not know that such an answer has no body.
+        expected["aborted"] = json!(false);
+    }
     if let Some(usage) = usages(&seen.sent).first() {
         for column in ["prompt_tokens", "completion_tokens"] {
             assert!(expected[column].is_null() || expected[column] == usage[column], "{}.{column}", recorded.name);

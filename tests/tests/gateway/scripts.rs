@@ -80,7 +80,7 @@ async fn a_key_for_vllm_takes_the_place_of_the_users() {
     session
         .settled("vLLM gets its key", || async {
             let reply = call().key(&user.key).send().await;
-            reply.seen_once(&session).header("authorization") == Some(&bearer)
+            reply.seen_once(&session).await.header("authorization") == Some(&bearer)
         })
         .await;
     let calls =
@@ -88,7 +88,7 @@ async fn a_key_for_vllm_takes_the_place_of_the_users() {
     for call in calls {
         let reply = call.send().await;
         assert_eq!(reply.status, 200);
-        let seen = reply.seen_once(&session);
+        let seen = reply.seen_once(&session).await;
         let sent: Vec<&str> = seen
             .headers
             .iter()

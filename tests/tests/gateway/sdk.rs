@@ -64,11 +64,12 @@ async fn openais_sdk_finds_what_it_expects() {
     let (user, limited) = (session.user().await, user_over_the_limit(&session).await);
     let seen = run(&session, "openai_calls.py", &user, &limited).await;
     let answer = fixtures::expected_row("chat-en")["response"].clone();
+    let tool = &fixtures::expected_row("tools-auto-stream-usage")["tool_calls"][0];
     let calls = json!({
         "plain": {"content": answer, "finish_reason": "stop", "completion_tokens": 65},
         "streamed": {"content": answer, "finish_reason": "stop", "usages": [], "without_choices": 0},
         "streamed_with_usage": {"content": answer, "finish_reason": "stop", "usages": [65], "without_choices": 1},
-        "streamed_tools": {"name": "get_weather", "arguments": "{\"city\": \"Paris\"}", "finish_reason": "tool_calls"},
+        "streamed_tools": {"name": tool["name"], "arguments": tool["arguments"], "finish_reason": "tool_calls"},
         "stream_helper": {"content": answer, "has_usage": false},
         "responses": {"content": fixtures::expected_row("responses-stream")["response"], "last": "response.completed"},
         "models": {"ids": ["qwen-tiny"]},
@@ -132,7 +133,7 @@ async fn anthropics_sdk_finds_what_it_expects() {
         ("over_the_limit", json!({"class": "RateLimitError", "status": 429, "type": "rate_limit_error"})),
         ("over_the_limit_streamed", json!({"class": "RateLimitError", "status": 429, "type": "rate_limit_error"})),
         ("no_such_path", json!({"class": "NotFoundError", "status": 404})),
-        ("vllm_bad_model", json!({"class": "NotFoundError", "status": 404, "type": "not_found_error"})),
+        ("vllm_bad_model", json!({"class": "NotFoundError", "status": 404, "type": "NotFoundError"})),
         ("vllm_gone", json!({"class": "InternalServerError", "status": 502, "type": "api_error"})),
     ] {
         assert_has(call, &seen[call], wanted);
