@@ -180,12 +180,17 @@ fn start_collector(folder: &Path, listen: &SocketAddr, database: &Database) -> (
         .spawn()
         .expect("the collector");
     std::fs::write(folder.join("collector.pid"), child.id().to_string()).expect("a file");
+    (wait_for_address(&log), child)
+}
+
+/// Where the collector listens, once it says so.
+fn wait_for_address(log: &Path) -> String {
     let started = Instant::now();
     loop {
-        let text = std::fs::read_to_string(&log).expect("its log");
+        let text = std::fs::read_to_string(log).expect("its log");
         if let Some((_, rest)) = text.split_once("listening on ") {
             let address: String = rest.chars().take_while(|c| c.is_ascii_digit() || matches!(c, '.' | ':')).collect();
-            return (format!("http://{address}"), child);
+            return format!("http://{address}");
         }
         assert!(started.elapsed() < Duration::from_secs(60), "the collector does not start:\n{text}");
         std::thread::sleep(Duration::from_millis(20));
