@@ -44,6 +44,18 @@ local function without_usage(stream)
 end
 
 
+-- The middle of a long stream is more of the same, and costs time at every cut.
+local function shorten(stream)
+  local events = events_of(stream)
+  if #events <= 14 then
+    return stream
+  end
+
+  return table.concat(events, "", 1, 6)
+         .. table.concat(events, "", #events - 7)
+end
+
+
 -- @return the whole output, and per chunk what came out
 local function filter(chunks)
   local instance = usage_filter.new()
@@ -86,14 +98,14 @@ describe("usage_filter", function()
 
   describe("removes the usage event from recorded streams", function()
     for _, name in ipairs(with_usage) do
-      local stream = fixtures.response(name)
+      local stream = shorten(fixtures.response(name))
       local expected = without_usage(stream)
 
       describe(name, function()
         it("in the chunks of the recording", function()
           local chunks = fixtures.chunks(name)
           local out, per_chunk = filter(chunks)
-          assert.equal(expected, out)
+          assert.equal(without_usage(fixtures.response(name)), out)
 
           -- every other chunk is handed on as it is, at once
           for i, chunk in ipairs(chunks) do
@@ -102,26 +114,18 @@ describe("usage_filter", function()
         end)
 
         it("cut in two anywhere", function()
-          -- all of a short stream, the interesting ends of a long one
-          local step_from, step_to = 1200, #stream - 2500
-          local pos = 0
-          while pos <= #stream do
+          for pos = 0, #stream do
             local out, per_chunk = filter(chunking.split_at(stream, pos))
             if out ~= expected then
               assert.equal(expected, out, "cut after byte " .. pos)
             end
             -- at most the beginning of one event is held back
             assert.is_true(#per_chunk[1] >= pos - 600)
-
-            pos = pos + 1
-            if pos == step_from and pos < step_to then
-              pos = step_to
-            end
           end
         end)
 
         it("in chunks of equal length", function()
-          for length = 1, 24 do
+          for length = 1, 40 do
             assert.equal(expected, (filter(chunking.split_every(stream,
                                                                 length))))
           end
@@ -129,7 +133,7 @@ describe("usage_filter", function()
 
         it("in random chunks", function()
           local random = chunking.random(#stream)
-          for _ = 1, 60 do
+          for _ = 1, 100 do
             local chunks = chunking.split_randomly(stream, random, 700)
             assert.equal(expected, (filter(chunks)))
           end
@@ -177,7 +181,7 @@ describe("usage_filter", function()
 
   it("holds nothing back before a choice has finished", function()
     for _, name in ipairs(with_usage) do
-      local stream = fixtures.response(name)
+      local stream = shorten(fixtures.response(name))
       local finish = stream:find('"finish_reason":"', 1, true)
 
       for _, length in ipairs({ 1, 7, 50, 219 }) do
@@ -192,7 +196,7 @@ describe("usage_filter", function()
 
   it("never holds back a complete event", function()
     for _, name in ipairs(with_usage) do
-      local stream = fixtures.response(name)
+      local stream = shorten(fixtures.response(name))
       local expected = without_usage(stream)
       local usage_at = stream:find('[^\n]*"choices":%[%]')
 
