@@ -586,7 +586,7 @@ describe("llm-audit", function()
     it("tells what is wrong with the credentials", function()
       for expected, authorization in pairs({
         ["did not provide"] = false,
-        ["Bearer scheme"] = "Basic YTpi",
+        ["is not 'Bearer'"] = "Basic YTpi",
         ["pre%-function"] = "bearer sk-1",
       }) do
         local result = running:call({

@@ -154,9 +154,11 @@ end
 -- the header with the key is gone by now.
 -- @return messages by Kong's words
 local function unauthorized_messages(call)
-  local missing = "You did not provide an API key. Send it as 'Authorization: "
-                  .. "Bearer YOUR_KEY' (api_key in the OpenAI SDKs) or as "
-                  .. "'X-API-Key: YOUR_KEY'."
+  -- No "Bearer" with a word behind it: whoever redacts tokens in logs, and the
+  -- collector does, would take that word for one.
+  local missing = "You did not provide an API key. Send it in the "
+                  .. "Authorization header behind the word 'Bearer' (api_key "
+                  .. "in the OpenAI SDKs) or as 'X-API-Key: YOUR_KEY'."
 
   if call.authorization == "bearer" then
     missing = "The gateway did not read the key in your Authorization header. "
@@ -164,8 +166,8 @@ local function unauthorized_messages(call)
               .. "send the key as 'X-API-Key: YOUR_KEY'."
 
   elseif call.authorization == "other" then
-    missing = "The Authorization header does not use the Bearer scheme. Send "
-              .. "your key as 'Authorization: Bearer YOUR_KEY'."
+    missing = "The scheme of the Authorization header is not 'Bearer'. Send "
+              .. "your key behind that word."
   end
 
   return {
