@@ -6,13 +6,14 @@
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::panic,
-    clippy::indexing_slicing,
     clippy::print_stderr,
+    clippy::indexing_slicing,
     reason = "a test fails by panicking"
 )]
 
 #[cfg(feature = "suite")]
 pub mod collector;
+pub mod dice;
 pub mod fixtures;
 #[cfg(feature = "suite")]
 pub mod gateway;
