@@ -27,6 +27,9 @@ cargo clippy --workspace --all-targets --locked --quiet -- -D warnings
 step "bats: the nginx test host"
 bats tests/nginx-host
 
+step "bats: the start of a real Kong"
+bats tests/kong
+
 step "bats: the scripts that configure Kong"
 bats deploy/tests
 

@@ -93,7 +93,7 @@ properties() {
   local plugins=$1
   [[ ${KONG_TEST_DATABASE_URL:-} =~ $DATABASE_PATTERN ]] ||
     fatal "KONG_TEST_DATABASE_URL must be postgres://user:password@host:port/database"
-  cat <<LINES
+  grep . <<LINES
 KONG_DATABASE=postgres
 KONG_PG_HOST=${BASH_REMATCH[5]}
 KONG_PG_PORT=${BASH_REMATCH[7]:-5432}

@@ -81,7 +81,8 @@ pub struct Said {
 
 static SHARED: OnceCell<Gateway> = OnceCell::const_new();
 static TURN: RwLock<()> = RwLock::const_new(());
-static CHANGED: AtomicBool = AtomicBool::new(false);
+/// Settings are not, or may not be, the usual ones: so it is at the beginning, whatever Kong was there before.
+static CHANGED: AtomicBool = AtomicBool::new(true);
 static USERS: AtomicU32 = AtomicU32::new(0);
 
 /// A test's hold on the shared gateway.
@@ -194,14 +195,42 @@ impl Session {
         }
     }
 
+    /// Waits until all workers send calls to our model server, with nothing added, and entries to our collector.
     async fn wait_until_usual(&self) {
         let user = self.gateway.probe.get_or_init(|| self.gateway.new_user()).await;
-        self.settled("the usual settings", || async {
-            let reply = self.call("/v1/chat/completions").key(&user.key).body(r#"{"messages":[{"role":"user","content":"?"}]}"#);
-            let reply = reply.send().await;
-            reply.status == 200 && reply.seen(self).iter().all(|seen| seen.header("authorization").is_none())
-        })
-        .await;
+        let started = Instant::now();
+        loop {
+            let ids = Mutex::new(Vec::new());
+            self.settled("the usual settings", || async {
+                let call = self.call("/v1/chat/completions").key(&user.key);
+                let reply = call.body(r#"{"messages":[{"role":"user","content":"?"}]}"#).send().await;
+                let seen = reply.seen(self);
+                let good = reply.status == 200 && seen.len() == 1 && seen[0].header("authorization").is_none();
+                let mut ids = ids.lock().expect("the ids");
+                if good {
+                    ids.push(reply.request_id().to_owned());
+                } else {
+                    ids.clear();
+                }
+                good
+            })
+            .await;
+            let ids = ids.into_inner().expect("the ids");
+            // Entries that went to another collector will not come.
+            for _ in 0..40 {
+                if self.count_rows(&ids).await == ids.len() {
+                    return;
+                }
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            assert!(started.elapsed() < CHANGE_LIMIT, "calls do not become rows");
+        }
+    }
+
+    async fn count_rows(&self, ids: &[String]) -> usize {
+        let query = "SELECT count(*) FROM llm_logs WHERE request_id = ANY($1)";
+        let row = self.rows().await.query_one(query, &[&ids]).await.expect("a count");
+        usize::try_from(row.get::<_, i64>(0)).expect("a count")
     }
 
     /// The row of a call, once it is there.

@@ -77,7 +77,7 @@ async fn start_parts() -> Gateway {
         ]
         .map(|(name, value)| (name.to_owned(), value)),
     );
-    let gateway = Gateway {
+    Gateway {
         proxy_url: host.proxy_url,
         admin_url: host.admin_url,
         vllm,
@@ -91,22 +91,6 @@ async fn start_parts() -> Gateway {
         own_keys: Mutex::new(vec![TOKEN.to_owned()]),
         _collector: collector,
         _reaper: reaper,
-    };
-    let said = gateway.script("deploy/kong/configure.sh", &["--wait"], &[], "").await;
-    assert!(said.success, "configure.sh: {}", said.stderr);
-    wait_for_all_workers(&gateway.proxy_url).await;
-    gateway
-}
-
-/// `--wait` has seen one worker that knows.
-async fn wait_for_all_workers(proxy_url: &str) {
-    let client = reqwest::Client::builder().pool_max_idle_per_host(0).build().expect("an HTTP client");
-    let started = Instant::now();
-    let mut in_a_row = 0;
-    while in_a_row < super::ANSWERS_IN_A_ROW {
-        let status = client.get(format!("{proxy_url}/v1/models")).send().await.map(|answer| answer.status().as_u16());
-        in_a_row = if matches!(status, Ok(401)) { in_a_row + 1 } else { 0 };
-        assert!(started.elapsed() < super::CHANGE_LIMIT, "the gateway does not answer as configured: {status:?}");
     }
 }
 
