@@ -2,8 +2,11 @@
 
 local uuid = {}
 
--- Seeding once in the master would give every worker the same sequence.
+-- Not a seed of our own: set in the master, it would give every worker the same
+-- sequence. Unbuffered for the same reason: what the master has read ahead, the
+-- workers would share.
 local random = assert(io.open("/dev/urandom", "rb"))
+random:setvbuf("no")
 
 
 --- `count` random bytes as lower-case hexadecimal digits.
