@@ -134,13 +134,20 @@ describe("errors", function()
     it("says what to send when there is no key", function()
       local words = message("No API key found in request")
       assert.matches("did not provide an API key", words)
-      assert.matches("Authorization: Bearer YOUR_KEY", words, 1, true)
+      assert.matches("Authorization header, after 'Bearer'", words, 1, true)
       assert.matches("X-API-Key", words, 1, true)
     end)
 
     it("says that the scheme is wrong", function()
-      assert.matches("Bearer scheme",
+      assert.matches("scheme 'Bearer'",
                      message("No API key found in request", "other"))
+    end)
+
+    it("has no word that would be taken for a bearer token", function()
+      for _, sent in ipairs({ "none", "bearer", "other" }) do
+        assert.not_matches("[Bb]earer%s",
+                           message("No API key found in request", sent))
+      end
     end)
 
     it("says that nobody took the key", function()

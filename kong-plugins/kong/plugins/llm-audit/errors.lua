@@ -152,11 +152,13 @@ end
 
 -- key-auth says by its words alone what was wrong: when it hides credentials,
 -- the header with the key is gone by now.
+-- None of ours has a word behind "Bearer": the collector would take it for a
+-- key, and the log would read as if somebody had leaked one.
 -- @return messages by Kong's words
 local function unauthorized_messages(call)
-  local missing = "You did not provide an API key. Send it as 'Authorization: "
-                  .. "Bearer YOUR_KEY' (api_key in the OpenAI SDKs) or as "
-                  .. "'X-API-Key: YOUR_KEY'."
+  local missing = "You did not provide an API key. Send it in the "
+                  .. "Authorization header, after 'Bearer' (the OpenAI SDKs do "
+                  .. "so with api_key), or as 'X-API-Key: YOUR_KEY'."
 
   if call.authorization == "bearer" then
     missing = "The gateway did not read the key in your Authorization header. "
@@ -164,8 +166,8 @@ local function unauthorized_messages(call)
               .. "send the key as 'X-API-Key: YOUR_KEY'."
 
   elseif call.authorization == "other" then
-    missing = "The Authorization header does not use the Bearer scheme. Send "
-              .. "your key as 'Authorization: Bearer YOUR_KEY'."
+    missing = "The Authorization header does not use the scheme 'Bearer'. "
+              .. "Send 'Authorization: Bearer', a blank, and your key."
   end
 
   return {
