@@ -31,6 +31,8 @@ pub enum Command {
     Replay(ReplaySettings),
     /// Look at entries that could not become rows, and try them again
     Rejected(RejectedSettings),
+    /// Ask a running collector whether it lives: status 0 if so, for health checks of containers
+    Healthcheck(HealthcheckSettings),
 }
 
 /// How to log.
@@ -121,6 +123,14 @@ pub struct ReplaySettings {
     pub database: DatabaseArgs,
     #[command(flatten)]
     pub pipeline: PipelineSettings,
+}
+
+/// Settings of `healthcheck`.
+#[derive(Debug, Args)]
+pub struct HealthcheckSettings {
+    /// Address on which the collector listens
+    #[arg(long, env = "COLLECTOR_LISTEN", default_value = "127.0.0.1:5000")]
+    pub listen: SocketAddr,
 }
 
 /// Settings of `rejected`.

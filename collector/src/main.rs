@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::Parser;
-use llm_collector::commands::{self, rejected, replay};
+use llm_collector::commands::{self, healthcheck, rejected, replay};
 use llm_collector::config::{Cli, Command, ServeSettings};
 use llm_collector::logging;
 use llm_collector::server::Application;
@@ -44,6 +44,7 @@ async fn run(command: &Command) -> Result<()> {
             ))
         }
         Command::Rejected(settings) => print(rejected::run(settings).await?),
+        Command::Healthcheck(settings) => healthcheck::run(settings),
     }
 }
 
