@@ -3,7 +3,7 @@
 # install.sh - installs the vLLM gateway on this host from the bundle it lies in: checks the host, verifies the bundle,
 # loads the images, makes secrets, starts everything, configures Kong, and proves it with a call.
 #
-# Needs root, Docker 20.10 or newer with Compose 1.27 or newer, curl. No internet, no jq, no Python.
+# Needs root, Docker 20.10 or newer with Compose 1.28 or newer, curl. No internet, no jq, no Python.
 # May run again at any time: what is done already is left alone, and a run that failed goes on where it ended.
 #
 # Usage: install.sh [options]

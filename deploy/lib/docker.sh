@@ -109,9 +109,14 @@ wait_healthy() {
 explain_failure() {
   local service=$1 state=$2 id log
   id=$(container_of "$service")
-  log=$([ -z "$id" ] || docker logs --tail 30 "$id" 2>&1)
-  warn "$service is not healthy: ${state% *}" "its last lines:"
-  printf '%s\n' "$log" | tail -n 12 | cut -c 1-300 | sed 's/^/         | /' | without_secrets >&2
+  log=$([ -z "$id" ] || docker logs --tail 60 "$id" 2>&1)
+  warn "$service is not healthy: ${state% *}" "from the end of its log:"
+  # What ended it may stand above the start of the next attempt.
+  {
+    grep -iE 'error|fatal|panic|fail|denied|no space' <<<"$log" | tail -n 6 || true
+    echo ...
+    tail -n 6 <<<"$log"
+  } | cut -c 1-300 | sed 's/^/         | /' | without_secrets >&2
   case $log in
     *'assword authentication failed'* | *'no password supplied'*)
       warn "$service has another password than PostgreSQL knows" "Set it anew on both sides:  $(this_gateway) apply" ;;

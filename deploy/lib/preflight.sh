@@ -114,8 +114,8 @@ check_docker() {
 check_compose() {
   if ! find_compose; then
     finding error "Compose is missing" "apt-get install docker-compose (Debian 12, Ubuntu 22.04) or docker-compose-v2 or docker-compose-plugin"
-  elif ! version_at_least "$compose_version" 1.27.0; then
-    finding error "Compose $compose_version is too old; 1.27 is the oldest that reads the file" "Install a newer docker-compose."
+  elif ! version_at_least "$compose_version" 1.28.0; then
+    finding error "Compose $compose_version is too old; 1.28 is the oldest that reads the file" "Install a newer docker-compose."
   fi
 }
 

@@ -24,7 +24,7 @@ start_postgresql() {
 }
 
 # Runs Kong's command line once, in a container of its own with the same settings.
-kong_once() { run_compose run --rm -T --no-deps kong kong "$@" </dev/null 2>&1; }
+kong_once() { run_compose run --rm -T --no-deps kong-migrations kong "$@" </dev/null 2>&1; }
 
 # Sets migrations_left: steps that the old version does not survive come after the new one is healthy.
 migrate_kong() {
@@ -97,7 +97,8 @@ add_probe() {
   if [[ $answer == *'"data"'* ]]; then
     users rotate "$PROBE" --key - <<<"${secret[PROBE_KEY]}" >/dev/null 2>&1 && return 0
   fi
-  users add "$PROBE" --key - <<<"${secret[PROBE_KEY]}" >/dev/null || fatal "could not add the user $PROBE, whose calls check the gateway"
+  answer=$(users add "$PROBE" --key - <<<"${secret[PROBE_KEY]}" 2>&1) ||
+    fatal "could not add the user $PROBE, whose calls check the gateway" "$answer"
   changed=$((changed + 1))
 }
 
