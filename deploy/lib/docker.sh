@@ -141,7 +141,7 @@ without_secrets() {
 
 # --- images -----------------------------------------------------------------------------------------------------------
 
-declare -A image_name image_id image_user
+declare -gA image_name image_id image_user
 
 # role_of IMAGE - which service an image is for, by the last part of its name.
 role_of() {

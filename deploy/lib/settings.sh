@@ -7,7 +7,7 @@
 # The release's own gateway.env holds the names and defaults; the installation's holds what the operator changed. So a new
 # release may bring new settings without touching the operator's file.
 
-declare -A setting
+declare -gA setting
 
 # Names that are handed to a program as they stand, by prefix.
 passed_on=''
@@ -94,7 +94,7 @@ check_ports() {
 
 # --- secrets ---------------------------------------------------------------------------------------------------------
 
-declare -A secret
+declare -gA secret
 
 # Made once; a later release may add some. Letters and digits only: they go into URLs, SQL and files as they stand.
 make_secrets() {

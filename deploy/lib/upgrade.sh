@@ -67,7 +67,7 @@ unpack_bundle() {
 remove_unpacked() { [[ $1 != "$home"/incoming/* ]] || rm -rf "$home/incoming"; }
 
 # A new image may come under the same name; ids stay.
-declare -A old_image
+declare -gA old_image
 remember_images() {
   local role
   for role in "${!image_name[@]}"; do
