@@ -56,19 +56,21 @@ digest_of() {
 # write_file PATH MODE [OWNER] - standard input into PATH, whole or not at all. Adds 1 to changed when the content is new.
 changed=0
 write_file() {
-  local path=$1 mode=$2 owner=${3:-} new=$1.new
-  cat >"$new" || fatal "cannot write $new" "Is the disk full?  df -h $(dirname "$path")"
-  chmod "$mode" "$new"
-  [ -z "$owner" ] || chown "$owner" "$new"
-  if cmp -s "$new" "$path"; then
-    # Content alone is compared; mode and owner are put right without a word.
-    rm -f "$new"
+  local path=$1 mode=$2 owner=${3:-} draft=$state_dir/draft
+  mkdir -p "$state_dir"
+  cat >"$draft" || fatal "cannot write $draft" "Is the disk full?  df -h $state_dir"
+  if ! cmp -s "$draft" "$path"; then
+    cp "$draft" "$path.new" || fatal "cannot write $path.new" "Is the disk full?  df -h $(dirname "$path")"
+    chmod "$mode" "$path.new"
+    [ -z "$owner" ] || chown "$owner" "$path.new"
+    mv "$path.new" "$path"
+    changed=$((changed + 1))
+  else
+    # Mode and owner are put right without a word.
     chmod "$mode" "$path"
     [ -z "$owner" ] || chown "$owner" "$path"
-  else
-    mv "$new" "$path"
-    changed=$((changed + 1))
   fi
+  rm -f "$draft"
 }
 
 # free_kb FOLDER - kilobytes free on the disk that holds it or will hold it.

@@ -31,16 +31,29 @@ container_of() {
     --filter label=com.docker.compose.oneoff=False | head -n 1
 }
 
-inspect_format='{{.State.Status}} {{if .State.Health}}{{.State.Health.Status}}{{else}}none{{end}} {{.RestartCount}}'
-
 # Words: state (running, exited, restarting), health (healthy, unhealthy, starting, none), number of restarts.
 state_of() {
-  local id
+  local id state
   id=$(container_of "$1")
-  if [ -z "$id" ]; then echo 'absent none 0'; else docker inspect --format "$inspect_format" "$id" 2>/dev/null || echo 'absent none 0'; fi
+  state=$([ -z "$id" ] || docker inspect --format '{{.State.Status}} {{if .State.Health}}{{.State.Health.Status}}{{else}}none{{end}} {{.RestartCount}}' "$id" 2>/dev/null) || state=''
+  # Docker asks for the first time only after an interval; whoever waits asks as often as he likes.
+  if [[ $state == 'running starting '* ]] && passes_check "$id"; then state=${state/starting/healthy}; fi
+  echo "${state:-absent none 0}"
 }
 
-is_running() { [[ $(state_of "$1") == running* ]]; }
+# Runs the health check of a container now.
+passes_check() {
+  local check
+  mapfile -t check < <(docker inspect --format '{{range .Config.Healthcheck.Test}}{{println .}}{{end}}' "$1")
+  # The first word is CMD, the last an empty line.
+  docker exec "$1" "${check[@]:1:${#check[@]}-2}" >/dev/null 2>&1 </dev/null
+}
+
+is_running() {
+  local id
+  id=$(container_of "$1")
+  [ -n "$id" ] && [ "$(docker inspect --format '{{.State.Status}}' "$id" 2>/dev/null)" = running ]
+}
 
 # start_services SERVICE… - makes and starts what is not there or not as described. Adds to changed what it touched.
 #
@@ -56,8 +69,11 @@ start_services() {
     [ -z "$id" ] || have=$(docker inspect --format '{{index .Config.Labels "com.docker.compose.config-hash"}}' "$id")
     if [ -n "$id" ] && [ "$have" != "$wanted" ]; then
       info "$service is made anew: its image or settings changed"
-      stop_container "$service" "$id"
-      docker rm -f "$id" >/dev/null
+      remove_container "$service" "$id"
+      id=''
+    elif [ -n "$id" ] && [[ $(state_of "$service") == restarting* ]]; then
+      # It waits, longer after each failure; what made it fail may be mended.
+      remove_container "$service" "$id"
       id=''
     fi
     if [ -z "$id" ] || ! is_running "$service"; then todo+=("$service"); fi
@@ -69,6 +85,11 @@ start_services() {
     printf '%s\n' "$output" >&2
     fatal "Compose could not start: ${todo[*]}" "The reason is above. After mending it, run the same command again."
   }
+}
+
+remove_container() {
+  stop_container "$1" "$2"
+  docker rm -fv "$2" >/dev/null
 }
 
 stop_container() {
@@ -87,21 +108,23 @@ stop_services() {
 
 # wait_healthy SECONDS SERVICE… - until all are healthy. Says what is wrong with the first that is not.
 wait_healthy() {
-  local deadline=$((SECONDS + $1)) service state
+  local deadline=$((SECONDS + $1)) service state restarts
   shift
   for service in "$@"; do
+    restarts=''
     while :; do
       state=$(state_of "$service")
+      restarts=${restarts:-${state##* }}
       case $state in
         'running healthy'*) break ;;
         running* | restarting* | created*) ;;
         *) explain_failure "$service" "$state" && return 1 ;;
       esac
-      # Docker restarts what ends at once; three times is no accident. An unhealthy container may still recover.
-      if [ "${state##* }" -ge 3 ] || [ $SECONDS -ge $deadline ]; then
+      # Docker restarts what ends; three times while we look is no accident. An unhealthy container may still recover.
+      if [ "${state##* }" -ge $((restarts + 3)) ] || [ $SECONDS -ge $deadline ]; then
         explain_failure "$service" "$state" && return 1
       fi
-      sleep 1
+      sleep 0.5
     done
   done
 }
@@ -113,10 +136,10 @@ explain_failure() {
   warn "$service is not healthy: ${state% *}" "from the end of its log:"
   # What ended it may stand above the start of the next attempt.
   {
-    grep -iE 'error|fatal|panic|fail|denied|no space' <<<"$log" | tail -n 6 || true
+    grep -iE 'error|fatal|panic|fail|denied|no space' <<<"$log" | tail -n 3 || true
     echo ...
-    tail -n 6 <<<"$log"
-  } | cut -c 1-300 | sed 's/^/         | /' | without_secrets >&2
+    tail -n 5 <<<"$log"
+  } | cut -c 1-500 | sed 's/^/         | /' | without_secrets >&2
   case $log in
     *'assword authentication failed'* | *'no password supplied'*)
       warn "$service has another password than PostgreSQL knows" "Set it anew on both sides:  $(this_gateway) apply" ;;

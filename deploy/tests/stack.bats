@@ -196,7 +196,7 @@ PY
   [ "$(grafana 'SELECT count(*) > 0 FROM llm_logs')" = t ]
   [[ $(grafana 'SELECT * FROM llm_rejected') == *'permission denied'* ]]
   [[ $(grafana 'DELETE FROM llm_logs') == *'read-only transaction'* ]]
-  [[ $(grafana "SET default_transaction_read_only = off; DELETE FROM llm_logs") == *'permission denied'* ]]
+  [[ $(grafana 'BEGIN READ WRITE; DELETE FROM llm_logs') == *'permission denied'* ]]
 }
 
 # --- operating ------------------------------------------------------------------------------------------------------------
