@@ -14,7 +14,7 @@ use crate::extract::redact::Secrets;
 use crate::measure::Metrics;
 use crate::pipeline::Pipeline;
 use crate::store::pool::{Database, DatabaseSettings};
-use crate::store::{Store, Writers, migrate};
+use crate::store::{Health, Store, Writers, migrate};
 
 /// Brings the database to the current schema and says what was done.
 pub async fn migrate(args: &DatabaseArgs) -> Result<Vec<String>> {
@@ -33,7 +33,8 @@ async fn pipeline(args: &DatabaseArgs, settings: &PipelineSettings) -> Result<(P
     migrate(args).await?;
     let metrics = Arc::new(Metrics::new());
     let secrets = Arc::new(Secrets::with_headers(&settings.secret_headers));
-    let (store, writers) = Store::start(database(args)?, Arc::clone(&metrics), Arc::clone(&secrets));
+    let health = Arc::new(Health::new(true, Arc::clone(&metrics)));
+    let (store, writers) = Store::start(database(args)?, None, health, Arc::clone(&metrics), Arc::clone(&secrets));
     let limits = Limits { decoded_bytes: settings.max_decoded_bytes };
     Ok((Pipeline { limits, secrets, store, metrics }, writers))
 }

@@ -94,6 +94,15 @@ pub struct ServeSettings {
     /// Folder for entries that PostgreSQL cannot take
     #[arg(long, env = "COLLECTOR_DATA_DIR", default_value = "./data")]
     pub data_dir: PathBuf,
+    /// Most bytes in that folder; beyond it entries are refused and Kong keeps them for a while
+    #[arg(long, env = "COLLECTOR_MAX_SPOOL_BYTES", default_value_t = 10 << 30)]
+    pub max_spool_bytes: u64,
+    /// Greatest age of an entry in that folder, in hours, before further ones are refused
+    #[arg(long, env = "COLLECTOR_MAX_SPOOL_AGE_HOURS", default_value_t = 168)]
+    pub max_spool_age_hours: u64,
+    /// Seconds after which a number that Kong gave an entry, and that never arrived, counts as lost
+    #[arg(long, env = "COLLECTOR_GAP_GRACE_SECONDS", default_value_t = 300)]
+    pub gap_grace_seconds: u64,
     /// Secret that Kong must send as X-Collector-Token
     #[arg(long, env = "COLLECTOR_TOKEN", hide_env_values = true)]
     pub token: Option<String>,

@@ -83,7 +83,8 @@ pub fn elements(text: &str) -> Result<Vec<&str>, DecodeError> {
 /// The elements of an array that is broken somewhere: what parses, and the stretches between. `None` when nothing parses.
 ///
 /// After a broken element the scan goes on behind the next `}` and comma from which an object parses that is a log entry (it
-/// has a `request`, so that an object inside the broken element is not taken for one).
+/// has a `request`, so that an object inside the broken element is not taken for one). Broken elements that follow each other are
+/// one stretch: where one ends cannot be known.
 fn salvage(array: &str) -> Option<Vec<&str>> {
     // Each try may read to the end of the text: without a bound a hostile body costs the square of its length.
     const TRIES: usize = 1_000;

@@ -47,7 +47,11 @@ pub fn call(entry: &Entry<'_>, secrets: &Secrets) -> Call {
     let response_text = mended(entry.response_body.as_ref());
     let response = match &response_text {
         None => ResponseBody { document: Document::Absent, ended: None },
-        Some(text) => read_response(api, text, entry.is_response_truncated() || entry.is_aborted()),
+        Some(text) if sse::looks_like_events(text) || entry.is_stream() && sse::is_fragment(text) => add_up(api, text),
+        Some(text) => {
+            let cut = entry.is_response_truncated() || entry.is_aborted();
+            ResponseBody { document: parse(text, cut), ended: None }
+        }
     };
 
     let answer = match &response.document {
@@ -132,10 +136,7 @@ struct ResponseBody<'a> {
     ended: Option<bool>,
 }
 
-fn read_response(api: Api, text: &str, cut: bool) -> ResponseBody<'_> {
-    if !sse::looks_like_events(text) {
-        return ResponseBody { document: parse(text, cut), ended: None };
-    }
+fn add_up(api: Api, text: &str) -> ResponseBody<'_> {
     let Merged { completion, ended } = match api {
         Api::Chat | Api::Completions => merge::<choices::Chunks>(text),
         Api::Responses => merge::<responses::Events>(text),

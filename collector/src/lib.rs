@@ -1,8 +1,9 @@
 //! The collector of the vLLM gateway kit: receives what Kong's `http-log` sends and keeps every conversation.
 //!
 //! The modules stand in the order in which an entry passes them: [`receive`] (HTTP, token, limits) → [`decode`] (bytes to
-//! entries) → [`extract`] (what an entry means: a [`call::Call`]) → [`store`] (PostgreSQL) → [`measure`] (metrics).
-//! A later stage never calls an earlier one. [`pipeline`] ties them together, [`server`] starts and stops them.
+//! entries) → [`extract`] (what an entry means: a [`call::Call`]) → [`store`] (PostgreSQL, the spool) → [`measure`] (metrics).
+//! A later stage never calls an earlier one. [`pipeline`] ties them together, [`drain`] brings back what
+//! went to disk, [`server`] starts and stops everything.
 
 pub mod config;
 pub mod server;
@@ -18,6 +19,8 @@ pub mod extract;
 pub mod call;
 
 pub mod store;
+
+pub mod drain;
 
 pub mod measure;
 

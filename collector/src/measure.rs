@@ -6,6 +6,7 @@
 
 pub mod labels;
 
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use prometheus_client::encoding::EncodeLabelSet;
@@ -23,6 +24,8 @@ use labels::{Bounded, OTHER};
 const MAX_CONSUMERS: usize = 1_000;
 /// Models that get series of their own. A host serves a handful; LoRA adapters are models too.
 const MAX_MODELS: usize = 100;
+/// Workers of Kong that get series of their own. Every restart of Kong brings new ones; only those that lost entries count.
+const MAX_WORKERS: usize = 200;
 /// What stands for the model of a call that failed: its name was made up by the client, or never checked.
 const UNKNOWN: &str = "unknown";
 
@@ -62,6 +65,11 @@ struct DurationLabels {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ModelLabel {
     model: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct WorkerLabel {
+    worker: String,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -109,6 +117,11 @@ pub struct Metrics {
     store_duration: Histogram,
     batch_entries: Histogram,
     queue_bytes: Gauge,
+    spool_bytes: Gauge,
+    spool_oldest: Gauge<f64, AtomicU64>,
+    spool_refusals: Counter,
+    lost: Family<WorkerLabel, Counter>,
+    workers: Bounded,
     database_up: Gauge,
 }
 
@@ -175,6 +188,28 @@ impl Metrics {
             Unit::Bytes,
             queue_bytes.clone(),
         );
+        let spool_bytes = Gauge::default();
+        registry.register_with_unit(
+            "collector_spool",
+            "Bytes of entries on disk that PostgreSQL could not take yet",
+            Unit::Bytes,
+            spool_bytes.clone(),
+        );
+        let spool_oldest = Gauge::default();
+        registry.register_with_unit(
+            "collector_spool_oldest",
+            "Age of the oldest entry on disk",
+            Unit::Seconds,
+            spool_oldest.clone(),
+        );
+        let spool_refusals = Counter::default();
+        registry.register(
+            "collector_spool_refusals",
+            "Times that neither PostgreSQL nor the spool took entries",
+            spool_refusals.clone(),
+        );
+        let lost = Family::default();
+        registry.register("collector_entries_lost", "Entries that Kong numbered and that never arrived", lost.clone());
         let database_up = Gauge::default();
         registry.register("collector_database_up", "Whether PostgreSQL took the last statement", database_up.clone());
         registry.register("collector_build", "Version of the collector", Info::new([("version", env!("CARGO_PKG_VERSION"))]));
@@ -193,6 +228,11 @@ impl Metrics {
             store_duration,
             batch_entries,
             queue_bytes,
+            spool_bytes,
+            spool_oldest,
+            spool_refusals,
+            lost,
+            workers: Bounded::new(MAX_WORKERS),
             database_up,
         }
     }
@@ -250,6 +290,22 @@ impl Metrics {
     /// Notes whether the database took the last statement.
     pub fn set_database_up(&self, up: bool) {
         self.database_up.set(i64::from(up));
+    }
+
+    /// Notes what is on disk.
+    pub fn set_spool(&self, bytes: u64, oldest: Duration) {
+        self.spool_bytes.set(i64::try_from(bytes).unwrap_or(i64::MAX));
+        self.spool_oldest.set(oldest.as_secs_f64());
+    }
+
+    /// Counts entries that could be made safe nowhere.
+    pub fn observe_spool_refusal(&self) {
+        self.spool_refusals.inc();
+    }
+
+    /// Counts entries of a Kong worker that never arrived.
+    pub fn observe_lost(&self, worker: &str, entries: u64) {
+        self.lost.get_or_create_owned(&WorkerLabel { worker: self.workers.label(worker) }).inc_by(entries);
     }
 
     /// Notes how many bytes are in flight.

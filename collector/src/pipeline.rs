@@ -4,12 +4,13 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use crate::decode::json::Json;
 use crate::decode::{self, DecodeError, Limits};
 use crate::extract::{self, redact::Secrets};
 use crate::measure::Metrics;
 use crate::store::pool::StoreError;
 use crate::store::rejected::Rejected;
-use crate::store::{Batch, Item, Outcome, Store};
+use crate::store::{Batch, Item, Outcome, Sequence, Store};
 
 /// Raw bytes that are decoded and stored together. A larger request is worked off in parts, because its entries take several
 /// times their size while they are decoded; a batch of 200 usual entries is far smaller and stays one statement.
@@ -53,14 +54,14 @@ impl Pipeline {
         let parts = parts(&text)?;
         self.metrics.observe_batch(parts.iter().map(Vec::len).sum());
         let mut outcome = Outcome::default();
-        for part in parts {
+        for part in parts.into_iter().filter(|part| !part.is_empty()) {
             outcome += self.store.store(self.read(part).await).await?;
         }
         Ok(outcome)
     }
 
     /// Decodes elements, off the caller's thread when there is much to do.
-    async fn read(&self, elements: Vec<Bytes>) -> Batch {
+    pub async fn read(&self, elements: Vec<Bytes>) -> Batch {
         if elements.iter().map(Bytes::len).sum::<usize>() < INLINE_BYTES {
             return read(&elements, self.limits, &self.secrets);
         }
@@ -73,14 +74,10 @@ impl Pipeline {
                 items: Vec::new(),
                 rejected: on_record
                     .iter()
-                    .map(|raw| Rejected { raw: self.scrubbed(raw), reason: format!("internal error: {error}") })
+                    .map(|raw| rejected(&String::from_utf8_lossy(raw), &self.secrets, format!("internal error: {error}")))
                     .collect(),
             },
         }
-    }
-
-    fn scrubbed(&self, raw: &[u8]) -> Bytes {
-        self.secrets.scrub_raw(&String::from_utf8_lossy(raw)).into()
     }
 }
 
@@ -110,11 +107,25 @@ fn read(elements: &[Bytes], limits: Limits, secrets: &Secrets) -> Batch {
         let text = String::from_utf8_lossy(raw);
         let mended = decode::entry::mended(&text);
         match decode::entry::decode(&mended, limits) {
-            Ok(entry) => batch.items.push(Item { call: extract::call(&entry, secrets), raw: raw.clone() }),
-            Err(error) => {
-                batch.rejected.push(Rejected { raw: secrets.scrub_raw(&text).into(), reason: error.to_string() });
-            }
+            Ok(entry) => batch.items.push(Item {
+                sequence: sequence(&entry.fields),
+                call: extract::call(&entry, secrets),
+                raw: raw.clone(),
+            }),
+            Err(error) => batch.rejected.push(rejected(&mended, secrets, error.to_string())),
         }
     }
     batch
+}
+
+fn rejected(raw: &str, secrets: &Secrets, reason: String) -> Rejected {
+    let sequence = Json::parse(raw).ok().and_then(|fields| sequence(&fields));
+    Rejected { raw: secrets.scrub_raw(raw).into(), reason, sequence }
+}
+
+/// The number that the llm-audit plugin gave an entry.
+fn sequence(fields: &Json<'_>) -> Option<Sequence> {
+    let worker = fields.at(&["llm", "worker"])?.as_str()?.to_owned();
+    let number = fields.at(&["llm", "seq"])?.as_i64().filter(|number| *number > 0)?;
+    Some(Sequence { worker, number })
 }

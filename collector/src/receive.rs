@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use actix_web::http::StatusCode;
 use actix_web::http::header::{CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER};
@@ -19,6 +20,9 @@ use subtle::ConstantTimeEq;
 use crate::measure::Metrics;
 use crate::pipeline::{Pipeline, PipelineError};
 use crate::store::Outcome;
+
+/// How long a body may take to arrive. Kong gives up after 10 s; whoever takes longer holds memory that others need.
+const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Seconds after which a client may try again.
 const RETRY_AFTER_SECONDS: &str = "1";
@@ -45,6 +49,8 @@ enum Refusal {
     TooLarge(usize),
     #[error("the body did not arrive: {0}")]
     Broken(String),
+    #[error("the body did not arrive within {BODY_TIMEOUT:?}")]
+    TooSlow,
     #[error("{0}")]
     NotABatch(String),
     #[error("too many entries are waiting to be stored; try again")]
@@ -58,6 +64,7 @@ impl ResponseError for Refusal {
         match self {
             Refusal::Unauthorized => StatusCode::UNAUTHORIZED,
             Refusal::TooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
+            Refusal::TooSlow => StatusCode::REQUEST_TIMEOUT,
             Refusal::Broken(_) | Refusal::NotABatch(_) => StatusCode::BAD_REQUEST,
             Refusal::NoRoom | Refusal::Unavailable(_) => StatusCode::SERVICE_UNAVAILABLE,
         }
@@ -104,7 +111,8 @@ async fn take(request: &HttpRequest, payload: Payload, receiver: &Data<Receiver>
     if !is_authorized(request, receiver.token.as_deref()) {
         return Err(Refusal::Unauthorized);
     }
-    let (body, place) = read_body(request, payload, receiver).await?;
+    let (body, place) =
+        tokio::time::timeout(BODY_TIMEOUT, read_body(request, payload, receiver)).await.map_err(|_| Refusal::TooSlow)??;
     let receiver = Data::clone(receiver);
     // A task of its own: a client that hangs up must not stop what it began, and its entries count until they are safe.
     let taken = actix_web::rt::spawn(async move {
@@ -135,7 +143,7 @@ async fn read_body(request: &HttpRequest, mut payload: Payload, receiver: &Recei
     // All of an announced body is reserved before the first byte is read: bodies that each hold half of what they need, and wait
     // for the rest, would never finish.
     let mut place = receiver.room.reserve(announced.unwrap_or(0)).ok_or(Refusal::NoRoom)?;
-    let mut body = BytesMut::new();
+    let mut body = BytesMut::with_capacity(place.bytes);
     while let Some(chunk) = payload.next().await {
         let chunk = chunk.map_err(|error| Refusal::Broken(error.to_string()))?;
         let length = body.len() + chunk.len();
@@ -156,14 +164,15 @@ async fn healthz() -> HttpResponse {
 
 /// Whether entries can be taken, and who takes them.
 async fn readyz(receiver: Data<Receiver>) -> HttpResponse {
-    match receiver.pipeline.store.check().await {
-        Ok(()) => json_body(HttpResponse::Ok(), json!({ "status": "ready", "takes": "postgresql" })),
+    match receiver.pipeline.store.taker().await {
+        Ok(taker) => json_body(HttpResponse::Ok(), json!({ "status": "ready", "takes": taker })),
         Err(error) => json_body(HttpResponse::ServiceUnavailable(), json!({ "status": "not ready", "error": error.to_string() })),
     }
 }
 
 async fn metrics(receiver: Data<Receiver>) -> HttpResponse {
     let metrics = &receiver.pipeline.metrics;
+    receiver.pipeline.store.measure_spool();
     match metrics.render() {
         Ok(text) => HttpResponse::Ok()
             .insert_header((CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8"))

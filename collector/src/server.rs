@@ -1,9 +1,10 @@
 //! The running collector: what is started, in which order, and how it stops.
 //!
 //! Production and tests start the same [`Application`]. Order of shutdown: stop accepting, finish what is in flight, let the
-//! writers finish, close the pool.
+//! writers finish, close the pool. What is in the spool stays there for the next start.
 
 use std::net::TcpListener;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,29 +12,40 @@ use actix_web::dev::{Server, ServerHandle};
 use actix_web::web::Data;
 use actix_web::{App, HttpServer};
 use anyhow::{Context, Result};
-use log::{info, warn};
+use log::{error, info, warn};
+use tokio::task::JoinHandle;
+use tokio_postgres::Config;
 
 use crate::config::ServeSettings;
 use crate::decode::Limits;
+use crate::drain::Drain;
 use crate::extract::redact::Secrets;
 use crate::measure::Metrics;
 use crate::pipeline::Pipeline;
 use crate::receive::{self, Receiver, Room};
-use crate::store::pool::{Database, DatabaseSettings};
-use crate::store::{Store, Writers, migrate, partitions};
+use crate::store::pool::{Database, DatabaseSettings, StoreError};
+use crate::store::spool::{self, Spool, SpoolLimits};
+use crate::store::{Health, Store, Writers, gaps, migrate, partitions};
 
-/// Seconds that requests in flight get after SIGTERM. Longer than the longest wait for PostgreSQL.
+/// Seconds that requests in flight get after SIGTERM. Longer than the longest wait for PostgreSQL and the disk.
 const SHUTDOWN_SECONDS: u64 = 20;
 
 /// How often the partitions of the coming days are made.
 const PARTITION_INTERVAL: Duration = Duration::from_secs(3_600);
+
+/// How often holes in Kong's numbers are looked for, at most.
+const GAP_INTERVAL: Duration = Duration::from_secs(15);
+
+/// A file in the data folder that names the database that was reached and migrated before. Any other database that cannot be
+/// reached is taken for a wrong setting, which somebody has to hear about; that one, for an outage that the spool is there for.
+const KNOWN_DATABASE: &str = "known-database";
 
 /// A collector that listens.
 pub struct Application {
     port: u16,
     server: Server,
     writers: Writers,
-    maintenance: tokio::task::JoinHandle<()>,
+    background: Vec<JoinHandle<()>>,
 }
 
 impl Application {
@@ -41,6 +53,7 @@ impl Application {
     pub async fn build(settings: &ServeSettings) -> Result<Self> {
         let token = settings.checked_token()?;
         let config = settings.database.config()?;
+        let patience = settings.database.timeout();
         let listener = TcpListener::bind(settings.listen).with_context(|| {
             format!(
                 "cannot listen on {}: is another collector running there? Choose another address with --listen",
@@ -48,24 +61,36 @@ impl Application {
             )
         })?;
         let port = listener.local_addr().context("cannot read the address of the listener")?.port();
-        migrate::migrate(&config, settings.database.timeout()).await.with_context(|| migrate::advice(&config))?;
+        let limits = SpoolLimits {
+            bytes: settings.max_spool_bytes,
+            age: Duration::from_secs(settings.max_spool_age_hours.saturating_mul(3_600)),
+        };
+        let spool = Arc::new(Spool::open(&settings.data_dir, limits)?);
+        let migrate_first = migrate_or_put_off(&config, patience, &settings.data_dir).await?;
 
         let metrics = Arc::new(Metrics::new());
         let secrets = Arc::new(Secrets::with_headers(&settings.pipeline.secret_headers));
-        let database = Database::new(DatabaseSettings {
-            config,
-            connections: settings.database.database_connections,
-            timeout: settings.database.timeout(),
-        });
-        let (store, writers) = Store::start(database.clone(), Arc::clone(&metrics), Arc::clone(&secrets));
-        metrics.set_database_up(true);
+        let database =
+            Database::new(DatabaseSettings { config, connections: settings.database.database_connections, timeout: patience });
+        let health = Arc::new(Health::new(migrate_first.is_none(), Arc::clone(&metrics)));
+        let (store, writers) = Store::start(
+            database.clone(),
+            Some(Arc::clone(&spool)),
+            Arc::clone(&health),
+            Arc::clone(&metrics),
+            Arc::clone(&secrets),
+        );
+        let limits = Limits { decoded_bytes: settings.pipeline.max_decoded_bytes };
+        let pipeline = Pipeline { limits, secrets, store, metrics: Arc::clone(&metrics) };
+        let drain = Drain { pipeline: pipeline.clone(), spool, health: Arc::clone(&health), migrate_first, patience };
+        let grace = Duration::from_secs(settings.gap_grace_seconds);
+        let background = vec![
+            tokio::spawn(drain.run()),
+            tokio::spawn(make_partitions(database.clone(), Arc::clone(&health))),
+            tokio::spawn(find_gaps(database, health, Arc::clone(&metrics), grace)),
+        ];
         let receiver = Data::new(Receiver {
-            pipeline: Pipeline {
-                limits: Limits { decoded_bytes: settings.pipeline.max_decoded_bytes },
-                secrets,
-                store,
-                metrics: Arc::clone(&metrics),
-            },
+            pipeline,
             token,
             max_body_bytes: settings.max_body_bytes,
             room: Room::new(settings.max_queue_bytes, metrics),
@@ -77,7 +102,7 @@ impl Application {
             .context("cannot listen")?
             .run();
         info!(port = port; "listening on {}:{port}", settings.listen.ip());
-        Ok(Self { port, server, writers, maintenance: tokio::spawn(maintain(database)) })
+        Ok(Self { port, server, writers, background })
     }
 
     /// The port it listens on.
@@ -93,17 +118,42 @@ impl Application {
     /// Serves until it is stopped, then finishes what is in flight.
     pub async fn run_until_stopped(self) -> Result<()> {
         self.server.await.context("the server failed")?;
-        self.maintenance.abort();
+        for task in self.background {
+            task.abort();
+            // Until it is gone it holds the store, and the writers would wait for it.
+            let _ = task.await;
+        }
         self.writers.finish().await;
-        info!("stopped: everything accepted is stored");
+        info!("stopped: everything accepted is stored or in the spool");
         Ok(())
     }
 }
 
+/// Migrates. When the database is away that was there before, entries go to the spool meanwhile: then what is still to be done is
+/// returned.
+async fn migrate_or_put_off(config: &Config, patience: Duration, data_dir: &Path) -> Result<Option<Config>> {
+    let name = migrate::name_of(config);
+    let is_known = || std::fs::read_to_string(data_dir.join(KNOWN_DATABASE)).is_ok_and(|known| known == name);
+    match migrate::migrate(config, patience).await {
+        Ok(_) => {
+            spool::write_note(data_dir, KNOWN_DATABASE, &name)?;
+            Ok(None)
+        }
+        Err(error) if error.is_outage() && is_known() => {
+            error!("{}: {error}. Entries go to the spool until it is back", migrate::advice(config));
+            Ok(Some(config.clone()))
+        }
+        Err(error) => Err(error).with_context(|| migrate::advice(config)),
+    }
+}
+
 /// Makes partitions before their day comes.
-async fn maintain(database: Database) {
+async fn make_partitions(database: Database, health: Arc<Health>) {
     loop {
         tokio::time::sleep(PARTITION_INTERVAL).await;
+        if !health.is_up() {
+            continue;
+        }
         let created = match database.connection().await {
             Ok(connection) => connection.bounded(partitions::create_ahead(connection.client())).await,
             Err(error) => Err(error),
@@ -114,4 +164,32 @@ async fn maintain(database: Database) {
             Err(error) => warn!("could not make partitions ahead: {error}"),
         }
     }
+}
+
+/// Looks for entries that Kong numbered and that never arrived.
+async fn find_gaps(database: Database, health: Arc<Health>, metrics: Arc<Metrics>, grace: Duration) {
+    let interval = GAP_INTERVAL.min(grace / 2).max(Duration::from_millis(200));
+    loop {
+        tokio::time::sleep(interval).await;
+        if !health.is_up() {
+            continue;
+        }
+        match found_gaps(&database, grace).await {
+            Ok(gaps) => {
+                for gap in gaps {
+                    error!(
+                        worker = gap.worker.as_str(), first = gap.first, last = gap.last;
+                        "Kong lost {} entries: worker {} numbers {} to {} never arrived (queue full or retries over; see the log of Kong)",
+                        gap.entries(), gap.worker, gap.first, gap.last
+                    );
+                    metrics.observe_lost(&gap.worker, gap.entries());
+                }
+            }
+            Err(error) => warn!("could not look for lost entries: {error}"),
+        }
+    }
+}
+
+async fn found_gaps(database: &Database, grace: Duration) -> Result<Vec<gaps::Gap>, StoreError> {
+    gaps::find(&database.connection().await?, grace).await
 }

@@ -2,42 +2,39 @@
 //!
 //! Requests do not write by themselves: they hand their entries to a few writers and wait for the answer. A writer takes what
 //! is there, from one request or from many, and stores it in one statement: a lone entry goes at once, and under load
-//! statements grow instead of queues. A row that PostgreSQL refuses is found by halving the batch and goes to `llm_rejected`; its
-//! neighbours are stored.
+//! statements grow instead of queues. What PostgreSQL cannot take goes to the [`spool`], and from there to PostgreSQL when it is
+//! back ([`crate::drain`]). A row that PostgreSQL refuses goes to `llm_rejected`; its neighbours are stored.
 //!
-//! Invariant: an answer says what is committed. Deliberately absent: any decision by us what a duplicate is; the unique key of the
-//! table decides, for repeats of a batch, for several collectors and for what we no longer know.
+//! Invariant: an answer says what is committed or on disk. Deliberately absent: any decision by us what a duplicate is; the unique
+//! key of the table decides, for repeats of a batch, for several collectors, and for statements whose answer never came.
 
+pub mod gaps;
 pub mod insert;
 pub mod migrate;
 pub mod partitions;
 pub mod pool;
 pub mod rejected;
+pub mod spool;
+mod writer;
 
-use std::collections::HashSet;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
-use chrono::{NaiveDate, Utc};
-use log::{debug, error, warn};
-use tokio::sync::{mpsc, oneshot};
+use log::{error, info};
+use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::JoinSet;
 
 use crate::call::Call;
 use crate::extract::redact::Secrets;
 use crate::measure::Metrics;
-use pool::{Database, PooledConnection, StoreError};
+use pool::{Database, StoreError};
 use rejected::Rejected;
+use spool::{Spool, State};
+use writer::Writer;
 
 /// Statements under way at once. Two keep PostgreSQL busy while the next batch is built; more only split batches on a small host.
-pub const WRITERS: u32 = 2;
-
-/// Rows in one statement at most. Beyond a few hundred nothing is gained, and a refused row takes longer to find.
-const MAX_ROWS: usize = 1_000;
-
-/// Bytes in one statement at most: both ends hold all of it in memory.
-const MAX_BYTES: usize = 16 << 20;
+const WRITERS: u32 = 2;
 
 /// Jobs that wait for a writer. The bytes in flight are bounded elsewhere; this only bounds the queue itself.
 const MAX_JOBS: usize = 4_096;
@@ -47,8 +44,19 @@ const MAX_JOBS: usize = 4_096;
 pub struct Item {
     /// The row.
     pub call: Call,
-    /// The entry it came from, credentials removed only when it is put on record.
+    /// The entry it came from. Credentials are removed when it goes to the spool or on record.
     pub raw: Bytes,
+    /// Its number among the entries of its Kong worker.
+    pub sequence: Option<Sequence>,
+}
+
+/// An entry's number.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sequence {
+    /// Identity of the worker of Kong, new at each of its starts.
+    pub worker: String,
+    /// From 1.
+    pub number: i64,
 }
 
 /// What is to be made safe together.
@@ -58,6 +66,15 @@ pub struct Batch {
     pub items: Vec<Item>,
     /// Entries for `llm_rejected`.
     pub rejected: Vec<Rejected>,
+}
+
+impl Batch {
+    /// Rows and bytes.
+    fn size(&self) -> (usize, usize) {
+        let bytes: usize = self.items.iter().map(|item| item.call.weight()).sum();
+        let rejected_bytes: usize = self.rejected.iter().map(|entry| entry.raw.len()).sum();
+        (self.items.len() + self.rejected.len(), bytes + rejected_bytes)
+    }
 }
 
 /// What became of the entries of a batch.
@@ -82,6 +99,50 @@ impl std::ops::AddAssign for Outcome {
     }
 }
 
+/// Whether PostgreSQL takes statements, so far as is known. While it does not, nobody waits for it: entries go to the spool at
+/// once, and only the drain task tries whether it is back.
+#[derive(Debug)]
+pub struct Health {
+    up: AtomicBool,
+    changed: Notify,
+    metrics: Arc<Metrics>,
+}
+
+impl Health {
+    /// Assumed to be `up` until something fails.
+    pub fn new(up: bool, metrics: Arc<Metrics>) -> Self {
+        metrics.set_database_up(up);
+        Self { up: AtomicBool::new(up), changed: Notify::new(), metrics }
+    }
+
+    /// Whether statements may be tried.
+    pub fn is_up(&self) -> bool {
+        self.up.load(Ordering::Acquire)
+    }
+
+    /// Notes that a statement failed for a reason that is not its rows'.
+    pub fn set_down(&self, error: &StoreError) {
+        if self.up.swap(false, Ordering::AcqRel) {
+            error!("PostgreSQL does not take entries: {error}. They go to the spool until it is back");
+            self.metrics.set_database_up(false);
+        }
+        self.changed.notify_one();
+    }
+
+    /// Notes that PostgreSQL answers again.
+    pub fn set_up(&self) {
+        if !self.up.swap(true, Ordering::AcqRel) {
+            info!("PostgreSQL takes entries again");
+            self.metrics.set_database_up(true);
+        }
+    }
+
+    /// Waits until there may be something to drain or to try.
+    pub async fn changed(&self) {
+        self.changed.notified().await;
+    }
+}
+
 #[derive(Debug)]
 struct Job {
     batch: Batch,
@@ -92,7 +153,7 @@ struct Job {
 #[derive(Debug, Clone)]
 pub struct Store {
     jobs: mpsc::Sender<Job>,
-    database: Database,
+    writer: Arc<Writer>,
 }
 
 /// The writers; they end when every [`Store`] is dropped and all jobs are done.
@@ -107,197 +168,69 @@ impl Writers {
 }
 
 impl Store {
-    /// Starts the writers on the current runtime. `secrets` are removed from an entry that is put on record.
-    pub fn start(database: Database, metrics: Arc<Metrics>, secrets: Arc<Secrets>) -> (Store, Writers) {
+    /// Starts the writers on the current runtime. `secrets` are removed from entries that are kept as they came. Without a spool
+    /// (commands that end) what PostgreSQL cannot take is an error.
+    pub fn start(
+        database: Database,
+        spool: Option<Arc<Spool>>,
+        health: Arc<Health>,
+        metrics: Arc<Metrics>,
+        secrets: Arc<Secrets>,
+    ) -> (Store, Writers) {
         let (jobs, queue) = mpsc::channel(MAX_JOBS);
         let queue = Arc::new(tokio::sync::Mutex::new(queue));
-        let writer = Arc::new(Writer { database: database.clone(), metrics, secrets, known_days: Mutex::default() });
+        let writer = Arc::new(Writer::new(database, spool, health, metrics, secrets));
         let mut writers = JoinSet::new();
         for _ in 0..WRITERS {
-            writers.spawn(run(Arc::clone(&writer), Arc::clone(&queue)));
+            writers.spawn(writer::run(Arc::clone(&writer), Arc::clone(&queue)));
         }
-        (Store { jobs, database }, Writers(writers))
+        (Store { jobs, writer }, Writers(writers))
     }
 
     /// Makes a batch safe. On an error nothing is promised, and repeating the batch is right.
     pub async fn store(&self, batch: Batch) -> Result<Outcome, StoreError> {
+        let stopping = || StoreError::Unavailable("the collector is stopping".to_owned());
         let (reply, answer) = oneshot::channel();
-        let gone = || StoreError::NoAnswer(self.database.settings().timeout);
-        self.jobs.send(Job { batch, reply }).await.map_err(|_| gone())?;
-        answer.await.map_err(|_| gone())?
+        self.jobs.send(Job { batch, reply }).await.map_err(|_| stopping())?;
+        answer.await.map_err(|_| stopping())?
     }
 
-    /// Whether the database answers.
+    /// Stores a batch that comes from the spool; on an error it is still there. With [`State::Maybe`] a row that is there already
+    /// was stored by the statement whose answer never came, and is counted now.
+    pub async fn store_spooled(&self, batch: &Batch, state: State) -> Result<(), StoreError> {
+        self.writer.write_spooled(batch, state).await
+    }
+
+    /// Whether PostgreSQL answers and has the table.
     pub async fn check(&self) -> Result<(), StoreError> {
-        let connection = self.database.connection().await?;
-        connection.bounded(connection.client().simple_query("SELECT 1 FROM llm_logs LIMIT 0")).await.map(drop)
+        let connection = self.writer.database.connection().await?;
+        connection.bounded(connection.client().simple_query("SELECT FROM llm_logs LIMIT 0")).await.map(drop)
+    }
+
+    /// Who takes entries now: `postgresql` or `spool`.
+    pub async fn taker(&self) -> Result<&'static str, StoreError> {
+        if self.writer.health.is_up() && self.check().await.is_ok() {
+            return Ok("postgresql");
+        }
+        match self.writer.spool.as_ref().map(|spool| spool.check()) {
+            Some(Ok(())) if self.writer.spool_refuses() => {
+                Err(StoreError::Unavailable("PostgreSQL is away, and the spool refused the last entries".to_owned()))
+            }
+            Some(Ok(())) => Ok("spool"),
+            Some(Err(error)) => Err(StoreError::Unavailable(error.to_string())),
+            None => Err(StoreError::Unavailable("there is no spool".to_owned())),
+        }
     }
 
     /// The database behind the store.
     pub fn database(&self) -> &Database {
-        &self.database
+        &self.writer.database
     }
-}
 
-type Queue = Arc<tokio::sync::Mutex<mpsc::Receiver<Job>>>;
-
-async fn run(writer: Arc<Writer>, queue: Queue) {
-    loop {
-        let mut jobs = Vec::new();
-        {
-            let mut queue = queue.lock().await;
-            let Some(first) = queue.recv().await else { return };
-            let (mut rows, mut bytes) = first.batch.size();
-            jobs.push(first);
-            while rows < MAX_ROWS && bytes < MAX_BYTES {
-                let Ok(job) = queue.try_recv() else { break };
-                let (more_rows, more_bytes) = job.batch.size();
-                rows += more_rows;
-                bytes += more_bytes;
-                jobs.push(job);
-            }
-        }
-        writer.write(jobs).await;
-    }
-}
-
-impl Batch {
-    /// Rows and bytes.
-    pub fn size(&self) -> (usize, usize) {
-        let bytes: usize = self.items.iter().map(|item| item.call.weight()).sum();
-        let rejected_bytes: usize = self.rejected.iter().map(|entry| entry.raw.len()).sum();
-        (self.items.len() + self.rejected.len(), bytes + rejected_bytes)
-    }
-}
-
-#[derive(Debug)]
-struct Writer {
-    database: Database,
-    metrics: Arc<Metrics>,
-    secrets: Arc<Secrets>,
-    /// Days whose partitions are known to exist.
-    known_days: Mutex<HashSet<NaiveDate>>,
-}
-
-/// What became of one item.
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum Fate {
-    New,
-    Duplicate,
-    Refused(String),
-}
-
-impl Writer {
-    async fn write(&self, jobs: Vec<Job>) {
-        let items: Vec<&Item> = jobs.iter().flat_map(|job| &job.batch.items).collect();
-        let started = Instant::now();
-        let result = self.write_items(&items, &jobs).await;
-        self.metrics.observe_store(started.elapsed());
-        self.metrics.set_database_up(!result.as_ref().is_err_and(StoreError::is_transient));
-        match result {
-            Ok(fates) => {
-                let mut fates = fates.into_iter();
-                for job in jobs {
-                    let outcome = outcome_of(&job.batch, &mut fates);
-                    // A client that went away still has its entries stored.
-                    let _ = job.reply.send(Ok(outcome));
-                }
-            }
-            Err(error) => {
-                error!(entries = items.len(); "could not store {} entries: {error}", items.len());
-                let message = error.to_string();
-                for job in jobs {
-                    let _ = job.reply.send(Err(StoreError::Unavailable(message.clone())));
-                }
-            }
+    /// Brings the gauges of the spool up to date.
+    pub fn measure_spool(&self) {
+        if let Some(spool) = &self.writer.spool {
+            self.writer.metrics.set_spool(spool.bytes(), spool.oldest_age());
         }
     }
-
-    async fn write_items(&self, items: &[&Item], jobs: &[Job]) -> Result<Vec<Fate>, StoreError> {
-        let connection = self.database.connection().await?;
-        self.make_partitions(&connection, items).await?;
-        let fates = self.insert(&connection, items).await?;
-        let mut rejected: Vec<Rejected> = jobs.iter().flat_map(|job| &job.batch.rejected).cloned().collect();
-        for (item, fate) in items.iter().zip(&fates) {
-            if let Fate::Refused(reason) = fate {
-                warn!(request_id = item.call.request_id.as_str(); "PostgreSQL refused the row of {}: {reason}", item.call.request_id);
-                let raw = self.secrets.scrub_raw(&String::from_utf8_lossy(&item.raw));
-                rejected.push(Rejected { raw: raw.into(), reason: reason.clone() });
-            }
-        }
-        if !rejected.is_empty() {
-            rejected::insert(&connection, &rejected).await?;
-        }
-        self.metrics.entries.rejected.inc_by(rejected.len() as u64);
-        Ok(fates)
-    }
-
-    /// Stores what can be stored. A batch with a row that PostgreSQL refuses is halved until the row stands alone.
-    async fn insert(&self, connection: &PooledConnection<'_>, items: &[&Item]) -> Result<Vec<Fate>, StoreError> {
-        let mut fates = vec![Fate::Duplicate; items.len()];
-        let mut parts = vec![(0, items)];
-        while let Some((start, part)) = parts.pop() {
-            if part.is_empty() {
-                continue;
-            }
-            match insert::insert(connection, part).await {
-                Ok(new) => {
-                    for ((fate, item), is_new) in fates.iter_mut().skip(start).zip(part).zip(new) {
-                        if is_new {
-                            *fate = Fate::New;
-                            self.metrics.observe_call(&item.call);
-                            self.metrics.entries.stored.inc();
-                        } else {
-                            self.metrics.entries.duplicate.inc();
-                        }
-                    }
-                }
-                Err(error) if error.is_transient() => return Err(error),
-                Err(error) if part.len() == 1 => {
-                    if let Some(fate) = fates.get_mut(start) {
-                        *fate = Fate::Refused(error.to_string());
-                    }
-                }
-                Err(error) => {
-                    debug!("halving a batch of {}: {error}", part.len());
-                    let (front, back) = part.split_at(part.len() / 2);
-                    parts.push((start + front.len(), back));
-                    parts.push((start, front));
-                }
-            }
-        }
-        Ok(fates)
-    }
-
-    /// Makes the partitions that the rows need and that are not known to be there.
-    async fn make_partitions(&self, connection: &PooledConnection<'_>, items: &[&Item]) -> Result<(), StoreError> {
-        let today = Utc::now().date_naive();
-        let missing: HashSet<NaiveDate> = {
-            let known = self.known_days.lock().unwrap_or_else(PoisonError::into_inner);
-            let days = items.iter().filter_map(|item| partitions::day_of(item.call.started_at, today));
-            days.filter(|day| !known.contains(day)).collect()
-        };
-        for day in missing {
-            match connection.bounded(partitions::create(connection.client(), day)).await {
-                Ok(_) => {}
-                Err(error) if error.is_transient() => return Err(error),
-                // The rows go to the default partition.
-                Err(error) => warn!("could not make the partition of {day}: {error}"),
-            }
-            self.known_days.lock().unwrap_or_else(PoisonError::into_inner).insert(day);
-        }
-        Ok(())
-    }
-}
-
-fn outcome_of(batch: &Batch, fates: &mut impl Iterator<Item = Fate>) -> Outcome {
-    let mut outcome = Outcome { rejected: batch.rejected.len(), ..Outcome::default() };
-    for fate in fates.take(batch.items.len()) {
-        match fate {
-            Fate::New => outcome.stored += 1,
-            Fate::Duplicate => outcome.duplicates += 1,
-            Fate::Refused(_) => outcome.rejected += 1,
-        }
-    }
-    outcome
 }

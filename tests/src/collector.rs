@@ -117,12 +117,13 @@ impl TestApp {
 }
 
 async fn answer(request: reqwest::RequestBuilder) -> Answer {
-    let response = request.send().await.unwrap_or_else(|error| panic!("no answer: {error:?}"));
-    Answer {
-        status: response.status().as_u16(),
-        headers: response.headers().clone(),
-        text: response.text().await.expect("a text"),
-    }
+    try_answer(request).await.unwrap_or_else(|error| panic!("no answer: {error:?}"))
+}
+
+async fn try_answer(request: reqwest::RequestBuilder) -> Result<Answer, reqwest::Error> {
+    let response = request.send().await?;
+    let (status, headers) = (response.status().as_u16(), response.headers().clone());
+    Ok(Answer { status, headers, text: response.text().await? })
 }
 
 /// The path of the binary, built on first use in the profile of the tests.
@@ -156,8 +157,15 @@ pub struct Finished {
 
 /// Runs the binary to its end.
 pub async fn run(arguments: &[&str], variables: &[(&str, &str)]) -> Finished {
+    let data_dir = tempfile::tempdir().expect("a folder");
     let mut command = tokio::process::Command::new(binary());
-    command.args(arguments).env_remove("DATABASE_URL").envs(variables.iter().copied()).stdin(Stdio::null()).kill_on_drop(true);
+    command
+        .env("COLLECTOR_DATA_DIR", data_dir.path())
+        .args(arguments)
+        .env_remove("DATABASE_URL")
+        .envs(variables.iter().copied())
+        .stdin(Stdio::null())
+        .kill_on_drop(true);
     let output =
         tokio::time::timeout(Duration::from_secs(60), command.output()).await.expect("the command ends").expect("it starts");
     let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
@@ -171,12 +179,16 @@ pub struct Process {
     pub url: String,
     child: Child,
     log: tokio::task::JoinHandle<String>,
+    /// Used when the arguments name none.
+    _data_dir: tempfile::TempDir,
 }
 
 impl Process {
     /// Starts `serve` on a free port and waits until it listens.
     pub async fn serve(arguments: &[&str]) -> Self {
+        let data_dir = tempfile::tempdir().expect("a folder");
         let mut child = tokio::process::Command::new(binary())
+            .env("COLLECTOR_DATA_DIR", data_dir.path())
             .args(["serve", "--listen", "127.0.0.1:0"])
             .args(arguments)
             .env_remove("DATABASE_URL")
@@ -205,7 +217,7 @@ impl Process {
             }
             log
         });
-        Self { url, child, log }
+        Self { url, child, log, _data_dir: data_dir }
     }
 
     /// Its process id.
@@ -219,11 +231,26 @@ impl Process {
         assert!(status.is_ok_and(|status| status.success()), "cannot send {name}");
     }
 
+    /// Kills it, as a crash or the kernel's memory killer does, and waits until it is gone.
+    pub async fn kill(&mut self) {
+        self.child.kill().await.expect("it can be killed");
+    }
+
     /// Waits for its end; returns how it ended and its log.
     pub async fn finished(mut self) -> (ExitStatus, String) {
         let status = tokio::time::timeout(Duration::from_secs(60), self.child.wait()).await.expect("it ends").expect("a status");
         (status, self.log.await.expect("its log"))
     }
+}
+
+/// `POST` to a URL; `None` when no answer came.
+pub async fn post(url: &str, body: impl Into<reqwest::Body>) -> Option<Answer> {
+    try_answer(reqwest::Client::new().post(url).body(body)).await.ok()
+}
+
+/// `GET` of a URL; `None` when no answer came.
+pub async fn get(url: &str) -> Option<Answer> {
+    try_answer(reqwest::Client::new().get(url)).await.ok()
 }
 
 /// A body that is sent in pieces, without its length.

@@ -22,10 +22,23 @@ pub fn events(text: &str) -> Events<'_> {
     Events { rest: text.strip_prefix('\u{FEFF}').unwrap_or(text) }
 }
 
-/// Whether `text` can be the beginning of an event stream.
+/// What an event stream can begin with.
+const FIELDS: [&str; 5] = ["data:", "event:", "id:", "retry:", ":"];
+
+/// Whether `text` begins like an event stream.
 pub fn looks_like_events(text: &str) -> bool {
-    let text = text.strip_prefix('\u{FEFF}').unwrap_or(text).trim_start_matches(['\n', '\r']);
-    ["data:", "event:", "id:", "retry:", ":"].iter().any(|field| text.starts_with(field))
+    let text = without_mark(text);
+    FIELDS.iter().any(|field| text.starts_with(field))
+}
+
+/// Whether `text` may be the first bytes of an event stream that broke off before its first field was whole.
+pub fn is_fragment(text: &str) -> bool {
+    let text = without_mark(text);
+    FIELDS.iter().any(|field| field.starts_with(text))
+}
+
+fn without_mark(text: &str) -> &str {
+    text.strip_prefix('\u{FEFF}').unwrap_or(text).trim_start_matches(['\n', '\r'])
 }
 
 /// Iterator over the events of a text.

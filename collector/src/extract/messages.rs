@@ -51,6 +51,7 @@ struct Block {
     thinking: Option<String>,
     signature: Option<String>,
     input: Option<String>,
+    stopped: bool,
 }
 
 impl Merge for Events {
@@ -83,6 +84,7 @@ impl Merge for Events {
                 append(&mut block.signature, delta, "signature");
                 append(&mut block.input, delta, "partial_json");
             }
+            Some("content_block_stop") => self.block(event).stopped = true,
             _ => {}
         }
     }
@@ -122,6 +124,10 @@ fn set_members(members: &mut Vec<(Cow<'static, str>, Json<'static>)>, source: Op
 
 impl Block {
     fn finish(mut self) -> Json<'static> {
+        // A tool's input starts as `{}`, which is only a place to fill until the block is over.
+        if !self.stopped && self.input.is_none() {
+            self.start.retain(|(name, _)| name != "input");
+        }
         // The text as it came where it is JSON, so that its spelling survives; else, cut off, as a string.
         let input = self.input.map(|text| match Json::parse(&text) {
             Ok(_) => Json::Raw(text),

@@ -2,12 +2,58 @@
 
 use tokio_postgres::types::{ToSql, Type};
 
-use super::Item;
 use super::pool::{PooledConnection, StoreError};
+use super::{Item, Sequence};
+
+/// Longest identity of a Kong worker that is kept, in bytes; the plugin's are about 40. It is part of an index.
+const MAX_WORKER_BYTES: usize = 128;
+
+/// A range of numbers that arrived from a worker of Kong.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Range<'a> {
+    worker: &'a str,
+    first: i64,
+    last: i64,
+}
+
+/// The numbers of entries as ranges: usually one for each worker in a batch.
+fn ranges<'a>(sequences: impl Iterator<Item = &'a Sequence>) -> Vec<Range<'a>> {
+    let mut numbers: Vec<(&str, i64)> = sequences
+        .filter(|sequence| sequence.worker.len() <= MAX_WORKER_BYTES)
+        .map(|sequence| (sequence.worker.as_str(), sequence.number))
+        .collect();
+    numbers.sort_unstable();
+    let mut ranges: Vec<Range<'_>> = Vec::new();
+    for (worker, number) in numbers {
+        match ranges.last_mut() {
+            Some(range) if range.worker == worker && (range.last..=range.last + 1).contains(&number) => range.last = number,
+            _ => ranges.push(Range { worker, first: number, last: number }),
+        }
+    }
+    ranges
+}
+
+/// Notes which numbers arrived, for entries that no row stands for.
+pub async fn note_sequences(connection: &PooledConnection<'_>, sequences: &[&Sequence]) -> Result<(), StoreError> {
+    const NOTE: &str = "INSERT INTO llm_sequences (worker, first_seq, last_seq)
+        SELECT * FROM unnest($1::text[], $2::bigint[], $3::bigint[]) ON CONFLICT DO NOTHING RETURNING 1";
+    let ranges = ranges(sequences.iter().copied());
+    let (workers, firsts, lasts) = columns(&ranges);
+    let parameters: [(&(dyn ToSql + Sync), Type); 3] =
+        [(&workers, Type::TEXT_ARRAY), (&firsts, Type::INT8_ARRAY), (&lasts, Type::INT8_ARRAY)];
+    connection.bounded(connection.client().query_typed(NOTE, &parameters)).await.map(drop)
+}
+
+fn columns<'a>(ranges: &[Range<'a>]) -> (Vec<&'a str>, Vec<i64>, Vec<i64>) {
+    let workers = ranges.iter().map(|range| range.worker).collect();
+    (workers, ranges.iter().map(|range| range.first).collect(), ranges.iter().map(|range| range.last).collect())
+}
 
 /// One array parameter for each column, so that a batch of any size is one statement and one round trip. As fast as COPY into a
-/// temporary table, and unlike COPY it can skip duplicates.
+/// temporary table, and unlike COPY it can skip duplicates. The numbers that arrived travel along.
 const INSERT: &str = "\
+WITH arrived AS (INSERT INTO llm_sequences (worker, first_seq, last_seq)
+    SELECT * FROM unnest($28::text[], $29::bigint[], $30::bigint[]) ON CONFLICT DO NOTHING)
 INSERT INTO llm_logs (request_id, consumer_username, started_at, latency_ms, status, prompt, response, raw_log, model,
     endpoint, service, route, client_ip, stream, aborted, truncated, reasoning, tool_calls, finish_reason, error,
     prompt_tokens, completion_tokens, cached_tokens, reasoning_tokens, ttft_ms, upstream_latency_ms, gateway_latency_ms)
@@ -64,8 +110,11 @@ pub async fn insert(connection: &PooledConnection<'_>, items: &[&Item]) -> Resul
     let upstream_latency_ms = column!(call => call.upstream_latency_ms);
     let gateway_latency_ms = column!(call => call.gateway_latency_ms);
 
+    let ranges = ranges(items.iter().filter_map(|item| item.sequence.as_ref()));
+    let (workers, firsts, lasts) = columns(&ranges);
+
     let (text, integer, flag) = (Type::TEXT_ARRAY, Type::INT4_ARRAY, Type::BOOL_ARRAY);
-    let parameters: [(&(dyn ToSql + Sync), Type); 27] = [
+    let parameters: [(&(dyn ToSql + Sync), Type); 30] = [
         (&request_id, text.clone()),
         (&consumer_username, text.clone()),
         (&started_at, Type::TIMESTAMPTZ_ARRAY),
@@ -85,7 +134,7 @@ pub async fn insert(connection: &PooledConnection<'_>, items: &[&Item]) -> Resul
         (&reasoning, text.clone()),
         (&tool_calls, text.clone()),
         (&finish_reason, text.clone()),
-        (&error, text),
+        (&error, text.clone()),
         (&prompt_tokens, integer.clone()),
         (&completion_tokens, integer.clone()),
         (&cached_tokens, integer.clone()),
@@ -93,6 +142,9 @@ pub async fn insert(connection: &PooledConnection<'_>, items: &[&Item]) -> Resul
         (&ttft_ms, integer.clone()),
         (&upstream_latency_ms, integer.clone()),
         (&gateway_latency_ms, integer),
+        (&workers, text),
+        (&firsts, Type::INT8_ARRAY),
+        (&lasts, Type::INT8_ARRAY),
     ];
     // Typed, not prepared: parse, bind and execute travel together, and nothing has to be remembered for each connection.
     let rows = connection.bounded(connection.client().query_typed(INSERT, &parameters)).await?;
@@ -105,4 +157,17 @@ pub async fn insert(connection: &PooledConnection<'_>, items: &[&Item]) -> Resul
         .iter()
         .map(|item| new_keys.remove(&(item.call.request_id.as_str(), item.call.started_at.timestamp_millis())))
         .collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_become_ranges_whatever_their_order() {
+        let sequences = [("b", 7), ("a", 3), ("a", 1), ("a", 2), ("a", 2), ("a", 5)]
+            .map(|(worker, number)| Sequence { worker: worker.to_owned(), number });
+        let seen: Vec<_> = ranges(sequences.iter()).into_iter().map(|range| (range.worker, range.first, range.last)).collect();
+        assert_eq!(seen, [("a", 1, 3), ("a", 5, 5), ("b", 7, 7)]);
+    }
 }

@@ -50,18 +50,28 @@ pub async fn migrate(config: &Config, patience: Duration) -> Result<Vec<String>,
     Ok(applied)
 }
 
-/// What to do when the database cannot be reached or used, without its password.
-pub fn advice(config: &Config) -> String {
+/// The database as a person names it: `database at host:port`.
+pub fn name_of(config: &Config) -> String {
     let host = config.get_hosts().first().map_or_else(String::new, |host| match host {
         tokio_postgres::config::Host::Tcp(name) => name.clone(),
         tokio_postgres::config::Host::Unix(path) => path.display().to_string(),
     });
     let port = config.get_ports().first().copied().unwrap_or(5432);
-    let database = config.get_dbname().or(config.get_user()).unwrap_or("postgres");
+    format!("\"{}\" at {host}:{port}", database_of(config))
+}
+
+fn database_of(config: &Config) -> &str {
+    config.get_dbname().or(config.get_user()).unwrap_or("postgres")
+}
+
+/// What to do when the database cannot be reached or used, without its password.
+pub fn advice(config: &Config) -> String {
     let user = config.get_user().unwrap_or("the current user");
     format!(
-        "cannot use database \"{database}\" at {host}:{port} as \"{user}\" (check that PostgreSQL runs there, that DATABASE_URL \
-         names the right host, port and password, and that the database exists: createdb -O {user} {database})"
+        "cannot use database {} as \"{user}\" (check that PostgreSQL runs there, that DATABASE_URL names the right host, port and \
+         password, and that the database exists: createdb -O {user} {})",
+        name_of(config),
+        database_of(config)
     )
 }
 

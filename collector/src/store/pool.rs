@@ -34,7 +34,7 @@ pub enum StoreError {
     /// An error of PostgreSQL or of the connection.
     #[error("{}", describe(.0))]
     Postgres(#[from] tokio_postgres::Error),
-    /// The statement that carried these entries failed.
+    /// Neither PostgreSQL nor the spool takes entries.
     #[error("{0}")]
     Unavailable(String),
     /// The schema could not be brought up to date.
@@ -62,7 +62,8 @@ impl StoreError {
         let StoreError::Postgres(error) = self else { return !matches!(self, StoreError::Migration(_)) };
         let Some(code) = error.code() else {
             // The connection broke. An error in encoding our own parameters would be none of the connection's.
-            return error.is_closed() || std::error::Error::source(error).is_some_and(|cause| cause.is::<std::io::Error>());
+            let is_io = |cause: &(dyn std::error::Error + 'static)| cause.is::<std::io::Error>();
+            return error.is_closed() || std::error::Error::source(error).is_some_and(is_io);
         };
         // 57P0x: shutdown, crash recovery; 53: out of connections, disk or memory; 08: connection; 40: serialization, deadlock;
         // 55: lock not available; 25006: a standby; 57014: statement_timeout; 58: I/O error; XX: the server itself is broken.
@@ -70,6 +71,18 @@ impl StoreError {
         let class = code.code().get(..2).unwrap_or_default();
         matches!(class, "08" | "40" | "53" | "55" | "57" | "58" | "XX" | "42" | "3D" | "3F" | "28")
             || *code == SqlState::READ_ONLY_SQL_TRANSACTION
+    }
+
+    /// Whether the server cannot be reached or is on its way up or down: nothing that a changed setting would mend.
+    pub fn is_outage(&self) -> bool {
+        match self {
+            StoreError::NoConnection(_) | StoreError::NoAnswer(_) => true,
+            StoreError::Postgres(error) => match error.code() {
+                None => self.is_transient(),
+                Some(code) => matches!(code.code().get(..2), Some("57" | "53" | "08")),
+            },
+            StoreError::Unavailable(_) | StoreError::Migration(_) => false,
+        }
     }
 
     /// Whether the statement may have been carried out although no answer came.
@@ -177,14 +190,12 @@ impl PooledConnection<'_> {
         self
     }
 
-    /// The answer to a statement, in bounded time. After a time-out the connection is not used again: its answer may still come.
+    /// The answer to a statement, in bounded time. A connection whose answer was not waited for, after the time-out or because
+    /// the caller gave up, is not used again: the answer may still come.
     pub async fn bounded<T>(&self, statement: impl Future<Output = Result<T, tokio_postgres::Error>>) -> Result<T, StoreError> {
-        match tokio::time::timeout(self.timeout, statement).await {
-            Ok(answer) => Ok(answer?),
-            Err(_) => {
-                self.connection.abandoned.store(true, Ordering::Relaxed);
-                Err(StoreError::NoAnswer(self.timeout))
-            }
-        }
+        self.connection.abandoned.store(true, Ordering::Relaxed);
+        let answer = tokio::time::timeout(self.timeout, statement).await.map_err(|_| StoreError::NoAnswer(self.timeout))?;
+        self.connection.abandoned.store(false, Ordering::Relaxed);
+        Ok(answer?)
     }
 }

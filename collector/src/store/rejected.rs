@@ -5,6 +5,7 @@ use chrono::{DateTime, Utc};
 use sha2::{Digest, Sha256};
 use tokio_postgres::types::Type;
 
+use super::Sequence;
 use super::pool::{PooledConnection, StoreError};
 
 /// An entry that could not become a row.
@@ -14,6 +15,8 @@ pub struct Rejected {
     pub raw: Bytes,
     /// Why, in words for a person.
     pub reason: String,
+    /// Its number among the entries of its Kong worker, where it could be read: a rejected entry is not a lost one.
+    pub sequence: Option<Sequence>,
 }
 
 /// A rejected entry on record.

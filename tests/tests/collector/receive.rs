@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use gateway_tests::collector::{Answer, TestApp, serve_settings};
+use gateway_tests::dice::Dice;
 use gateway_tests::fixtures;
 use llm_collector::server::Application;
 
@@ -54,6 +55,46 @@ async fn a_bad_element_does_not_fail_its_batch() {
     assert_eq!(reasons[0], ("not an object".to_owned(), b"17".to_vec()));
     assert!(reasons[1].0.contains("started_at"), "{reasons:?}");
     assert!(reasons[2].0.starts_with("not JSON"), "{reasons:?}");
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn every_entry_that_comes_in_is_stored_a_duplicate_or_rejected() {
+    let app = TestApp::start().await;
+    let mut dice = Dice::new(2026);
+    let (mut rows, mut on_record) = (std::collections::BTreeSet::new(), std::collections::BTreeSet::new());
+    for _ in 0..60 {
+        let (mut stored, mut duplicates, mut rejected) = (0, 0, 0);
+        let elements: Vec<String> = (0..1 + dice.roll(40))
+            .map(|_| match dice.roll(8) {
+                0 => {
+                    let element = format!("{}", dice.roll(50));
+                    rejected += 1;
+                    on_record.insert(element.clone());
+                    element
+                }
+                1 => {
+                    let element = format!(r#"{{"request":{{"id":"no-start-{}"}}}}"#, dice.roll(50));
+                    rejected += 1;
+                    on_record.insert(element.clone());
+                    element
+                }
+                _ => {
+                    let id = format!("id-{}", dice.roll(400));
+                    if rows.insert(id.clone()) {
+                        stored += 1
+                    } else {
+                        duplicates += 1
+                    }
+                    fixtures::small_entry(&id, 1_795_400_000_000)
+                }
+            })
+            .collect();
+        let answer = app.log(format!("[{}]", elements.join(","))).await;
+        assert_eq!(counts(&answer), [stored, duplicates, 0, rejected], "{elements:?}");
+    }
+    assert_eq!(app.database.number("SELECT count(*) FROM llm_logs").await, rows.len() as i64);
+    assert_eq!(app.database.number("SELECT count(*) FROM llm_rejected").await, on_record.len() as i64);
     app.stop().await;
 }
 
@@ -119,7 +160,9 @@ async fn the_pages_for_operators_answer() {
 async fn listening_beyond_loopback_needs_a_token_or_an_explicit_word() {
     let url = "postgres://nobody@127.0.0.1:1/none";
     let error = |arguments: &'static [&'static str]| async move {
-        let arguments: Vec<&str> = ["--listen", "0.0.0.0:0", "--database-url", url].iter().chain(arguments).copied().collect();
+        let data = tempfile::tempdir().unwrap();
+        let fixed = ["--listen", "0.0.0.0:0", "--database-url", url, "--data-dir", data.path().to_str().unwrap()];
+        let arguments: Vec<&str> = fixed.iter().chain(arguments).copied().collect();
         match Application::build(&serve_settings(&arguments)).await {
             Ok(_) => panic!("it started"),
             Err(error) => format!("{error:#}"),

@@ -1,0 +1,35 @@
+//! Entries that Kong lost before they reached a collector.
+//!
+//! The plugin numbers the entries of each Kong worker from 1. Which numbers arrived is kept in PostgreSQL, because several
+//! collectors each see a part of them; a hole that does not close in time is found by whichever collector looks first, counted
+//! once, and kept in `llm_sequence_gaps`. Reordering, repeats, and restarts of Kong or collectors make no holes.
+
+use std::time::Duration;
+
+use super::pool::{PooledConnection, StoreError};
+
+/// Numbers that never arrived.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Gap {
+    /// Identity of the worker of Kong.
+    pub worker: String,
+    /// First missing number.
+    pub first: i64,
+    /// Last missing number.
+    pub last: i64,
+}
+
+impl Gap {
+    /// How many entries are missing.
+    pub fn entries(&self) -> u64 {
+        u64::try_from(self.last - self.first + 1).unwrap_or(0)
+    }
+}
+
+/// The holes that are older than `grace` and were not found before.
+pub async fn find(connection: &PooledConnection<'_>, grace: Duration) -> Result<Vec<Gap>, StoreError> {
+    let query = "SELECT gap_worker, gap_first, gap_last FROM llm_find_sequence_gaps(make_interval(secs => $1))";
+    let rows = connection.bounded(connection.client().query(query, &[&grace.as_secs_f64()])).await?;
+    let gap = |row: &tokio_postgres::Row| Ok(Gap { worker: row.try_get(0)?, first: row.try_get(1)?, last: row.try_get(2)? });
+    rows.iter().map(gap).collect()
+}

@@ -1,0 +1,305 @@
+//! The writers: one statement for what waits, the spool for what PostgreSQL cannot take.
+
+use std::collections::HashSet;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use chrono::{NaiveDate, Utc};
+use log::{debug, error, info, warn};
+use tokio::sync::mpsc;
+
+use super::pool::{Database, PooledConnection, StoreError};
+use super::rejected::{self, Rejected};
+use super::spool::{Spool, SpoolError, State};
+use super::{Batch, Health, Item, Job, Outcome, Sequence, insert, partitions};
+use crate::decode::json::write_string;
+use crate::extract::redact::Secrets;
+use crate::measure::Metrics;
+
+/// Rows in one statement at most. Beyond a few hundred nothing is gained, and a refused row takes longer to find.
+const MAX_ROWS: usize = 1_000;
+
+/// Bytes in one statement at most: both ends hold all of it in memory.
+const MAX_BYTES: usize = 16 << 20;
+
+/// How long a statement from the spool may take. Nobody waits for it, and a slow server must still be able to catch up.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(60);
+
+#[derive(Debug)]
+pub(super) struct Writer {
+    pub(super) database: Database,
+    pub(super) spool: Option<Arc<Spool>>,
+    pub(super) health: Arc<Health>,
+    pub(super) metrics: Arc<Metrics>,
+    secrets: Arc<Secrets>,
+    /// Days whose partitions are known to exist.
+    known_days: Mutex<HashSet<NaiveDate>>,
+    /// The spool refused entries, and the log says so already.
+    spool_refuses: AtomicBool,
+}
+
+/// What became of one item.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Fate {
+    Unknown,
+    New,
+    Duplicate,
+    Refused(String),
+}
+
+type Queue = Arc<tokio::sync::Mutex<mpsc::Receiver<Job>>>;
+
+/// Takes what waits and writes it, until the queue is closed and empty.
+pub(super) async fn run(writer: Arc<Writer>, queue: Queue) {
+    loop {
+        let mut jobs = Vec::new();
+        {
+            let mut queue = queue.lock().await;
+            let Some(first) = queue.recv().await else { return };
+            let (mut rows, mut bytes) = first.batch.size();
+            jobs.push(first);
+            while rows < MAX_ROWS && bytes < MAX_BYTES {
+                let Ok(job) = queue.try_recv() else { break };
+                let (more_rows, more_bytes) = job.batch.size();
+                rows += more_rows;
+                bytes += more_bytes;
+                jobs.push(job);
+            }
+        }
+        writer.write(jobs).await;
+    }
+}
+
+impl Writer {
+    pub(super) fn new(
+        database: Database,
+        spool: Option<Arc<Spool>>,
+        health: Arc<Health>,
+        metrics: Arc<Metrics>,
+        secrets: Arc<Secrets>,
+    ) -> Self {
+        Self { database, spool, health, metrics, secrets, known_days: Mutex::default(), spool_refuses: AtomicBool::new(false) }
+    }
+
+    /// Whether the spool refused the entries that it was last given.
+    pub(super) fn spool_refuses(&self) -> bool {
+        self.spool_refuses.load(Ordering::Relaxed)
+    }
+
+    async fn write(&self, jobs: Vec<Job>) {
+        let items: Vec<&Item> = jobs.iter().flat_map(|job| &job.batch.items).collect();
+        let rejected: Vec<&Rejected> = jobs.iter().flat_map(|job| &job.batch.rejected).collect();
+        let mut fates = vec![Fate::Unknown; items.len()];
+        let failure = if self.health.is_up() || self.spool.is_none() {
+            self.write_in_time(&items, &rejected, &mut fates).await.err()
+        } else {
+            Some(StoreError::Unavailable("PostgreSQL is away".to_owned()))
+        };
+        let Some(failure) = failure else {
+            answer(jobs, fates, None);
+            return;
+        };
+        let unsafe_items: Vec<&Item> =
+            items.iter().zip(&fates).filter(|(_, fate)| !fate.is_safe()).map(|(item, _)| *item).collect();
+        let state = if failure.is_uncertain() { State::Maybe } else { State::New };
+        let spooled = self.spool(&unsafe_items, &rejected, state, &failure).await;
+        answer(jobs, fates, Some(spooled));
+    }
+
+    /// One attempt, in bounded time over all its statements together: Kong waits for the answer.
+    async fn write_in_time(&self, items: &[&Item], rejected: &[&Rejected], fates: &mut [Fate]) -> Result<(), StoreError> {
+        let timeout = self.database.settings().timeout;
+        let attempt = async {
+            let connection = self.database.connection().await?;
+            self.write_items(&connection, items, rejected, fates, State::New).await
+        };
+        let result = tokio::time::timeout(timeout, attempt).await.unwrap_or(Err(StoreError::NoAnswer(timeout)));
+        if let Err(error) = &result {
+            self.health.set_down(error);
+        }
+        result
+    }
+
+    /// Stores a batch from the spool.
+    pub(super) async fn write_spooled(&self, batch: &Batch, state: State) -> Result<(), StoreError> {
+        let items: Vec<&Item> = batch.items.iter().collect();
+        let rejected: Vec<&Rejected> = batch.rejected.iter().collect();
+        let mut fates = vec![Fate::Unknown; items.len()];
+        let connection = self.database.connection().await?.with_timeout(DRAIN_TIMEOUT);
+        self.write_items(&connection, &items, &rejected, &mut fates, state).await
+    }
+
+    async fn write_items(
+        &self,
+        connection: &PooledConnection<'_>,
+        items: &[&Item],
+        rejected: &[&Rejected],
+        fates: &mut [Fate],
+        state: State,
+    ) -> Result<(), StoreError> {
+        self.make_partitions(connection, items).await?;
+        self.insert(connection, items, fates, state).await?;
+        let mut on_record: Vec<Rejected> = rejected.iter().copied().cloned().collect();
+        for (item, fate) in items.iter().zip(fates.iter()) {
+            if let Fate::Refused(reason) = fate {
+                warn!(request_id = item.call.request_id.as_str(); "PostgreSQL refused the row of {}: {reason}", item.call.request_id);
+                let raw = self.secrets.scrub_raw(&String::from_utf8_lossy(&item.raw));
+                on_record.push(Rejected { raw: raw.into(), reason: reason.clone(), sequence: item.sequence.clone() });
+            }
+        }
+        if !on_record.is_empty() {
+            rejected::insert(connection, &on_record).await?;
+            let sequences: Vec<&Sequence> = on_record.iter().filter_map(|entry| entry.sequence.as_ref()).collect();
+            insert::note_sequences(connection, &sequences).await?;
+            self.metrics.entries.rejected.inc_by(on_record.len() as u64);
+        }
+        Ok(())
+    }
+
+    /// Stores what can be stored. A batch with a row that PostgreSQL refuses is halved until the row stands alone.
+    async fn insert(
+        &self,
+        connection: &PooledConnection<'_>,
+        items: &[&Item],
+        fates: &mut [Fate],
+        state: State,
+    ) -> Result<(), StoreError> {
+        let mut parts = vec![(0, items)];
+        while let Some((start, part)) = parts.pop() {
+            if part.is_empty() {
+                continue;
+            }
+            let began = Instant::now();
+            let inserted = insert::insert(connection, part).await;
+            self.metrics.observe_store(began.elapsed());
+            match inserted {
+                Ok(new) => {
+                    for ((fate, item), is_new) in fates.iter_mut().skip(start).zip(part).zip(new) {
+                        *fate = if is_new { Fate::New } else { Fate::Duplicate };
+                        // Counted here and nowhere else: as soon as it is known, whatever fails afterwards.
+                        if is_new || state == State::Maybe {
+                            self.metrics.observe_call(&item.call);
+                            self.metrics.entries.stored.inc();
+                        } else {
+                            self.metrics.entries.duplicate.inc();
+                        }
+                    }
+                }
+                Err(error) if error.is_transient() => return Err(error),
+                Err(error) if part.len() == 1 => {
+                    if let Some(fate) = fates.get_mut(start) {
+                        *fate = Fate::Refused(error.to_string());
+                    }
+                }
+                Err(error) => {
+                    debug!("halving a batch of {}: {error}", part.len());
+                    let (front, back) = part.split_at(part.len() / 2);
+                    parts.push((start + front.len(), back));
+                    parts.push((start, front));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes the partitions that the rows need and that are not known to be there.
+    async fn make_partitions(&self, connection: &PooledConnection<'_>, items: &[&Item]) -> Result<(), StoreError> {
+        let today = Utc::now().date_naive();
+        let missing: HashSet<NaiveDate> = {
+            let known = self.known_days.lock().unwrap_or_else(PoisonError::into_inner);
+            let days = items.iter().filter_map(|item| partitions::day_of(item.call.started_at, today));
+            days.filter(|day| !known.contains(day)).collect()
+        };
+        for day in missing {
+            match connection.bounded(partitions::create(connection.client(), day)).await {
+                Ok(_) => {}
+                Err(error) if error.is_transient() => return Err(error),
+                // The rows go to the default partition.
+                Err(error) => warn!("could not make the partition of {day}: {error}"),
+            }
+            self.known_days.lock().unwrap_or_else(PoisonError::into_inner).insert(day);
+        }
+        Ok(())
+    }
+
+    /// Puts on disk what is not safe otherwise.
+    async fn spool(&self, items: &[&Item], rejected: &[&Rejected], state: State, failure: &StoreError) -> Result<(), StoreError> {
+        let Some(spool) = &self.spool else { return Err(StoreError::Unavailable(failure.to_string())) };
+        let entries = items.len() + rejected.len();
+        let spool = Arc::clone(spool);
+        let secrets = Arc::clone(&self.secrets);
+        let raws: Vec<_> = items.iter().map(|item| item.raw.clone()).collect();
+        let rejected: Vec<Rejected> = rejected.iter().copied().cloned().collect();
+        let written = tokio::task::spawn_blocking(move || spool.write(&lines(&raws, &rejected, &secrets), entries, state)).await;
+        let result = match written {
+            Ok(result) => result.map_err(|error: SpoolError| error.to_string()),
+            Err(panicked) => Err(panicked.to_string()),
+        };
+        match result {
+            Ok(()) => {
+                self.metrics.entries.spooled.inc_by(entries as u64);
+                if self.spool_refuses.swap(false, Ordering::Relaxed) {
+                    info!("the spool takes entries again");
+                }
+                self.health.set_down(failure);
+                Ok(())
+            }
+            Err(refusal) => {
+                if !self.spool_refuses.swap(true, Ordering::Relaxed) {
+                    error!("neither PostgreSQL ({failure}) nor the spool ({refusal}) takes entries; Kong keeps them for a while");
+                }
+                self.metrics.observe_spool_refusal();
+                Err(StoreError::Unavailable(format!("PostgreSQL: {failure}; spool: {refusal}")))
+            }
+        }
+    }
+}
+
+impl Fate {
+    fn is_safe(&self) -> bool {
+        matches!(self, Fate::New | Fate::Duplicate)
+    }
+}
+
+/// Entries as lines of a spool file.
+fn lines(raws: &[bytes::Bytes], rejected: &[Rejected], secrets: &Secrets) -> Vec<u8> {
+    let mut lines = String::with_capacity(raws.iter().map(bytes::Bytes::len).sum::<usize>() + 1024);
+    for raw in raws {
+        lines.push_str(&secrets.scrub_raw(&String::from_utf8_lossy(raw)));
+        lines.push('\n');
+    }
+    for entry in rejected {
+        lines.push_str("{\"llm_rejected\":{\"reason\":");
+        write_string(&mut lines, &entry.reason);
+        lines.push_str(",\"raw\":");
+        write_string(&mut lines, &String::from_utf8_lossy(&entry.raw));
+        lines.push_str("}}\n");
+    }
+    lines.into_bytes()
+}
+
+/// Answers each job. `spooled` is `None` when PostgreSQL took everything; else it says whether the rest is safe on disk.
+fn answer(jobs: Vec<Job>, fates: Vec<Fate>, spooled: Option<Result<(), StoreError>>) {
+    let mut fates = fates.into_iter();
+    for job in jobs {
+        let mut outcome = Outcome { rejected: job.batch.rejected.len(), ..Outcome::default() };
+        for fate in fates.by_ref().take(job.batch.items.len()) {
+            match fate {
+                Fate::New => outcome.stored += 1,
+                Fate::Duplicate => outcome.duplicates += 1,
+                Fate::Refused(_) => outcome.rejected += 1,
+                Fate::Unknown => outcome.spooled += 1,
+            }
+        }
+        if spooled.is_some() {
+            outcome.spooled += std::mem::take(&mut outcome.rejected);
+        }
+        let result = match &spooled {
+            Some(Err(error)) if outcome.spooled > 0 => Err(StoreError::Unavailable(error.to_string())),
+            _ => Ok(outcome),
+        };
+        // A client that went away still has its entries stored.
+        let _ = job.reply.send(result);
+    }
+}
