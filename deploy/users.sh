@@ -173,11 +173,11 @@ remove() {
 
 # The id of this user's own limit; empty when there is none.
 limit_id() {
-  admin_list "/consumers/$user_id/plugins" | awk -F '\t' '
-    { split($1, part, "."); item = part[1]; field[item, substr($1, length(item) + 2)] = substr($2, 3) }
-    $1 ~ /^data\[[0-9]+\]\.id$/ { items[++n] = item }
-    END { for (i = 1; i <= n; i++)
-      if (field[items[i], "name"] == "rate-limiting") { print field[items[i], "id"]; exit } }'
+  admin_list "/consumers/$user_id/plugins" | awk -F '\t' "$ITEM_OF"'
+    { item_of() }
+    name == "id" { id[item] = value }
+    name == "name" && value == "rate-limiting" { limits[item] }
+    END { for (item in limits) { print id[item]; exit } }'
 }
 
 limit() {
@@ -207,23 +207,27 @@ limit() {
 # One pass over consumers, keys and plugins. Keys stay inside the pipe.
 list() {
   {
-    admin_list '/consumers?size=500' | sed 's/^/consumer\t/'
-    admin_list '/key-auths?size=500' | grep -v '\.key	' | sed 's/^/key\t/'
-    admin_list '/plugins?size=500' | sed 's/^/plugin\t/'
-  } | awk -F '\t' '
-    # A new id may stand at the same place of a later page.
-    { match($2, /^data\[[0-9]+\]/)
-      item = substr($2, 1, RLENGTH); name = substr($2, RLENGTH + 2); value = substr($3, 3)
-      if (item == "") next }
-    # Fields of one entity follow each other; the line that closes it ends with {#}.
-    name == "{#}" || $2 == item "{#}" {
-      if ($1 == "consumer") { users++; id[users] = field["id"]; user[users] = field["username"]; since[users] = field["created_at"] }
-      if ($1 == "key") keys[field["consumer.id"]]++
-      if ($1 == "plugin" && field["name"] == "rate-limiting") limit[field["consumer.id"]] = field["config.hour"]
-      split("", field); next }
-    { field[name] = value }
-    END { for (i = 1; i <= users; i++)
-      printf "%s\t%d\t%s\t%s\n", user[i], keys[id[i]], (id[i] in limit) ? limit[id[i]] : "default", since[i] }
+    admin_list '/consumers?size=500'
+    printf 'keys\n'
+    admin_list '/key-auths?size=500' | grep -v '\.key	'
+    printf 'plugins\n'
+    admin_list '/plugins?size=500'
+  } | awk -F '\t' "$ITEM_OF"'
+    $0 == "keys" || $0 == "plugins" { kind = $0; next }
+    { item_of() }
+    kind == "" && name == "id" { id[item] = value; items[++users] = item }
+    kind == "" { user[item, name] = value }
+    kind == "keys" && name == "consumer.id" { keys[value]++ }
+    kind == "plugins" { plugin[item, name] = value }
+    kind == "plugins" && name == "id" { plugins[item] }
+    END {
+      for (item in plugins)
+        if (plugin[item, "name"] == "rate-limiting") limit[plugin[item, "consumer.id"]] = plugin[item, "config.hour"]
+      for (i = 1; i <= users; i++) {
+        item = items[i]; who = id[item]
+        printf "%s\t%d\t%s\t%s\n", user[item, "username"], keys[who], (who in limit) ? limit[who] : "default", user[item, "created_at"]
+      }
+    }
   ' | sort | {
     printf '%-24s %4s %8s  %s\n' NAME KEYS LIMIT SINCE
     local name keys calls since day

@@ -74,22 +74,31 @@ admin_must() {
   esac
 }
 
-# All pages of a list, flattened one after the other; nothing when what it belongs to
-# does not exist.
+# All pages of a list, flattened one after the other, elements as data[PAGE-NUMBER];
+# nothing when what it belongs to does not exist.
 admin_list() {
-  local path=$1
+  local path=$1 page=0
   while [ -n "$path" ]; do
     admin GET "$path"
     [ "$reply_status" != 404 ] || return 0
     [ "$reply_status" = 200 ] || fatal "Kong refused GET $path: $(reply_error)"
-    printf '%s' "$reply" | json_flatten
+    page=$((page + 1))
+    printf '%s' "$reply" | json_flatten | sed "s/^data\[/data[$page-/"
     path=$(printf '%s' "$reply" | json_value next)
     [ "$path" != null ] || path=''
   done
 }
 
+# What an awk program needs to read such a list: after `item_of` ran for a line, item is
+# data[PAGE-NUMBER], name the field and value its text.
+# shellcheck disable=SC2016
+ITEM_OF='function item_of() {
+  item = match($1, /^data\[[0-9-]+\]/) ? substr($1, 1, RLENGTH) : ""
+  name = substr($1, length(item) + 2); value = substr($2, 3)
+}'
+
 # The ids of the entities of a list.
-list_ids() { awk -F '\t' '$1 ~ /^data\[[0-9]+\]\.id$/ { print substr($2, 3) }'; }
+list_ids() { awk -F '\t' "$ITEM_OF"'{ item_of() } name == "id" { print value }'; }
 
 # Text as one element of a URL's path.
 url_encode() {
@@ -234,4 +243,82 @@ json_covers() {
       if (field[1] ~ /\{#\}$/ && field[1] != "config.headers{#}") next
       if (!($0 in have)) { missing = 1; exit } }
     END { exit missing }'
+}
+
+# --- bringing Kong to the wanted state ---------------------------------------------------
+
+# 1: ensure only says what it would do.
+dry_run=0
+
+changes=0
+
+said() {
+  [ "$1" = unchanged ] || changes=$((changes + 1))
+  printf '%-10s %s\n' "$1" "$2"
+}
+
+# ensure LABEL PATH WANTED - creates or updates what is at PATH unless it is as wanted.
+ensure() {
+  local label=$1 path=$2 wanted=$3 word=created
+  admin GET "$path"
+  case $reply_status in
+    200)
+      if json_covers "$wanted" "$reply"; then
+        said unchanged "$label"
+        return
+      fi
+      word=updated ;;
+    404) ;;
+    *) fatal "Kong refused GET $path: $(reply_error)" ;;
+  esac
+  if [ "$dry_run" = 0 ]; then
+    admin PUT "$path" "$wanted"
+    case $reply_status in
+      2??) ;;
+      409) conflict "$label" "$wanted" ;;
+      405) fatal "Kong does not take changes through its Admin API" "It runs without a database; set KONG_DATABASE=postgres." ;;
+      *) fatal "Kong refused $label: $(reply_error)" ;;
+    esac
+  fi
+  said "$word" "$label"
+}
+
+ensure_absent() {
+  local label=$1 path=$2
+  admin GET "$path"
+  [ "$reply_status" = 200 ] || return 0
+  [ "$dry_run" = 1 ] || admin_must DELETE "$path"
+  said removed "$label"
+}
+
+# Somebody else's service, route or plugin is in the way.
+conflict() {
+  local label=$1 wanted=$2 reason id
+  reason=$(reply_error)
+  case $label in
+    plugin*)
+      id=$(admin_list /plugins | other_plugin "$(printf '%s' "$wanted" | json_value name)" "$(printf '%s' "$wanted" | json_value service.id)")
+      fatal "Kong has another instance of $label with the same scope${id:+, id $id}" \
+        "It was not made by this script. Look at it:  curl $KONG_ADMIN_URL/plugins/${id:-}" \
+        "If it is left from an earlier installation, remove it:  curl -X DELETE $KONG_ADMIN_URL/plugins/${id:-ID}" \
+        "If this Kong serves other things and needs it, set KONG_SHARED=1: audit and metrics are then" \
+        "bound to the vLLM service only. Then run this again." ;;
+    *)
+      fatal "Kong has another $label of that name: $reason" \
+        "It was not made by this script. Rename or remove it, then run this again." ;;
+  esac
+}
+
+# The id of a plugin with this name and service, from a flattened list.
+other_plugin() {
+  awk -F '\t' -v wanted="$1" -v service="${2#null}" "$ITEM_OF"'
+    { item_of() }
+    name == "id" { id[item] = value }
+    name == "name" { plugin[item] = value }
+    name == "service.id" { of[item] = value }
+    name == "consumer.id" || name == "route.id" { narrower[item] }
+    END {
+      for (item in id)
+        if (plugin[item] == wanted && of[item] == service && !(item in narrower)) { print id[item]; exit }
+    }'
 }

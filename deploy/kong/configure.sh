@@ -130,8 +130,19 @@ read_settings() {
   vllm_api_key=$(read_secret VLLM_API_KEY)
   collector_token=$(read_secret COLLECTOR_TOKEN)
   secrets=("$vllm_api_key" "$collector_token")
+  extra_paths=$(read_extra_paths)
   parse_vllm_url
   parse_collector_url
+}
+
+# VLLM_EXTRA_PATHS as regular expressions.
+read_extra_paths() {
+  local path
+  for path in $VLLM_EXTRA_PATHS; do
+    [[ $path =~ ^(/[A-Za-z0-9_-][A-Za-z0-9._-]*)+$ ]] ||
+      fatal "VLLM_EXTRA_PATHS: '$path' is not a plain path beginning with /"
+    printf '%s ' "${path//./\\.}"
+  done
 }
 
 URL_PATTERN='^(https?)://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:([0-9]{1,5}))?((/[A-Za-z0-9._~-]+)*)/?$'
@@ -247,80 +258,7 @@ read_bearer() {
   [ -n "$bearer_code" ] || fatal "$file is empty"
 }
 
-# --- bringing Kong to the wanted state ---------------------------------------------------
-
-changes=0
-
-said() {
-  [ "$1" = unchanged ] || changes=$((changes + 1))
-  printf '%-10s %s\n' "$1" "$2"
-}
-
-# ensure LABEL PATH WANTED - creates or updates what is at PATH unless it is as wanted.
-ensure() {
-  local label=$1 path=$2 wanted=$3 word=created
-  admin GET "$path"
-  case $reply_status in
-    200)
-      if json_covers "$wanted" "$reply"; then
-        said unchanged "$label"
-        return
-      fi
-      word=updated ;;
-    404) ;;
-    *) fatal "Kong refused GET $path: $(reply_error)" ;;
-  esac
-  if [ "$dry_run" = 0 ]; then
-    admin PUT "$path" "$wanted"
-    case $reply_status in
-      2??) ;;
-      409) conflict "$label" "$wanted" ;;
-      405) fatal "Kong does not take changes through its Admin API" "It runs without a database; set KONG_DATABASE=postgres." ;;
-      *) fatal "Kong refused $label: $(reply_error)" ;;
-    esac
-  fi
-  said "$word" "$label"
-}
-
-ensure_absent() {
-  local label=$1 path=$2
-  admin GET "$path"
-  [ "$reply_status" = 200 ] || return 0
-  [ "$dry_run" = 1 ] || admin_must DELETE "$path"
-  said removed "$label"
-}
-
-# Somebody else's service, route or plugin is in the way.
-conflict() {
-  local label=$1 wanted=$2 reason id
-  reason=$(reply_error)
-  case $label in
-    plugin*)
-      id=$(admin_list /plugins | other_plugin "$(printf '%s' "$wanted" | json_value name)" "$(printf '%s' "$wanted" | json_value service.id)")
-      fatal "Kong has another instance of $label with the same scope${id:+, id $id}" \
-        "It was not made by this script. Look at it:  curl $KONG_ADMIN_URL/plugins/${id:-}" \
-        "If it is left from an earlier installation, remove it:  curl -X DELETE $KONG_ADMIN_URL/plugins/${id:-ID}" \
-        "If this Kong serves other things and needs it, set KONG_SHARED=1: audit and metrics are then" \
-        "bound to the vLLM service only. Then run this again." ;;
-    *)
-      fatal "Kong has another $label of that name: $reason" \
-        "It was not made by this script. Rename or remove it, then run this again." ;;
-  esac
-}
-
-# The id of a plugin with this name and service, from a flattened list.
-other_plugin() {
-  awk -F '\t' -v name="$1" -v service="$2" '
-    { split($1, part, "."); item = part[1]; field = substr($1, length(item) + 2); value = substr($2, 3) }
-    field == "id" { id[item] = value }
-    field == "name" { plugin[item] = value }
-    field == "service.id" { of[item] = value }
-    field == "consumer.id" || field == "route.id" { narrower[item] = 1 }
-    END {
-      if (service == "null") service = ""
-      for (item in id) if (plugin[item] == name && of[item] == service && !(item in narrower)) { print id[item]; exit }
-    }'
-}
+# --- the service -------------------------------------------------------------------------
 
 service_json() {
   local path=null
@@ -372,18 +310,8 @@ route_json() {
 JSON
 }
 
-extra_paths() {
-  local path
-  for path in $VLLM_EXTRA_PATHS; do
-    [[ $path =~ ^(/[A-Za-z0-9_-][A-Za-z0-9._-]*)+$ ]] ||
-      fatal "VLLM_EXTRA_PATHS: '$path' is not a plain path beginning with /"
-    printf '%s ' "${path//./\\.}"
-  done
-}
-
 configure_routes() {
-  local number name paths wanted=' ' extra ids id
-  extra=$(extra_paths)
+  local number name paths wanted=' ' ids id
   while read -r number name paths; do
     [ -n "$paths" ] || continue
     set -f # patterns are no file names
@@ -391,7 +319,7 @@ configure_routes() {
     ensure "route vllm-$name" "/routes/$(route_id "$number")" "$(route_json "$name" $paths)"
     set +f
     wanted+="$(route_id "$number") "
-  done <<<"$MODEL_APIS"$'\n'"$EXTRA_ROUTE extra $extra"
+  done <<<"$MODEL_APIS"$'\n'"$EXTRA_ROUTE extra $extra_paths"
 
   # What an earlier version or setting opened and this one does not.
   ids=$(admin_list "/services/$SERVICE_ID/routes" | list_ids)
@@ -459,15 +387,15 @@ warn_of_other_ways() {
   while IFS= read -r line; do
     [ -z "$line" ] || warn "$line"
   done < <(
-    admin_list /services | awk -F '\t' -v host="$vllm_host" -v port="$vllm_port" -v ours="$SERVICE_ID" -v url="$KONG_ADMIN_URL" '
-      { split($1, part, "."); item = part[1]; field[item, substr($1, length(item) + 2)] = substr($2, 3) }
-      $1 ~ /^data\[[0-9]+\]\.id$/ { items[++n] = item }
+    admin_list /services | awk -F '\t' -v host="$vllm_host" -v port="$vllm_port" -v ours="$SERVICE_ID" -v url="$KONG_ADMIN_URL" "$ITEM_OF"'
+      { item_of(); field[item, name] = value }
+      name == "id" { items[++n] = item }
       END { for (i = 1; i <= n; i++) { item = items[i]
         if (field[item, "id"] != ours && field[item, "host"] == host && field[item, "port"] == port)
           print "the service " field[item, "name"] " also leads to vLLM, with other rules; remove it if it is left from an earlier installation: its routes are at " url "/services/" field[item, "id"] "/routes" } }'
-    admin_list "/services/$SERVICE_ID/routes" | awk -F '\t' -v url="$KONG_ADMIN_URL" -v ours="^$GATEWAY_IDS" '
-      { split($1, part, "."); item = part[1]; field[item, substr($1, length(item) + 2)] = substr($2, 3) }
-      $1 ~ /^data\[[0-9]+\]\.id$/ { items[++n] = item }
+    admin_list "/services/$SERVICE_ID/routes" | awk -F '\t' -v ours="^$GATEWAY_IDS" -v url="$KONG_ADMIN_URL" "$ITEM_OF"'
+      { item_of(); field[item, name] = value }
+      name == "id" { items[++n] = item }
       END { for (i = 1; i <= n; i++) { item = items[i]
         if (field[item, "id"] !~ ours)
           print "the route " field[item, "name"] " at the vLLM service was not made by this script: " url "/routes/" field[item, "id"] } }'
@@ -502,7 +430,7 @@ usage() {
   exit "$1"
 }
 
-wait=0 dry_run=0 only_print=0
+wait=0 only_print=0
 for option in "$@"; do
   case $option in
     --wait) wait=1 ;;

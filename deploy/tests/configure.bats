@@ -239,7 +239,7 @@ PY
   for setting in RATE_LIMIT_PER_HOUR=-1 RATE_LIMIT_PER_HOUR=1e3 RATE_LIMIT_PER_HOUR=99999999999999999999 VLLM_URL=127.0.0.1:8000 \
     VLLM_URL=http://user:pw@vllm:8000 VLLM_URL=ftp://x VLLM_READ_TIMEOUT_MS=0 AUDIT_CAPTURE=all AUDIT_INCLUDE_USAGE=yes \
     COLLECTOR_URL=collector AUDIT_BATCH_SECONDS=fast KONG_SHARED=true VLLM_API_KEY='a b' 'VLLM_API_KEY=$(x)' \
-    'COLLECTOR_TOKEN={vault://env/x}' COLLECTOR_TOKEN_FILE=/no/such/file GATEWAY_PLUGINS_DIR=/no/such/dir; do
+    'COLLECTOR_TOKEN={vault://env/x}' COLLECTOR_TOKEN_FILE=/no/such/file VLLM_EXTRA_PATHS=metrics GATEWAY_PLUGINS_DIR=/no/such/dir; do
     run env "$setting" "$DEPLOY/kong/configure.sh"
     [ "$status" -eq 1 ] || { echo "accepted: $setting"; false; }
     [[ $output == error:* ]]
@@ -349,9 +349,7 @@ WRAPPER
 }
 
 @test "--wait waits for a Kong that takes its time" {
-  KONG_WORKER_STATE_UPDATE_FREQUENCY=2 start_host slow
-  configure >/dev/null
-  [ "$(call /v1/models)" = 404 ]
+  KONG_WORKER_STATE_UPDATE_FREQUENCY=3 start_host slow
   says '^live ' configure --wait
   [ "$(call /v1/models)" = 401 ]
   stop_host slow

@@ -487,6 +487,11 @@ PY
   admin PATCH plugins/00000000-0000-4000-8000-000000000098 '{"config":{"day":99}}' >"$WORK/last"
   grep -q '"hour":9' "$WORK/last"
   grep -q '"day":99' "$WORK/last"
+  admin PATCH plugins/00000000-0000-4000-8000-000000000003 '{"config":{"headers":{"X-Collector-Token":"t1"},"queue":{"max_entries":99}}}' >"$WORK/last"
+  grep -q '"headers":{"X-Collector-Token":"t1"}' "$WORK/last"
+  grep -q '"max_batch_size":4,"max_bytes":40000,"max_coalescing_delay":0.1,"max_entries":99' "$WORK/last"
+  admin PATCH plugins/00000000-0000-4000-8000-000000000003 '{"config":{"headers":{"X-Other":"1"}}}' | grep -q '"headers":{"X-Other":"1"}'
+  admin PATCH plugins/00000000-0000-4000-8000-000000000003 '{"config":{"headers":{"X-Collector-Token":"t0k"}}}' >/dev/null
   curl -sS "$ADMIN_URL/consumers?size=2" >"$WORK/last"
   grep -q '"next":"/consumers?offset=[^"]*&size=2"' "$WORK/last"
   next=$(grep -o '"next":"[^"]*"' "$WORK/last" | cut -d'"' -f4)

@@ -176,25 +176,6 @@ local function editable(entity)
 end
 
 
--- A PATCH changes the settings it names and leaves the others.
-local function merge(before, changes)
-  local merged = {}
-  for key, value in pairs(before) do
-    merged[key] = value
-  end
-  for key, value in pairs(changes) do
-    if type(value) == "table" and type(merged[key]) == "table" and #value == 0
-       and next(value) ~= nil and #merged[key] == 0
-    then
-      merged[key] = merge(merged[key], value)
-    else
-      merged[key] = value
-    end
-  end
-  return merged
-end
-
-
 local function write(name, wanted, fixed, is_patch)
   local input, from_form = read_input()
   if not input then
@@ -210,8 +191,8 @@ local function write(name, wanted, fixed, is_patch)
       if not before then
         return nil, { code = 6 }
       end
-      return entities.put(document, name, before.id, merge(editable(before), input), before,
-                          from_form)
+      local merged = entities.merge(name, editable(before), input)
+      return entities.put(document, name, before.id, merged, before, from_form)
     end
     local id = before and before.id or uuid.is_valid(wanted) and wanted:lower()
     if not id then

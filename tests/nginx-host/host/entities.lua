@@ -398,6 +398,33 @@ function entities.put(document, name, id, input, before, from_form)
 end
 
 
+local function merge(fields, before, changes)
+  local merged = {}
+  for key, value in pairs(before) do
+    merged[key] = value
+  end
+  for key, value in pairs(changes) do
+    local field = schema.field(fields, key)
+    if field and field.type == "record" and type(value) == "table"
+       and type(merged[key]) == "table"
+    then
+      merged[key] = merge(field.fields, merged[key], value)
+    else
+      merged[key] = value
+    end
+  end
+  return merged
+end
+
+
+--- What a PATCH makes of an entity: settings it names change, others stay; lists and
+--- maps are replaced as a whole.
+function entities.merge(name, before, changes)
+  local definition = definition_of(name, before) or entities[name]
+  return merge(definition.fields, before, changes)
+end
+
+
 --- Deletes the entity and what belongs to it; true, or nil, err.
 function entities.delete(document, name, id)
   for _, reference in ipairs(REFERENCES) do

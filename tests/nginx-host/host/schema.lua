@@ -268,6 +268,12 @@ local function by_name(fields)
 end
 
 
+--- The definition of a field; nil when there is none of that name.
+function schema.field(fields, name)
+  return by_name(fields)[name]
+end
+
+
 --- The value of a field that was not given.
 local function default_of(field)
   if field.default ~= nil and field.default ~= null then

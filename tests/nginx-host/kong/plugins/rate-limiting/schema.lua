@@ -1,3 +1,5 @@
+--- Test equipment: the settings of Kong's rate-limiting plugin, as far as the stand-in goes.
+
 local typedefs = require "kong.db.schema.typedefs"
 
 local LIMIT = { type = "number", gt = 0 }

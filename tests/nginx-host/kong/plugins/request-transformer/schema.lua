@@ -1,3 +1,5 @@
+--- Test equipment: the settings of Kong's request-transformer plugin, as far as the stand-in goes.
+
 local typedefs = require "kong.db.schema.typedefs"
 
 
