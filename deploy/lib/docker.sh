@@ -219,9 +219,9 @@ look_into_images() {
 look_into_image() {
   local role=$1 name=$2 who=''
   # Nothing of the host, not even the network: only the image is asked.
-  local run=(docker run --rm --network none --cap-drop ALL --read-only --log-driver none --entrypoint)
+  local run=(docker run --rm --network none --cap-drop ALL --read-only --tmpfs /tmp --log-driver none --entrypoint)
   case $role in
-    KONG) check_kong_version "$("${run[@]}" kong --tmpfs /usr/local/kong "$name" version 2>&1 </dev/null)" ;;
+    KONG) check_kong_version "$("${run[@]}" kong "$name" version 2>&1 </dev/null)" ;;
     POSTGRES) check_postgres_version "$("${run[@]}" postgres "$name" --version 2>&1 </dev/null)" ;;
     COLLECTOR)
       # No shell in there; the image itself says who runs it.

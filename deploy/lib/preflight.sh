@@ -28,6 +28,7 @@ preflight() {
     check_compose
     check_docker_disk "$images_kb"
   fi
+  check_selinux
   check_free_ports
   check_vllm
   if [ $errors -gt 0 ]; then
@@ -102,6 +103,9 @@ check_docker() {
   fi
   version=${answer##*$'\n'}
   version_at_least "$version" 20.10.0 || finding error "Docker $version is too old; 20.10 is the oldest tested" "Install a newer Docker Engine."
+  if have systemctl && [ "$(systemctl is-enabled docker 2>/dev/null)" = disabled ]; then
+    finding warning "Docker does not start at boot" "systemctl enable docker"
+  fi
   answer=$(docker info --format '{{.SecurityOptions}} memory={{.MemoryLimit}}' 2>/dev/null)
   case $answer in
     *rootless* | *userns*) finding error "Docker runs rootless or with user namespaces" \
@@ -109,6 +113,14 @@ check_docker() {
   esac
   [[ $answer != *memory=false* ]] || finding warning "this kernel does not limit the memory of containers" \
     "Boot with  cgroup_enable=memory swapaccount=1"
+}
+
+# What containers mount must carry a label there. Not tried by this project.
+check_selinux() {
+  if have getenforce && [ "$(getenforce)" = Enforcing ]; then
+    finding warning "SELinux is enforcing: containers may not read $home and $data_dir" \
+      "When a service says 'Permission denied':  chcon -Rt container_file_t $home $data_dir"
+  fi
 }
 
 check_compose() {
