@@ -1,11 +1,17 @@
 # The commands of the README. Each installs what it needs through apt, and says so first.
 
-.PHONY: demo test
+.PHONY: demo test test-e2e
 
-## See it work: a private PostgreSQL, the collector, recorded Kong traffic. Ctrl-C ends it.
+## See it work: users, a gateway, a simulated vLLM, the collector, a private PostgreSQL. Ctrl-C ends it.
 demo:
 	@tests/demo.sh
 
 ## Everything that has to pass before a change lands.
 test:
 	@tests/check.sh
+
+## The whole path from a client to a row. Against the nginx test host, or a real Kong: KONG_IMAGE=kong:3.9, or
+## E2E_KONG_PROXY_URL=http://… and E2E_KONG_ADMIN_URL=http://…
+test-e2e:
+	@tests/tools.sh test
+	@cargo test --package gateway-tests --test gateway --locked

@@ -3,13 +3,20 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-step() { printf '\n== %s\n' "$*"; }
+started=$SECONDS
+step() { printf '\n== %s (after %s s)\n' "$*" "$((SECONDS - started))"; }
 
 step "tools"
 tests/tools.sh test
 
 step "shellcheck"
-git ls-files -z '*.sh' .ci/run | xargs -0 shellcheck
+git ls-files -z '*.sh' '*.bats' '*.bash' .ci/run | xargs -0 shellcheck
+
+step "luacheck"
+(cd kong-plugins && luacheck --quiet .)
+
+step "busted"
+(cd kong-plugins && busted --output=plainTerminal | tail -n 3)
 
 step "cargo fmt"
 cargo fmt --all --check
@@ -17,5 +24,12 @@ cargo fmt --all --check
 step "cargo clippy"
 cargo clippy --workspace --all-targets --locked --quiet -- -D warnings
 
+step "bats: the nginx test host"
+bats tests/nginx-host
+
+step "bats: the scripts that configure Kong"
+bats deploy/tests
+
 step "cargo test"
 cargo test --workspace --locked --quiet
+step "done"

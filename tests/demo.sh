@@ -1,21 +1,32 @@
 #!/usr/bin/env bash
-# `make demo`: a private PostgreSQL, the collector, and the traffic that a real Kong recorded.
+# `make demo`: the whole path from a client to a row. Users, a gateway, a simulated vLLM, the collector, a private PostgreSQL.
 #
-#   DATABASE_URL   use this database instead of a private one
+#   DATABASE_URL   use this database for the rows instead of a private one
+#   KONG_IMAGE     the image of Kong to use when Docker has it (kong:3.9)
 #   DEMO_ONCE=1    end after printing, instead of waiting for Ctrl-C
+#
+# The gateway is a real Kong when Docker has the image or there is a `kong` command, else the project's nginx test host.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 demo=$PWD/.demo/$$
-bin=target/release/llm-collector
-collector_pid=
+target=${CARGO_TARGET_DIR:-target}/release
+pids=()
 cluster=
+gateway=
 
 say() { printf '\n\033[1m%s\033[0m\n' "$*"; }
 fatal() { echo "demo: $*" >&2; exit 1; }
 
+# --- what runs, and its end ------------------------------------------------------------
+
 cleanup() {
-    [ -z "$collector_pid" ] || { kill "$collector_pid" 2>/dev/null && wait "$collector_pid" 2>/dev/null; } || true
+    trap - INT TERM
+    [ -z "$gateway" ] || "$gateway" stop --prefix "$demo/gateway" || true
+    local pid
+    for pid in "${pids[@]}"; do
+        { kill "$pid" 2>/dev/null && wait "$pid" 2>/dev/null; } || true
+    done
     [ -z "$cluster" ] || as_server_user "$pg_bin/pg_ctl" -D "$cluster/data" -m fast -s stop || true
     rm -rf "$demo" ${cluster:+"$cluster"}
     rmdir .demo 2>/dev/null || true
@@ -34,6 +45,7 @@ as_server_user() {
     if [ "$(id -u)" -eq 0 ]; then (cd / && runuser -u "$server_user" -- "$@"); else "$@"; fi
 }
 
+# Sets server, the private server's URL without a database.
 start_postgresql() {
     local initdb port
     initdb=$(compgen -G '/usr/lib/postgresql/*/bin/initdb' | sort -V | tail -n 1)
@@ -55,14 +67,15 @@ start_postgresql() {
         port=$(free_port)
         if as_server_user "$pg_bin/pg_ctl" -D "$cluster/data" -s -w -l "$cluster/log" \
             -o "-p $port -k $cluster -c listen_addresses=127.0.0.1" start >/dev/null 2>&1; then
-            DATABASE_URL=postgres://postgres@127.0.0.1:$port/llm
-            psql -q "postgres://postgres@127.0.0.1:$port/postgres" -c 'CREATE DATABASE llm'
+            server=postgres://postgres@127.0.0.1:$port
             return
         fi
     done
     cat "$cluster/log" >&2
     fatal "PostgreSQL does not start"
 }
+
+new_database() { psql -q "$server/postgres" -c "CREATE DATABASE $1"; }
 
 # A port that nobody listens on now; bash can connect, but not listen.
 free_port() {
@@ -71,64 +84,180 @@ free_port() {
     echo "$port"
 }
 
-start_collector() {
-    "$bin" serve --listen 127.0.0.1:0 --data-dir "$demo/data" 2>"$demo/collector.log" &
-    collector_pid=$!
+# start NAME COMMAND… - in the background; sets address, where it says that it listens.
+start() {
+    local name=$1
+    shift
+    "$@" 2>"$demo/$name.log" &
+    pids+=($!)
     for _ in $(seq 100); do
-        collector=$(sed -n 's/.*listening on \([0-9.:]*\).*/http:\/\/\1/p' "$demo/collector.log")
-        [ -z "$collector" ] || return 0
-        kill -0 "$collector_pid" 2>/dev/null || break
+        address=$(sed -n 's/.*listening on \([0-9.]*:[0-9]*\).*/http:\/\/\1/p' "$demo/$name.log")
+        [ -z "$address" ] || return 0
+        kill -0 "${pids[-1]}" 2>/dev/null || break
         sleep 0.1
     done
-    cat "$demo/collector.log" >&2
-    fatal "the collector does not start"
+    cat "$demo/$name.log" >&2
+    fatal "$name does not start"
 }
 
-tests/tools.sh demo
-mkdir -p "$demo"
-say "building the collector"
-cargo build --release --locked --package llm-collector
+start_gateway() {
+    gateway=$PWD/$1
+    "$gateway" start --prefix "$demo/gateway" --proxy 127.0.0.1:0 --admin 127.0.0.1:0 --status 127.0.0.1:0 >"$demo/gateway.env" \
+        2>"$demo/gateway.log" || { cat "$demo/gateway.log" >&2 && fatal "the gateway does not start"; }
+    # Lines NAME=value.
+    # shellcheck disable=SC1091
+    . "$demo/gateway.env"
+    export KONG_ADMIN_URL=$ADMIN_URL KONG_PROXY_URL=$PROXY_URL
+}
 
-if [ -n "${DATABASE_URL:-}" ]; then
-    say "using the database of DATABASE_URL"
-else
+# --- a client --------------------------------------------------------------------------
+
+# chat KEY MESSAGE [STREAM] - the body of the answer.
+chat() {
+    local body
+    body=$(printf '{"model":"qwen-tiny","messages":[{"role":"user","content":"%s"}],"stream":%s,"temperature":0}' "$2" "${3:-false}")
+    post "$1" /v1/chat/completions "$body"
+}
+
+post() {
+    curl -sS -N "$KONG_PROXY_URL$2" -H "Authorization: Bearer $1" -H 'Content-Type: application/json' --data-binary "$3" "${@:4}"
+}
+
+# A call as it was recorded: post KEY PATH BODY.
+recorded() {
+    post "$1" "$2" "@tests/fixtures/vllm/$3/request.json" >/dev/null || true
+}
+
+# Prints the pieces of an answer as they arrive.
+show_pieces() {
+    local line
+    while IFS= read -r line; do
+        if [[ $line =~ \"content\":\"(([^\"\\]|\\.)*)\" ]]; then printf '%b' "${BASH_REMATCH[1]}"; fi
+    done
+    echo
+}
+
+status_and_message() { sed -n 's/.*"message":"\(\([^"\\]\|\\.\)*\)".*/\1/p'; }
+
+# --- steps -----------------------------------------------------------------------------
+
+tests/tools.sh demo
+real_kong=$(tests/kong/run.sh available) || { real_kong=; tests/tools.sh host; }
+mkdir -p "$demo"
+say "building the collector and the simulated vLLM"
+cargo build --release --locked --package llm-collector --package gateway-tests --no-default-features \
+    --bin llm-collector --bin simulated-vllm
+
+if [ -z "${DATABASE_URL:-}" ] || [ -n "$real_kong" ]; then
     say "starting a private PostgreSQL"
     start_postgresql
 fi
+if [ -n "${DATABASE_URL:-}" ]; then
+    say "using the database of DATABASE_URL"
+else
+    new_database llm
+    DATABASE_URL=$server/llm
+fi
 export DATABASE_URL
-say "starting the collector"
-start_collector
 
-say "sending recorded batches of a real Kong 3.9, as its http-log plugin does"
-for batch in tests/fixtures/kong/batches/*.json; do
-    printf '%-36s' "$(basename "$batch")"
-    curl -sS -H 'Content-Type: application/json' --data-binary "@$batch" "$collector/log"
+say "starting the simulated vLLM (recorded answers, no model), the collector and the gateway"
+start simulated-vllm "$target/simulated-vllm" --listen 127.0.0.1:0
+export VLLM_URL=$address
+start collector "$target/llm-collector" serve --listen 127.0.0.1:0 --data-dir "$demo/data"
+export COLLECTOR_URL=$address
+if [ -n "$real_kong" ]; then
+    echo "gateway: $real_kong"
+    new_database kong
+    export KONG_TEST_DATABASE_URL=$server/kong
+    start_gateway tests/kong/run.sh
+else
+    echo "gateway: the project's nginx test host with the same plugins (no Docker image ${KONG_IMAGE:-kong:3.9}, no kong command)"
+    start_gateway tests/nginx-host/run.sh
+fi
+AUDIT_BATCH_SECONDS=0.1 deploy/kong/configure.sh --wait >/dev/null
+
+say "users: z123456, z200001, and z200002 who may make 3 calls an hour"
+for user in z123456 z200001 z200002; do
+    key=$(deploy/users.sh add "$user" 2>/dev/null)
+    printf -v "key_$user" '%s' "$key"
+done
+deploy/users.sh limit z200002 3 2>/dev/null
+# Set by name above.
+# shellcheck disable=SC2154
+{
+    deploy/users.sh list
+
+    say "z123456 asks: What is an LLM gateway?"
+    chat "$key_z123456" 'What is an LLM gateway?'
     echo
+
+    say "z123456 asks again, streamed; the pieces as they arrive:"
+    # A slower model than the one that was recorded.
+    post "$key_z123456" /v1/chat/completions \
+        '{"model":"qwen-tiny","stream":true,"messages":[{"role":"user","content":"What is an LLM gateway?"}],"temperature":0}' \
+        -H 'x-sim-chunk-delay-ms: 40' | show_pieces
+
+    say "somebody with a wrong key:"
+    chat sk-wrong 'What is an LLM gateway?' | status_and_message
+
+    say "z200002, call after call:"
+    for call in $(seq 1 15); do
+        status=$(chat "$key_z200002" "Is this call number $call?" | tee "$demo/answer" | grep -c '"choices"' || true)
+        if [ "$status" = 1 ]; then
+            echo "call $call: answered"
+        else
+            echo "call $call: $(status_and_message <"$demo/answer")"
+            break
+        fi
+        # Kong takes up to 5 s to know of a limit.
+        sleep 0.3
+    done
+
+    # The rest of a day: other languages, tools, other APIs, an error, a client that hangs up.
+    recorded "$key_z200001" /v1/chat/completions chat-multiline-zh-stream-usage
+    recorded "$key_z200001" /v1/chat/completions tools-auto
+    recorded "$key_z123456" /v1/messages messages-stream
+    recorded "$key_z200001" /v1/responses responses
+    recorded "$key_z123456" /v1/chat/completions err-bad-model
+    recorded "$key_z200001" /v1/embeddings emb-sdk-default-base64
+    post "$key_z200001" /v1/chat/completions '{"model":"qwen-tiny","stream":true,"messages":[{"role":"user","content":"Talk!"}]}' \
+        -H 'x-sim-chunk-delay-ms: 100' -H 'x-sim-repeat: 100' --max-time 1 >/dev/null 2>&1 || true
+}
+
+# The last entries are on their way.
+for _ in $(seq 100); do
+    rows=$(psql "$DATABASE_URL" -Atc "SELECT count(*) FROM llm_logs WHERE aborted AND prompt = 'Talk!'")
+    [ "$rows" = 0 ] || break
+    sleep 0.1
 done
 
 say "the newest conversations"
 psql "$DATABASE_URL" -P pager=off -c "
-    SELECT to_char(started_at, 'HH24:MI:SS') AS at, consumer_username AS who, model,
-           left(regexp_replace(prompt, '\s+', ' ', 'g'), 36) AS asked,
-           left(regexp_replace(coalesce(response, '! ' || error), '\s+', ' ', 'g'), 40) AS answered,
+    SELECT to_char(started_at, 'HH24:MI:SS') AS at, consumer_username AS who, status,
+           left(regexp_replace(prompt, '\s+', ' ', 'g'), 30) AS asked,
+           left(regexp_replace(coalesce(response, tool_calls->0->>'name', '! ' || error), '\s+', ' ', 'g'), 44) AS answered,
+           CASE WHEN aborted THEN 'broken off' WHEN stream THEN 'streamed' ELSE '' END AS how,
            completion_tokens AS tokens, latency_ms AS ms
-    FROM llm_logs WHERE prompt IS NOT NULL ORDER BY started_at DESC LIMIT 12"
+    FROM llm_logs ORDER BY started_at DESC LIMIT 16"
 
 say "tokens per user and model"
 psql "$DATABASE_URL" -P pager=off -c "
     SELECT consumer_username AS who, model, count(*) AS calls, count(*) FILTER (WHERE status >= 400) AS errors,
            sum(prompt_tokens) AS prompt_tokens, sum(completion_tokens) AS completion_tokens
-    FROM llm_logs GROUP BY 1, 2 ORDER BY 6 DESC NULLS LAST"
+    FROM llm_logs GROUP BY 1, 2 ORDER BY 6 DESC NULLS LAST, 1"
 
 say "addresses"
-echo "metrics    $collector/metrics"
-echo "entries    $collector/log"
-if [ -n "$cluster" ]; then
+echo "gateway    $KONG_PROXY_URL/v1   (base_url of an SDK; its key: a user's, from  $0  only: they end with it)"
+echo "admin      $KONG_ADMIN_URL"
+echo "metrics    $COLLECTOR_URL/metrics"
+echo "entries    $COLLECTOR_URL/log"
+if [ "$DATABASE_URL" = "${server:-}/llm" ]; then
     echo "database   psql $DATABASE_URL"
 else
     echo "database   the one of DATABASE_URL"
 fi
+echo "a call     curl $KONG_PROXY_URL/v1/models -H 'Authorization: Bearer $key_z123456'"
 if [ -z "${DEMO_ONCE:-}" ]; then
     say "running; Ctrl-C ends it and cleans up"
-    wait "$collector_pid"
+    wait "${pids[-1]}"
 fi

@@ -31,6 +31,8 @@ pub enum Command {
     Replay(ReplaySettings),
     /// Look at entries that could not become rows, and try them again
     Rejected(RejectedSettings),
+    /// Check a running installation, and say what is wrong and how to mend it
+    Doctor(DoctorSettings),
     /// Ask a running collector whether it lives: status 0 if so, for health checks of containers
     Healthcheck(HealthcheckSettings),
 }
@@ -172,6 +174,47 @@ pub enum RejectedAction {
         #[command(flatten)]
         pipeline: PipelineSettings,
     },
+}
+
+/// Settings of `doctor`: where the parts of an installation are.
+#[derive(Debug, Clone, Args)]
+pub struct DoctorSettings {
+    /// Kong's Admin API
+    #[arg(long, env = "KONG_ADMIN_URL", default_value = "http://127.0.0.1:8001")]
+    pub kong_admin_url: String,
+    /// The collector
+    #[arg(long, env = "COLLECTOR_URL", default_value = "http://127.0.0.1:5000")]
+    pub collector_url: String,
+    /// Prometheus
+    #[arg(long, env = "PROMETHEUS_URL", default_value = "http://127.0.0.1:9090")]
+    pub prometheus_url: String,
+    /// Grafana
+    #[arg(long, env = "GRAFANA_URL", default_value = "http://127.0.0.1:3000")]
+    pub grafana_url: String,
+    /// vLLM
+    #[arg(long, env = "VLLM_URL", default_value = "http://127.0.0.1:8000")]
+    pub vllm_url: String,
+    /// Secret that Kong must send as X-Collector-Token
+    #[arg(long, env = "COLLECTOR_TOKEN", hide_env_values = true)]
+    pub token: Option<String>,
+    /// File that holds the secret
+    #[arg(long, env = "COLLECTOR_TOKEN_FILE", conflicts_with = "token")]
+    pub token_file: Option<PathBuf>,
+    /// Folder on the disk that holds the databases; how much is free there is compared with their growth
+    #[arg(long, env = "COLLECTOR_DATA_DIR", default_value = "./data")]
+    pub data_dir: PathBuf,
+    #[command(flatten)]
+    pub database: DatabaseArgs,
+    /// Print findings as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+impl DoctorSettings {
+    /// The collector's token, if there is one.
+    pub fn checked_token(&self) -> Result<Option<String>> {
+        secret(self.token.as_deref(), self.token_file.as_deref()).context("cannot read the file with the token (--token-file)")
+    }
 }
 
 impl DatabaseArgs {

@@ -25,7 +25,7 @@ choose_names() {
   echo $$ >"$BATS_FILE_TMPDIR/number"
   while :; do
     port=$((20000 + RANDOM % 600 * 20))
-    for offset in 0 1 2 3 4 5 6 7 8 9; do
+    for offset in {0..19}; do
       ! (: <"/dev/tcp/127.0.0.1/$((port + offset))") 2>/dev/null || continue 2
     done
     break
@@ -57,7 +57,8 @@ LINES
 }
 
 make_bundle() {
-  local version
+  local version compress=gzip
+  ! command -v zstd >/dev/null || compress=zstd
   TEST_IMAGE_PREFIX=$PREFIX "$BATS_TEST_DIRNAME/images/make.sh" "$WORK/images"
   version=$(sed -n 's/^version = "\(.*\)"/\1/p' "$DEPLOY/../Cargo.toml" | head -n 1)
   while read -r image; do
@@ -72,11 +73,11 @@ make_bundle() {
   # A binary that is quick to build does for what is tested here.
   CARGO_TARGET_DIR=${GATEWAY_TEST_TARGET_DIR:-${CARGO_TARGET_DIR:-$DEPLOY/../target}/deploy-tests} \
     CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_OPT_LEVEL=1 CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 \
-    "$DEPLOY/bundle.sh" --output "$WORK/dist" --images-from "$WORK/images" ${GATEWAY_TEST_COLLECTOR:+--collector "$GATEWAY_TEST_COLLECTOR"}
+    "$DEPLOY/bundle.sh" --output "$WORK/dist" --images-from "$WORK/images" --compress "$compress" ${GATEWAY_TEST_COLLECTOR:+--collector "$GATEWAY_TEST_COLLECTOR"}
   # The host that it is carried to has never heard of these images.
   remove_images
   mkdir "$WORK/carried"
-  tar -C "$WORK/carried" -xf "$WORK"/dist/*.tar.gz
+  tar -C "$WORK/carried" -xf "$(cd "$WORK/dist" && ls -d "$PWD"/*.tar.*[!6])"
   mv "$WORK"/carried/* "$WORK/bundle"
 }
 
@@ -99,8 +100,8 @@ stop_vllm() {
   rm -f "$WORK/vllm.pid"
 }
 
-# Containers of this test, running or not.
-containers() { docker ps -aq --filter "label=com.docker.compose.project=$PROJECT"; }
+# Containers of this test, running or not; of both hosts.
+containers() { docker ps -aq --filter "label=com.docker.compose.project=$PROJECT"; docker ps -aq --filter "label=com.docker.compose.project=$PROJECT-2"; }
 
 remove_everything() {
   local id
@@ -152,9 +153,8 @@ state_of_everything() {
 
 # new_release NAME - a copy of the bundle that calls itself a later version; to be changed, then sealed.
 new_release() {
-  cp -R "$WORK/bundle" "$WORK/$1"
-  rm -rf "$WORK/$1/images"
-  mkdir "$WORK/$1/images"
+  mkdir -p "$WORK/$1/images"
+  tar -C "$WORK/bundle" --exclude='./images/*' -c . | tar -C "$WORK/$1" -x
   echo "$2" >"$WORK/$1/VERSION"
 }
 

@@ -262,6 +262,27 @@ PY
   [[ $output == *'vLLM does not answer behind the gateway (status 50'* && $output == *'its row is in the audit log'* ]]
 }
 
+@test "a second host shares PostgreSQL with the first: the same users, one log" {
+  sed -e "s/^PROJECT=.*/PROJECT=$PROJECT-2/" -e "s|^DATA_DIR=.*|DATA_DIR=$WORK/data2|" "$WORK/gateway.env" |
+    awk -F = -v OFS== -v first="$PORT" '/_PORT=/ && $1 != "POSTGRES_PORT" { $2 += 9 } { print }' >"$WORK/second.env"
+  echo 'POSTGRES_HOST=localhost' >>"$WORK/second.env"
+  second() { "$WORK/bundle/install.sh" --home "$WORK/home2" --settings "$WORK/second.env"; }
+  # With secrets of its own it cannot log in; what was made before that does not hinder the next try.
+  fails 'Kong cannot log in to PostgreSQL at localhost:' second
+  [[ $output == *'Copy secrets.env from the host where PostgreSQL runs'* ]]
+  cp "$HOME_DIR/secrets.env" "$WORK/home2/secrets.env"
+  second
+  [ "$(docker ps -q --filter "label=com.docker.compose.project=$PROJECT-2" | wc -l)" = 4 ]
+  [ "$(PROXY=http://127.0.0.1:$((PORT + 10)) call "$(cat "$WORK/key")" 'through the second host')" = 200 ]
+  [ "$(rows_of 'through the second host')" = 1 ]
+  fails 'Make the backup there' "$WORK/home2/gateway" backup
+  "$WORK/home2/gateway" uninstall --delete-data --really
+  [ -z "$(docker ps -aq --filter "label=com.docker.compose.project=$PROJECT-2")" ]
+  # Both write one configuration of Kong: the first host's ports again.
+  "$GATEWAY" restart kong
+  "$GATEWAY" apply
+}
+
 @test "what is collected for support holds no secret and no conversation" {
   "$GATEWAY" support "$WORK/support.tar.gz"
   mkdir "$WORK/support"

@@ -7,6 +7,39 @@ pub fn kong() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/kong")
 }
 
+/// The folder of recorded exchanges with vLLM.
+pub fn vllm() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/vllm")
+}
+
+/// The names of all recorded exchanges with vLLM, in order.
+pub fn vllm_names() -> Vec<String> {
+    let mut names: Vec<String> = std::fs::read_dir(vllm())
+        .expect("recorded exchanges")
+        .map(|folder| folder.expect("a folder").file_name().to_string_lossy().into_owned())
+        .collect();
+    names.sort();
+    names
+}
+
+/// The request body of a recorded exchange.
+pub fn vllm_request(name: &str) -> Vec<u8> {
+    read(vllm().join(name).join("request.json"))
+}
+
+/// The response body of a recorded exchange.
+pub fn vllm_response(name: &str) -> Vec<u8> {
+    read(vllm().join(name).join("response.bin"))
+}
+
+/// The request line and headers of a recorded exchange.
+pub fn vllm_request_head(name: &str) -> (String, Vec<(String, String)>) {
+    let head: serde_json::Value =
+        serde_json::from_slice(&read(vllm().join(name).join("request_headers.json"))).expect("a request head is JSON");
+    let headers = serde_json::from_value(head["headers"].clone()).expect("headers are pairs");
+    (head["request_line"].as_str().expect("a request line").to_owned(), headers)
+}
+
 /// A recorded request body of `POST /log`.
 pub fn batch(name: &str) -> Vec<u8> {
     read(kong().join("batches").join(format!("{name}.json")))

@@ -1,4 +1,5 @@
-//! Equipment of the end-to-end tests: a real PostgreSQL, the collector as a process or in this one, recorded traffic.
+//! Equipment of the end-to-end tests: a real PostgreSQL, the collector as a process or in this one, recorded traffic, a
+//! gateway with a simulated vLLM behind it.
 //!
 //! Test equipment fails by panicking: there is nobody else to report to.
 #![allow(
@@ -10,8 +11,14 @@
     reason = "a test fails by panicking"
 )]
 
+#[cfg(feature = "suite")]
 pub mod collector;
 pub mod dice;
 pub mod fixtures;
+#[cfg(feature = "suite")]
+pub mod gateway;
+#[cfg(feature = "suite")]
 pub mod postgres;
+#[cfg(feature = "suite")]
 pub mod process;
+pub mod vllm;

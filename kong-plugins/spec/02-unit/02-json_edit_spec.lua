@@ -36,6 +36,8 @@ describe("json_edit", function()
       -- an object without include_usage
       ['{"stream":true,"stream_options":{}}']
         = '{"stream":true,"stream_options":{"include_usage":true}}',
+      ['{"stream_options":{},"stream":true}']
+        = '{"stream_options":{"include_usage":true},"stream":true}',
       ['{"stream":true,"stream_options":{ \n }}']
         = '{"stream":true,"stream_options":{"include_usage":true \n }}',
       ['{"stream":true,"stream_options":{"x":[1,{"include_usage":true}]}}']

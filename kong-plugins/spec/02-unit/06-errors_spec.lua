@@ -9,8 +9,6 @@ local function call(status, changes)
     method = "POST",
     path = "/v1/chat/completions",
     has_route = true,
-    has_key = false,
-    has_authorization = false,
     headers = {},
   }
   for key, value in pairs(changes or {}) do
@@ -39,6 +37,8 @@ local function answer(facts, original)
   if plan.length then
     assert.equal(plan.length, #body)
   end
+  -- cjson would let them pass
+  assert.is_nil(body:find("%c"))
 
   return cjson.decode(body), body, plan
 end
@@ -113,7 +113,7 @@ describe("errors", function()
 
   it("knows its whole body before it sees Kong's", function()
     for _, facts in ipairs({
-      call(401), call(404, { has_route = false }),
+      call(404, { has_route = false }),
       call(429, { headers = { ["retry-after"] = "3" } }),
       call(500, { source = "error" }), call(502, { source = "error" }),
       call(503, { source = "error" }), call(504, { source = "error" }),
@@ -126,24 +126,47 @@ describe("errors", function()
   end)
 
   describe("401", function()
-    local function message(changes)
-      return answer(call(401, changes)).error.message
+    local function message(words, authorization)
+      return answer(call(401, { authorization = authorization }),
+                    kong_body(words)).error.message
     end
 
     it("says what to send when there is no key", function()
-      assert.matches("did not provide an API key", message())
-      assert.matches("Authorization: Bearer YOUR_KEY", message(), 1, true)
-      assert.matches("X-API-Key", message(), 1, true)
-    end)
-
-    it("says that the key is wrong", function()
-      assert.matches("Incorrect API key", message({ has_key = true }))
-      assert.matches("Incorrect API key",
-                     message({ has_key = true, has_authorization = true }))
+      local words = message("No API key found in request")
+      assert.matches("did not provide an API key", words)
+      assert.matches("Authorization: Bearer YOUR_KEY", words, 1, true)
+      assert.matches("X-API-Key", words, 1, true)
     end)
 
     it("says that the scheme is wrong", function()
-      assert.matches("Bearer scheme", message({ has_authorization = true }))
+      assert.matches("Bearer scheme",
+                     message("No API key found in request", "other"))
+    end)
+
+    it("says that nobody took the key", function()
+      assert.matches("pre%-function",
+                     message("No API key found in request", "bearer"))
+    end)
+
+    it("says that the key is wrong", function()
+      for _, scheme in ipairs({ "", "bearer", "other" }) do
+        assert.matches("Incorrect API key", message("Unauthorized", scheme))
+      end
+      assert.matches("More than one", message("Duplicate API key found"))
+    end)
+
+    it("keeps the words of other plugins", function()
+      assert.matches("(Token expired).", message("Token expired"), 1, true)
+      assert.matches("credentials of this request.",
+                     answer(call(401)).error.message, 1, true)
+    end)
+
+    it("fits whatever the words are", function()
+      for length = 0, 40 do
+        answer(call(401), '{"message":"' .. ("x"):rep(length) .. '"}')
+      end
+      answer(call(401), '{"message":"Unauthorized"}')
+      answer(call(401), '{"message":"Duplicate API key found"}')
     end)
   end)
 
@@ -154,6 +177,13 @@ describe("errors", function()
       assert.equal("unknown_url", err.code)
       assert.matches("GET /v2/models.", err.message, 1, true)
       assert.matches("base_url", err.message, 1, true)
+    end)
+
+    it("is not any error without a route", function()
+      local err = answer(call(400, { has_route = false,
+                                     source = "error" })).error
+      assert.equal("The gateway could not read this request.", err.message)
+      assert.equal(cjson.null, err.code)
     end)
 
     it("repeats no odd bytes and no endless address", function()

@@ -159,22 +159,14 @@ describe("llm-audit", function()
 
     it("leave no hole when an entry could not be made", function()
       running:call({})
-      local call = running.call
-      local failing = gateway.new()
-      failing:call({})
+      kong.log.set_serialize_value = function()
+        error("broken")
+      end
+      running.handler:log(running.conf)
+      assert.equal(1, #running.errors)
+      running.errors = {}
 
-      local set = setmetatable({}, { __index = function()
-        error("no")
-      end })
-      local encode = ngx.encode_base64
-      failing.handler:init_worker()
-      ngx.encode_base64 = encode
-      kong.log = set
-      assert.has_no_error(function()
-        failing.handler:log(failing.conf)
-      end)
-      kong.log = { err = function() end }
-      assert.equal(1, call(failing, {}).llm.seq)
+      assert.equal(2, running:call({}).llm.seq)
     end)
   end)
 
@@ -202,6 +194,17 @@ describe("llm-audit", function()
           assert.is_true(result.llm.request_truncated)
         end
       end
+    end)
+
+    it("count as nothing where there is none", function()
+      local result = running:call({ request = { method = "GET" },
+                                    response = kong_error(401, "x"),
+                                    refused = true })
+      assert.equal(0, result.llm.request_bytes)
+
+      result = running:call({ no_answer = true })
+      assert.equal(0, result.llm.request_bytes)
+      assert.equal(0, result.llm.response_bytes)
     end)
 
     it("may be chunked", function()
@@ -581,16 +584,15 @@ describe("llm-audit", function()
     end)
 
     it("tells what is wrong with the credentials", function()
-      for expected, headers in pairs({
-        ["did not provide"] = {},
-        ["Bearer scheme"] = { Authorization = "Basic YTpi" },
-        ["Incorrect"] = { Authorization = "bearer sk-1" },
-        ["Incorrect API"] = { Authorization = "Basic YTpi",
-                              ["X-API-Key"] = "sk-1" },
+      for expected, authorization in pairs({
+        ["did not provide"] = false,
+        ["Bearer scheme"] = "Basic YTpi",
+        ["pre%-function"] = "bearer sk-1",
       }) do
         local result = running:call({
-          refused = true, request = { headers = headers },
-          response = kong_error(401, "Unauthorized"),
+          refused = true,
+          request = { headers = { Authorization = authorization or nil } },
+          response = kong_error(401, "No API key found in request"),
         })
         assert.matches(expected, cjson.decode(result.client.body).error.message)
       end
@@ -627,6 +629,14 @@ describe("llm-audit", function()
       local err = cjson.decode(result.client.body).error
       assert.equal("unknown_url", err.code)
       assert.matches("GET /metrics", err.message, 1, true)
+    end)
+
+    it("begins at 400", function()
+      for status, expected in pairs({ [399] = false, [400] = true }) do
+        local result = running:call({ response = kong_error(status, "x") })
+        assert.equal(expected,
+                     cjson.decode(result.client.body).error ~= nil)
+      end
     end)
 
     it("works for errors on the way to the service", function()

@@ -2,9 +2,10 @@
 --
 -- Response headers leave before the first byte of the body is seen, so the
 -- new body is made, or at least measured, from what is known then. Where
--- Kong's own words say more than we could (a plugin refused the call, an
--- operator closed the service), only the frame is made beforehand: the length
--- is reckoned from the old one, and blanks after the JSON fill the rest.
+-- Kong's own words tell more (which way a key was wrong, why a plugin refused
+-- the call, until when an operator closed the service), only the frame is made
+-- beforehand: the length is reckoned from the old one, and blanks after the
+-- JSON fill the rest.
 --
 -- Invariants: the body is valid JSON whatever the call carries; it has the
 -- length that was announced; no key and no header value of the client is
@@ -21,6 +22,8 @@ local floor = math.floor
 local format = string.format
 local gsub = string.gsub
 local ipairs = ipairs
+local max = math.max
+local pairs = pairs
 local rep = string.rep
 local sub = string.sub
 local tonumber = tonumber
@@ -147,30 +150,37 @@ local function rate_limit_message(headers)
 end
 
 
-local function unauthorized_message(call)
-  if call.has_key then
-    return "Incorrect API key provided. Check that the key is complete and "
-           .. "was issued for this gateway, and that base_url is right."
+-- key-auth says by its words alone what was wrong: when it hides credentials,
+-- the header with the key is gone by now.
+-- @return messages by Kong's words
+local function unauthorized_messages(call)
+  local missing = "You did not provide an API key. Send it as 'Authorization: "
+                  .. "Bearer YOUR_KEY' (api_key in the OpenAI SDKs) or as "
+                  .. "'X-API-Key: YOUR_KEY'."
+
+  if call.authorization == "bearer" then
+    missing = "The gateway did not read the key in your Authorization header. "
+              .. "Tell its operator that the pre-function may be missing, or "
+              .. "send the key as 'X-API-Key: YOUR_KEY'."
+
+  elseif call.authorization == "other" then
+    missing = "The Authorization header does not use the Bearer scheme. Send "
+              .. "your key as 'Authorization: Bearer YOUR_KEY'."
   end
 
-  if call.has_authorization then
-    return "The Authorization header does not use the Bearer scheme. Send "
-           .. "your key as 'Authorization: Bearer YOUR_KEY'."
-  end
-
-  return "You did not provide an API key. Send it as 'Authorization: Bearer "
-         .. "YOUR_KEY' (api_key in the OpenAI SDKs) or as 'X-API-Key: "
-         .. "YOUR_KEY'."
+  return {
+    ["No API key found in request"] = missing,
+    ["Unauthorized"] = "Incorrect API key provided. Check that the key is "
+      .. "complete and was issued for this gateway, and that base_url is "
+      .. "right.",
+    ["Duplicate API key found"] = "More than one API key provided. Send one.",
+  }
 end
 
 
 -- @return the message, nil when Kong's own words are to be awaited
 local function known_message(call)
   local status = call.status
-
-  if status == 401 then
-    return unauthorized_message(call)
-  end
 
   if status == 404 and not call.has_route then
     return "Unknown request URL: " .. request_line(call) .. ". Check base_url, "
@@ -240,7 +250,8 @@ end
 -- Decides what becomes of an error, before its body is seen.
 -- @param call table with
 --   status, method, path (without query), source ("exit" or "error"),
---   has_route, has_key, has_authorization (booleans),
+--   has_route (boolean),
+--   authorization (nil, "bearer" or "other": the scheme the client sent),
 --   headers (of the response, names in lower case),
 --   content_length (of Kong's body, if known), request_id (if known)
 -- @return plan with `body`, or a plan for M.finish; `length` is the length of
@@ -259,14 +270,25 @@ function M.plan(call)
     return { body = body, length = #body }
   end
 
-  local lead = default_message(call.status)
+  local lead = escape(default_message(call.status))
+  local answers = call.status == 401 and unauthorized_messages(call) or {}
   local length = call.content_length
   if length then
     -- Kong's words, escaped, are shorter than the JSON they came in.
-    length = #before + #escape(lead) + #" ()." + length + #after
+    local longest = #lead + #" ()." + length
+    for _, answer in pairs(answers) do
+      longest = max(longest, #escape(answer))
+    end
+    length = #before + longest + #after
   end
 
-  return { before = before, after = after, lead = lead, length = length }
+  return {
+    before = before,
+    after = after,
+    lead = lead,
+    answers = answers,
+    length = length,
+  }
 end
 
 
@@ -293,7 +315,7 @@ function M.finish(plan, original)
     return plan.body
   end
 
-  local before, lead, after = plan.before, escape(plan.lead), plan.after
+  local before, lead, after = plan.before, plan.lead, plan.after
   local body
 
   if original and is_shaped(original) then
@@ -302,7 +324,11 @@ function M.finish(plan, original)
 
   else
     local words = original and words_of(original)
-    if words then
+    local answer = words and plan.answers[words]
+    if answer then
+      body = before .. escape(answer) .. after
+
+    elseif words then
       body = concat({ before, lead, " (", escape(words), ").", after })
     end
   end

@@ -139,16 +139,15 @@ local function is_event_stream(content_type)
 end
 
 
--- What the client sent to prove who it is. The pre-function has turned a
--- Bearer key into X-API-Key, unless the operator has left it out.
-local function credentials()
-  local authorization = kong.request.get_header("Authorization")
-  local is_bearer = authorization ~= nil
-                    and find(authorization, "^%s*[Bb][Ee][Aa][Rr][Ee][Rr]%s")
-                        ~= nil
-  local has_key = is_bearer or kong.request.get_header("X-API-Key") ~= nil
+-- @return the scheme of the Authorization header: "bearer", "other" or nil.
+-- The pre-function removes a Bearer header, if it is there.
+local function authorization_scheme()
+  local value = kong.request.get_header("Authorization")
+  if not value then
+    return nil
+  end
 
-  return has_key, authorization ~= nil
+  return find(value, "^%s*[Bb][Ee][Aa][Rr][Ee][Rr]%s") and "bearer" or "other"
 end
 
 
@@ -165,16 +164,13 @@ local function plan_error(conf, status, content_type, content_length)
     return nil
   end
 
-  local has_key, has_authorization = credentials()
-
   return errors.plan({
     status = status,
     source = source,
     method = kong.request.get_method(),
     path = kong.request.get_raw_path(),
     has_route = kong.router.get_route() ~= nil,
-    has_key = has_key,
-    has_authorization = has_authorization,
+    authorization = authorization_scheme(),
     headers = kong.response.get_headers(),
     content_length = content_length,
     request_id = ngx.var.kong_request_id,
@@ -212,9 +208,14 @@ local function header_filter(_, conf)
   end
 
   call.content_length = content_length
-  call.has_no_body = content_length == 0
-                     or status < 200 or status == 204 or status == 304
-                     or kong.request.get_method() == "HEAD"
+end
+
+
+local function has_no_body()
+  local status = kong.response.get_status()
+
+  return status < 200 or status == 204 or status == 304
+         or kong.request.get_method() == "HEAD"
 end
 
 
@@ -244,7 +245,7 @@ local function replace_error(call, arg, chunk, eof)
     plan.too_large = plan.kept > errors.MAX_ORIGINAL_BYTES
   end
 
-  if not eof or call.has_no_body or call.eof then
+  if not eof or call.eof or has_no_body() then
     arg[1] = nil
     return
   end
@@ -309,7 +310,7 @@ local function is_complete(call)
     return false
   end
 
-  return call.eof or call.has_no_body
+  return call.eof or has_no_body()
          or call.content_length ~= nil
             and response.size >= call.content_length
 end

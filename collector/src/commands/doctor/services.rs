@@ -1,0 +1,221 @@
+//! The collector, vLLM, Prometheus and Grafana, over HTTP.
+
+use std::time::Duration;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use serde_json::Value;
+
+use super::Report;
+use crate::config::DoctorSettings;
+
+/// Longest wait for an answer: everything is on this host.
+const TIMEOUT: Duration = Duration::from_secs(5);
+
+/// An answer: status and body.
+#[derive(Debug)]
+pub(super) struct Answer {
+    pub(super) status: u16,
+    pub(super) body: String,
+}
+
+impl Answer {
+    pub(super) fn json(&self) -> Value {
+        serde_json::from_str(&self.body).unwrap_or(Value::Null)
+    }
+}
+
+/// `GET`, in bounded time; an error says why there is no answer.
+pub(super) fn get(url: &str, authorization: Option<&str>) -> Result<Answer, String> {
+    let agent: ureq::Agent =
+        ureq::Agent::config_builder().timeout_global(Some(TIMEOUT)).http_status_as_error(false).proxy(None).build().into();
+    let mut request = agent.get(url);
+    if let Some(authorization) = authorization {
+        request = request.header("Authorization", authorization);
+    }
+    let mut response = request.call().map_err(|error| error.to_string())?;
+    let status = response.status().as_u16();
+    let body = response.body_mut().read_to_string().map_err(|error| error.to_string())?;
+    Ok(Answer { status, body })
+}
+
+pub(super) fn examine(settings: &DoctorSettings, report: &mut Report) {
+    collector(settings, report);
+    vllm(settings, report);
+    prometheus(settings, report);
+    grafana(settings, report);
+}
+
+/// A value of an OpenMetrics page, added up over its series.
+fn sum_of(page: &str, name: &str) -> f64 {
+    let of_series = |line: &str| {
+        let rest = line.strip_prefix(name)?;
+        let value = match rest.chars().next()? {
+            '{' => rest.rsplit_once('}')?.1,
+            ' ' => rest,
+            _ => return None,
+        };
+        value.split_whitespace().next()?.parse::<f64>().ok()
+    };
+    page.lines().filter_map(of_series).sum()
+}
+
+fn collector(settings: &DoctorSettings, report: &mut Report) {
+    let url = &settings.collector_url;
+    let ready = match get(&format!("{url}/readyz"), None) {
+        Ok(ready) => ready,
+        Err(error) => {
+            report.problem(
+                "collector",
+                format!("no collector answers at {url}: {error}"),
+                "Kong keeps entries in memory for a while and then drops them: the audit log gets holes",
+                "gateway up; gateway logs collector",
+            );
+            return;
+        }
+    };
+    match (ready.status, ready.json()["takes"].as_str()) {
+        (200, Some("postgresql")) => report.good("collector", format!("takes entries at {url} and stores them")),
+        (200, _) => report.warning(
+            "collector",
+            "takes entries, but PostgreSQL does not: they wait on disk",
+            "they are safe, but not visible, and the disk fills",
+            "gateway status; gateway logs postgresql",
+        ),
+        _ => report.problem(
+            "collector",
+            "takes no entries: neither PostgreSQL nor the spool does",
+            "Kong keeps entries in memory for a while and then drops them",
+            "gateway logs collector; free space on the disk of the data folder",
+        ),
+    }
+    let Ok(page) = get(&format!("{url}/metrics"), None) else { return };
+    let spooled = sum_of(&page.body, "llm_collector_spool_bytes");
+    let oldest = sum_of(&page.body, "llm_collector_spool_oldest_seconds");
+    if spooled > 0.0 {
+        report.warning(
+            "collector.spool",
+            format!("{spooled} bytes wait on disk, the oldest for {oldest:.0} s"),
+            "entries in the spool are safe, but not visible yet; it should be empty while PostgreSQL is up",
+            "gateway logs collector",
+        );
+    } else {
+        report.good("collector.spool", "is empty");
+    }
+    let missing = sum_of(&page.body, "llm_usage_missing_total");
+    if missing > 0.0 {
+        report.warning(
+            "collector.usage",
+            format!("{missing} successful calls came without token counts since the collector started"),
+            "usage and cost of these calls are unknown",
+            "switch include_usage of the llm-audit plugin on (AUDIT_INCLUDE_USAGE=true; gateway apply)",
+        );
+    }
+}
+
+fn vllm(settings: &DoctorSettings, report: &mut Report) {
+    let url = &settings.vllm_url;
+    match get(&format!("{url}/health"), None) {
+        Ok(answer) if answer.status == 200 => report.good("vllm", format!("is healthy at {url}")),
+        Ok(answer) => report.problem(
+            "vllm",
+            format!("answers its health check with status {}", answer.status),
+            "calls fail with 500 or 503 until its engine runs again",
+            "look at vLLM's log and start it again",
+        ),
+        Err(error) => report.problem(
+            "vllm",
+            format!("does not answer at {url}: {error}"),
+            "every call fails with 502",
+            "start vLLM (vllm serve … --host 127.0.0.1), or set VLLM_URL in gateway.env; gateway apply",
+        ),
+    }
+}
+
+fn prometheus(settings: &DoctorSettings, report: &mut Report) {
+    let url = &settings.prometheus_url;
+    let targets = match get(&format!("{url}/api/v1/targets?state=active"), None) {
+        Ok(answer) if answer.status == 200 => answer.json(),
+        Ok(answer) => {
+            report.problem(
+                "prometheus",
+                format!("answers with status {}", answer.status),
+                "no metrics, no alerts",
+                "gateway logs prometheus",
+            );
+            return;
+        }
+        Err(error) => {
+            report.problem(
+                "prometheus",
+                format!("does not answer at {url}: {error}"),
+                "no metrics, no alerts",
+                "gateway up; gateway logs prometheus",
+            );
+            return;
+        }
+    };
+    let empty = Vec::new();
+    let targets = targets["data"]["activeTargets"].as_array().unwrap_or(&empty);
+    let down: Vec<String> = targets
+        .iter()
+        .filter(|target| target["health"] != "up")
+        .map(|target| {
+            format!("{} ({})", target["labels"]["job"].as_str().unwrap_or("?"), target["lastError"].as_str().unwrap_or(""))
+        })
+        .collect();
+    if targets.is_empty() {
+        report.problem("prometheus.targets", "there are none", "dashboards stay empty", "gateway apply");
+    } else if down.is_empty() {
+        report.good("prometheus.targets", format!("all {} are up", targets.len()));
+    } else {
+        report.problem(
+            "prometheus.targets",
+            format!("down: {}", down.join(", ")),
+            "panels of these targets stay empty, and alerts cannot fire",
+            "gateway status; gateway logs NAME",
+        );
+    }
+}
+
+fn grafana(settings: &DoctorSettings, report: &mut Report) {
+    let url = &settings.grafana_url;
+    match get(&format!("{url}/api/health"), None) {
+        Ok(answer) if answer.status == 200 => {}
+        Ok(answer) => {
+            report.problem("grafana", format!("answers with status {}", answer.status), "no dashboards", "gateway logs grafana");
+            return;
+        }
+        Err(error) => {
+            report.problem(
+                "grafana",
+                format!("does not answer at {url}: {error}"),
+                "no dashboards",
+                "gateway up; gateway logs grafana",
+            );
+            return;
+        }
+    }
+    let default_password = format!("Basic {}", STANDARD.encode("admin:admin"));
+    match get(&format!("{url}/api/org"), Some(&default_password)) {
+        Ok(answer) if answer.status == 200 && answer.json().get("id").is_some() => report.problem(
+            "grafana.password",
+            "the administrator's password is the default, admin",
+            "everybody who reaches the port reads every conversation",
+            "gateway compose exec grafana grafana cli admin reset-admin-password NEW",
+        ),
+        _ => report.good("grafana", format!("answers at {url}, and not to the default password")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn series_of_a_metric_are_added_up() {
+        let page = "# HELP a x.\na_total{b=\"}\"} 2\na_total{b=\"c d\"} 3.5\na_total_more 7\na_total 1\n# EOF\n";
+        assert_eq!(sum_of(page, "a_total"), 6.5);
+        assert_eq!(sum_of(page, "b"), 0.0);
+    }
+}

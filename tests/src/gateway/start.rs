@@ -1,0 +1,212 @@
+//! Starting the parts, and stopping them when the tests end, however they end.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::{LazyLock, Mutex};
+use std::time::{Duration, Instant};
+
+use tokio::sync::OnceCell;
+
+use super::Gateway;
+use crate::collector;
+use crate::postgres::Database;
+use crate::process::Reaper;
+use crate::vllm::{Settings, SimulatedVllm};
+
+/// Time-out of the gateway for the next byte of an answer. Short, because a test waits for it; all others are answered at once.
+const READ_TIMEOUT_MS: u64 = 3000;
+const TOKEN: &str = "token-of-the-end-to-end-tests";
+
+/// The runtime of the shared parts: that of the test which came first ends with it.
+static RUNTIME: LazyLock<tokio::runtime::Runtime> =
+    LazyLock::new(|| tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime"));
+
+/// The folder of the project.
+pub(super) fn project() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("a folder above").to_owned()
+}
+
+/// What a script may know of the environment: an operator's settings must not reach a test.
+pub(super) fn plain_environment() -> impl Iterator<Item = (&'static str, String)> {
+    ["PATH", "HOME", "TMPDIR", "DOCKER_HOST"].into_iter().filter_map(|name| Some((name, std::env::var(name).ok()?)))
+}
+
+/// Starts everything.
+pub(super) async fn start() -> Gateway {
+    RUNTIME.spawn(start_parts()).await.unwrap_or_else(|error| match error.try_into_panic() {
+        Ok(panic) => std::panic::resume_unwind(panic),
+        Err(error) => panic!("{error}"),
+    })
+}
+
+async fn start_parts() -> Gateway {
+    let folder = tempfile::Builder::new().prefix("gateway-tests-").tempdir().expect("a folder").keep();
+    let host = Host::of_environment();
+    // First of all: a start that fails halfway is cleaned up, too.
+    let reaper = Reaper::new(&cleanup(&folder, &host));
+    let address = std::env::var("E2E_ADDRESS").unwrap_or_else(|_| "127.0.0.1".to_owned());
+    let listen: SocketAddr = format!("{address}:0").parse().expect("E2E_ADDRESS is an IP address");
+
+    let vllm = SimulatedVllm::start(Settings { listen, time_scale: 0.0 }).await.expect("the simulated vLLM");
+    let database = Database::create().await;
+    let (collector_url, collector) = start_collector(&folder, &listen, &database);
+    let host = match host {
+        Host::Running { proxy_url, admin_url } => {
+            eprintln!("gateway for tests: the Kong at {proxy_url}");
+            Started { proxy_url, admin_url, logs: None }
+        }
+        Host::Script { script, name } => {
+            let started = start_script(script, &folder.join("gateway"), &Database::create().await).await;
+            eprintln!("gateway for tests: {name}");
+            started
+        }
+    };
+
+    let settings = BTreeMap::from(
+        [
+            ("KONG_ADMIN_URL", host.admin_url.clone()),
+            ("KONG_PROXY_URL", host.proxy_url.clone()),
+            ("VLLM_URL", vllm.url()),
+            ("VLLM_READ_TIMEOUT_MS", READ_TIMEOUT_MS.to_string()),
+            ("COLLECTOR_URL", collector_url.clone()),
+            ("COLLECTOR_TOKEN", TOKEN.to_owned()),
+            ("RATE_LIMIT_PER_HOUR", "1000000".to_owned()),
+            ("AUDIT_BATCH_SECONDS", "0.1".to_owned()),
+        ]
+        .map(|(name, value)| (name.to_owned(), value)),
+    );
+    let gateway = Gateway {
+        proxy_url: host.proxy_url,
+        admin_url: host.admin_url,
+        vllm,
+        database,
+        collector_url,
+        log_folders: std::iter::once(folder.join("collector")).chain(host.logs).collect(),
+        settings,
+        probe: OnceCell::new(),
+        users_file: folder.join("users"),
+        keys: Mutex::default(),
+        own_keys: Mutex::new(vec![TOKEN.to_owned()]),
+        _collector: collector,
+        _reaper: reaper,
+    };
+    let said = gateway.script("deploy/kong/configure.sh", &["--wait"], &[], "").await;
+    assert!(said.success, "configure.sh: {}", said.stderr);
+    wait_for_all_workers(&gateway.proxy_url).await;
+    gateway
+}
+
+/// `--wait` has seen one worker that knows.
+async fn wait_for_all_workers(proxy_url: &str) {
+    let client = reqwest::Client::builder().pool_max_idle_per_host(0).build().expect("an HTTP client");
+    let started = Instant::now();
+    let mut in_a_row = 0;
+    while in_a_row < super::ANSWERS_IN_A_ROW {
+        let status = client.get(format!("{proxy_url}/v1/models")).send().await.map(|answer| answer.status().as_u16());
+        in_a_row = if matches!(status, Ok(401)) { in_a_row + 1 } else { 0 };
+        assert!(started.elapsed() < super::CHANGE_LIMIT, "the gateway does not answer as configured: {status:?}");
+    }
+}
+
+/// What serves as the gateway.
+enum Host {
+    Running { proxy_url: String, admin_url: String },
+    Script { script: &'static str, name: String },
+}
+
+impl Host {
+    fn of_environment() -> Self {
+        let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+        let url = |name: &str| variable(name).map(|url| url.trim_end_matches('/').to_owned());
+        if let (Some(proxy_url), Some(admin_url)) = (url("E2E_KONG_PROXY_URL"), url("E2E_KONG_ADMIN_URL")) {
+            return Self::Running { proxy_url, admin_url };
+        }
+        match (variable("E2E_GATEWAY").as_deref(), variable("KONG_IMAGE")) {
+            (None, Some(image)) => Self::Script { script: "tests/kong/run.sh", name: format!("Kong from the image {image}") },
+            (None | Some("nginx"), _) => Self::Script {
+                script: "tests/nginx-host/run.sh",
+                name: "the nginx test host (real Kong: set KONG_IMAGE, or E2E_KONG_PROXY_URL and E2E_KONG_ADMIN_URL)".to_owned(),
+            },
+            (Some(other), _) => panic!("E2E_GATEWAY is nginx or not set, not {other}"),
+        }
+    }
+}
+
+struct Started {
+    proxy_url: String,
+    admin_url: String,
+    logs: Option<PathBuf>,
+}
+
+async fn start_script(script: &str, prefix: &Path, database: &Database) -> Started {
+    let output = tokio::process::Command::new(project().join(script))
+        .args(["start", "--proxy", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--status", "127.0.0.1:0", "--prefix"])
+        .arg(prefix)
+        .env_clear()
+        .envs(plain_environment())
+        .envs(std::env::var("KONG_IMAGE").map(|image| ("KONG_IMAGE", image)))
+        .env("KONG_TEST_DATABASE_URL", &database.url)
+        .env("NGINX_HOST_WATCH_PID", std::process::id().to_string())
+        .stdin(Stdio::null())
+        .stderr(Stdio::piped())
+        .output();
+    let output = tokio::time::timeout(Duration::from_secs(180), output).await.expect("it starts in time").expect("a script");
+    let stdout = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{script}: {}", String::from_utf8_lossy(&output.stderr));
+    let line = |name: &str| {
+        let value = stdout.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('='));
+        value.unwrap_or_else(|| panic!("no {name} in {stdout}")).to_owned()
+    };
+    Started { proxy_url: line("PROXY_URL"), admin_url: line("ADMIN_URL"), logs: Some(prefix.join("logs")) }
+}
+
+/// Starts the collector as a process of its own, with all it has to say in a file; returns where it listens.
+fn start_collector(folder: &Path, listen: &SocketAddr, database: &Database) -> (String, Child) {
+    let logs = folder.join("collector");
+    std::fs::create_dir(&logs).expect("a folder");
+    let log = logs.join("collector.log");
+    let child = Command::new(collector::binary())
+        .args(["serve", "--log-level", "info", "--listen", &listen.to_string(), "--data-dir"])
+        .arg(folder.join("spool"))
+        .env_clear()
+        .envs(plain_environment())
+        .env("DATABASE_URL", &database.url)
+        .env("COLLECTOR_TOKEN", TOKEN)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(std::fs::File::create(&log).expect("a log"))
+        .spawn()
+        .expect("the collector");
+    std::fs::write(folder.join("collector.pid"), child.id().to_string()).expect("a file");
+    (wait_for_address(&log), child)
+}
+
+/// Where the collector listens, once it says so.
+fn wait_for_address(log: &Path) -> String {
+    let started = Instant::now();
+    loop {
+        let text = std::fs::read_to_string(log).expect("its log");
+        if let Some((_, rest)) = text.split_once("listening on ") {
+            let address: String = rest.chars().take_while(|c| c.is_ascii_digit() || matches!(c, '.' | ':')).collect();
+            return format!("http://{address}");
+        }
+        assert!(started.elapsed() < Duration::from_secs(60), "the collector does not start:\n{text}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// What ends all that was started, as a shell script.
+fn cleanup(folder: &Path, host: &Host) -> String {
+    let folder = folder.display();
+    let gateway = match host {
+        // The users of the tests leave no trace in a Kong that stays.
+        Host::Running { admin_url, .. } => format!(
+            "[ ! -s {folder}/users ] || while read name; do KONG_ADMIN_URL={admin_url} {} remove $name; done <{folder}/users",
+            project().join("deploy/users.sh").display()
+        ),
+        Host::Script { script, .. } => format!("{} stop --prefix {folder}/gateway", project().join(script).display()),
+    };
+    format!("{gateway}; [ ! -s {folder}/collector.pid ] || kill $(cat {folder}/collector.pid); rm -rf {folder}")
+}

@@ -1,0 +1,23 @@
+//! The gateway from outside: what a client gets, what becomes a row, what vLLM sees. See `gateway_tests::gateway` for what it
+//! runs against.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    missing_docs,
+    reason = "a test fails by panicking"
+)]
+
+mod broken;
+mod calls;
+mod closed;
+mod events;
+mod many;
+mod recordings;
+mod refused;
+mod scripts;
+mod sdk;
+mod sizes;
+// Runs last: tests start in alphabetical order, and it waits for all others.
+mod zz_secrets;
