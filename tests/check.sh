@@ -10,7 +10,7 @@ step "tools"
 tests/tools.sh test
 
 step "shellcheck"
-git ls-files -z '*.sh' '*.bats' '*.bash' .ci/run | xargs -0 shellcheck
+git ls-files -z '*.sh' '*.bats' '*.bash' .ci/run deploy/gateway deploy/tests/images/kong | xargs -0 shellcheck
 
 step "luacheck"
 (cd kong-plugins && luacheck --quiet .)
@@ -27,7 +27,7 @@ cargo clippy --workspace --all-targets --locked --quiet -- -D warnings
 step "bats: the nginx test host"
 bats tests/nginx-host
 
-step "bats: the scripts that configure Kong"
+step "bats: the scripts that configure Kong, install and operate"
 bats deploy/tests
 
 step "cargo test"

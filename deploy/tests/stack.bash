@@ -5,18 +5,17 @@
 
 DEPLOY=$(cd "$BATS_TEST_DIRNAME/.." && pwd)
 
-# Everything a test makes in Docker has a name with this in it; nobody else's is touched.
-PREFIX=gateway-test.invalid/
-
 set_names() {
   WORK=$BATS_FILE_TMPDIR
   HOME_DIR=$WORK/home
   DATA=$WORK/data
+  # Everything that a run makes in Docker has its number in its name; nobody else's is touched.
   PROJECT=gateway-test-$(cat "$WORK/number")
+  PREFIX=$PROJECT.invalid/
   PORT=$(cat "$WORK/port")
   GATEWAY=$HOME_DIR/gateway
   PROXY=http://127.0.0.1:$((PORT + 1))
-  export WORK HOME_DIR DATA PROJECT PORT GATEWAY PROXY
+  export WORK HOME_DIR DATA PROJECT PREFIX PORT GATEWAY PROXY
   export GATEWAY_PATIENCE_SECONDS=60
 }
 
