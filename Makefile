@@ -1,6 +1,6 @@
 # The commands of the README. Each installs what it needs through apt, and says so first.
 
-.PHONY: demo test test-e2e
+.PHONY: bundle demo test test-deploy test-e2e
 
 ## See it work: users, a gateway, a simulated vLLM, the collector, a private PostgreSQL. Ctrl-C ends it.
 demo:
@@ -15,3 +15,13 @@ test:
 test-e2e:
 	@tests/tools.sh test
 	@cargo test --package gateway-tests --test gateway --locked
+
+## The file that is carried to the host without internet, into dist/. IMAGES_FROM=DIR takes images from tar files there instead of
+## pulling, PLATFORM=linux/arm64 makes it for another processor; more with deploy/bundle.sh --help
+bundle:
+	@deploy/bundle.sh $(if $(IMAGES_FROM),--images-from $(IMAGES_FROM)) $(if $(PLATFORM),--platform $(PLATFORM))
+
+## A whole installation in Docker: bundle, install, backup, restore, upgrade, removal. As root, with images made here.
+test-deploy:
+	@tests/tools.sh test
+	@bats deploy/tests/stack.bats

@@ -20,12 +20,14 @@ declare -A PROVIDES=(
     [nginx]=/usr/sbin/nginx
     [postgresql]=/usr/lib/postgresql/*/bin/initdb
     [postgresql-client]=/usr/bin/psql
+    [prometheus]=/usr/bin/prometheus
     [python3-venv]=/usr/lib/python3*/ensurepip/__init__.py
     [shellcheck]=/usr/bin/shellcheck
+    [wget]=/usr/bin/wget
 )
 demo=(postgresql postgresql-client curl gcc)
 host=(nginx libnginx-mod-http-lua lua-cjson luajit2)
-test=("${demo[@]}" "${host[@]}" bats lua-busted lua-check python3-venv shellcheck)
+test=("${demo[@]}" "${host[@]}" bats lua-busted lua-check prometheus python3-venv shellcheck wget)
 
 install_missing() {
     local missing=() package

@@ -1,6 +1,7 @@
 //! The commands besides `serve`. What they print on standard output is their result; everything else is logged.
 
 pub mod doctor;
+pub mod healthcheck;
 pub mod rejected;
 pub mod replay;
 

@@ -33,6 +33,8 @@ pub enum Command {
     Rejected(RejectedSettings),
     /// Check a running installation, and say what is wrong and how to mend it
     Doctor(DoctorSettings),
+    /// Ask a running collector whether it lives: status 0 if so, for health checks of containers
+    Healthcheck(HealthcheckSettings),
 }
 
 /// How to log.
@@ -132,6 +134,14 @@ pub struct ReplaySettings {
     pub database: DatabaseArgs,
     #[command(flatten)]
     pub pipeline: PipelineSettings,
+}
+
+/// Settings of `healthcheck`.
+#[derive(Debug, Args)]
+pub struct HealthcheckSettings {
+    /// Address on which the collector listens
+    #[arg(long, env = "COLLECTOR_LISTEN", default_value = "127.0.0.1:5000")]
+    pub listen: SocketAddr,
 }
 
 /// Settings of `rejected`.

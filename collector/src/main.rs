@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::Parser;
-use llm_collector::commands::{self, doctor, rejected, replay};
+use llm_collector::commands::{self, doctor, healthcheck, rejected, replay};
 use llm_collector::config::{Cli, Command, ServeSettings};
 use llm_collector::logging;
 use llm_collector::server::Application;
@@ -52,6 +52,7 @@ async fn run(command: &Command) -> Result<()> {
                 problems => anyhow::bail!("{problems} problems found"),
             }
         }
+        Command::Healthcheck(settings) => healthcheck::run(settings),
     }
 }
 

@@ -33,7 +33,9 @@ pub async fn migrate(config: &Config, patience: Duration) -> Result<Vec<String>,
     // Waiting for another collector's migration is fine, waiting for ever is not.
     client.batch_execute("SET lock_timeout = '60s'").await?;
     client.execute("SELECT pg_advisory_lock($1)", &[&LOCK]).await?;
-    let report = embedded::migrations::runner().run_async(&mut client).await;
+    // A schema that is newer than this binary is no error: after a failed upgrade the older collector must run again. For that
+    // migrations only add: no column or table that an older collector writes to is removed or renamed.
+    let report = embedded::migrations::runner().set_abort_missing(false).run_async(&mut client).await;
     let report = report.map_err(|error| StoreError::Migration(explain(&error)))?;
     let applied: Vec<String> =
         report.applied_migrations().iter().map(|migration| format!("V{}__{}", migration.version(), migration.name())).collect();

@@ -44,6 +44,28 @@ async fn a_taken_port_and_an_unreadable_file_are_named() {
 }
 
 #[tokio::test]
+async fn an_older_collector_runs_on_a_newer_schema() {
+    let app = TestApp::start().await;
+    let insert = "INSERT INTO refinery_schema_history (version, name, applied_on, checksum)
+        VALUES (9999, 'of_a_later_release', '2099-01-01T00:00:00Z', '1') RETURNING version::bigint";
+    assert_eq!(app.database.number(insert).await, 9999);
+    let finished = run(&["migrate"], &[("DATABASE_URL", &app.database.url)]).await;
+    assert!(finished.status.success(), "{finished:?}");
+    assert_eq!(finished.stdout, "the schema is current\n");
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn healthcheck_tells_by_its_status_whether_a_collector_lives() {
+    let app = TestApp::start().await;
+    let listen = app.url.trim_start_matches("http://").to_owned();
+    let finished = run(&["healthcheck"], &[("COLLECTOR_LISTEN", &listen)]).await;
+    assert!(finished.status.success() && finished.stdout.is_empty(), "{finished:?}");
+    app.stop().await;
+    assert_fails_saying(&run(&["healthcheck", "--listen", &listen], &[]).await, &[&listen, "no collector answers"]);
+}
+
+#[tokio::test]
 async fn two_collectors_may_migrate_at_once() {
     let database = Database::create().await;
     let variables = [("DATABASE_URL", database.url.as_str())];

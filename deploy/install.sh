@@ -1,0 +1,190 @@
+#!/usr/bin/env bash
+#
+# install.sh - installs the vLLM gateway on this host from the bundle it lies in: checks the host, verifies the bundle,
+# loads the images, makes secrets, starts everything, configures Kong, and proves it with a call.
+#
+# Needs root, Docker 20.10 or newer with Compose 1.28 or newer, curl. No internet, no jq, no Python.
+# May run again at any time: what is done already is left alone, and a run that failed goes on where it ended.
+#
+# Usage: install.sh [options]
+#   --home DIR       folder of the installation   /opt/vllm-gateway, or GATEWAY_HOME
+#   --settings FILE  settings for the first installation; later its own gateway.env counts
+#                                                 gateway.env beside install.sh
+#   --without-vllm   install although vLLM does not answer yet
+#   --check          only checks the host and the bundle, changes nothing
+#   --help
+#
+# Environment, for slow hosts:
+#   GATEWAY_PATIENCE_SECONDS   how long services may take to become healthy   180
+#
+# Exit status: 0 done; 1 failed, with the reason and what to do; 2 wrong usage.
+
+set -euo pipefail
+
+release_dir=$(dirname "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")")
+# shellcheck source=deploy/lib/common.sh
+. "$release_dir/deploy/lib/common.sh"
+# shellcheck source=deploy/lib/settings.sh
+. "$release_dir/deploy/lib/settings.sh"
+# shellcheck source=deploy/lib/docker.sh
+. "$release_dir/deploy/lib/docker.sh"
+# shellcheck source=deploy/lib/preflight.sh
+. "$release_dir/deploy/lib/preflight.sh"
+# shellcheck source=deploy/lib/postgresql.sh
+. "$release_dir/deploy/lib/postgresql.sh"
+# shellcheck source=deploy/lib/release.sh
+. "$release_dir/deploy/lib/release.sh"
+# shellcheck source=deploy/lib/stack.sh
+. "$release_dir/deploy/lib/stack.sh"
+
+# --- arguments ---------------------------------------------------------------------------------------------------------
+
+home=${GATEWAY_HOME:-/opt/vllm-gateway} first_settings='' without_vllm=0 only_check=0 upgrading=0
+misuse() { printf 'error: %s\n\n' "$1" >&2 && usage_of "${BASH_SOURCE[0]}" >&2 && exit 2; }
+while [ $# -gt 0 ]; do
+  case $1 in
+    --home) home=${2:-} && shift ;;
+    --settings) first_settings=${2:-} && shift ;;
+    --without-vllm) without_vllm=1 ;;
+    --check) only_check=1 ;;
+    --upgrade) upgrading=1 ;; # said by `gateway upgrade`, which has made a backup
+    --help | -h) usage_of "${BASH_SOURCE[0]}" && exit 0 ;;
+    *) misuse "unknown option $1" ;;
+  esac
+  shift
+done
+[[ $home =~ ^/[A-Za-z0-9._/-]+$ ]] || misuse "--home must be an absolute path without blanks"
+
+# --- steps -------------------------------------------------------------------------------------------------------------
+
+# The settings that count: the installation's own, else those given for the first time.
+choose_settings() {
+  set_home "$home"
+  if [ -z "$first_settings" ]; then
+    first_settings=$release_dir/deploy/gateway.env
+    [ ! -f "$release_dir/gateway.env" ] || first_settings=$release_dir/gateway.env
+  elif [ ! -r "$first_settings" ]; then
+    fatal "cannot read $first_settings"
+  fi
+  settings_shown=$settings_file
+  if [ -f "$settings_file" ]; then
+    read_settings "$settings_file"
+  else
+    read_settings "$first_settings"
+    settings_shown=$first_settings
+  fi
+  derive
+  read_images
+}
+
+# Another version goes through `gateway upgrade`: with a backup, and with a way back.
+refuse_other_version() {
+  local current
+  current=$(current_release)
+  if [ $upgrading = 1 ] || [ -z "$current" ] || [ ! -f "$state_dir/installed" ] || [ "$current" = "$release_dir" ]; then return; fi
+  [ "${current##*/}" != "$(release_name)" ] ||
+    return 0
+  fatal "$home holds another release: ${current##*/}; this one is $(release_name)" "Upgrade with a backup and a way back:  sudo $home/gateway upgrade $release_dir"
+}
+
+check_host() {
+  local kb=0
+  step "checking the host"
+  if have docker && docker version >/dev/null 2>&1; then
+    kb=$(images_to_load_kb)
+  elif is_bundle; then
+    kb=$(du -sk "$release_dir/images" | cut -f 1)
+  fi
+  preflight "$kb"
+}
+
+check_bundle() {
+  is_bundle || { info "this is no bundle but a checkout: images must be in Docker already" && return; }
+  step "verifying the bundle"
+  verify_checksums || fatal "the bundle is damaged; nothing was changed" "Copy it again and compare its SHA-256 with the one beside it on the machine where it was made."
+  info "$(wc -l <"$release_dir/SHA256SUMS") files are as they were made"
+}
+
+# Settings, files and images in their places.
+lay_out() {
+  step "laying out $home"
+  mkdir -p "$home"
+  take_lock
+  load_images
+  install_release
+  if [ ! -f "$settings_file" ]; then
+    write_file "$settings_file" 644 <"$first_settings"
+    info "settings: $settings_file"
+  fi
+  find_compose
+  prepare_files
+  make_current
+}
+
+start_stack() {
+  step "starting the services"
+  start_postgresql
+  migrate_kong
+  start_rest || fatal "not all services are healthy" "After mending the reason above, run the same command again."
+}
+
+configure() {
+  step "configuring Kong"
+  configure_kong
+  add_probe
+}
+
+prove() {
+  step "checking the whole path"
+  check_path || fatal "the gateway does not work as it should" "The reason is above. After mending it, run the same command again."
+  finish_migrations
+}
+
+# Once: an operator who removed that user does not want it back.
+first_user() {
+  local key
+  first_key=''
+  [ ! -f "$state_dir/first-user" ] || return 0
+  key=$(users add "${setting[FIRST_USER]}" 2>/dev/null) || key=''
+  date -u +%FT%TZ >"$state_dir/first-user"
+  first_key=$key
+  changed=$((changed + 1))
+}
+
+report() {
+  local address
+  date -u +%FT%TZ >"$state_dir/installed.new"
+  if [ -f "$state_dir/installed" ]; then rm -f "$state_dir/installed.new"; else mv "$state_dir/installed.new" "$state_dir/installed"; fi
+  step "done"
+  if [ "$changed" = 0 ]; then
+    info "nothing to change: release ${release_dir##*/} is installed and works"
+  fi
+  address=$(hostname -I 2>/dev/null | awk '{ print $1 }') || address=''
+  cat <<LINES
+Gateway      http://${address:-THIS-HOST}:${setting[PROXY_PORT]}/v1   (base_url of the OpenAI SDK)
+Grafana      http://${address:-THIS-HOST}:${setting[GRAFANA_PORT]}   user admin, password: sudo grep GRAFANA_ADMIN $secrets_file
+Kong Manager http://localhost:${setting[KONG_MANAGER_PORT]}   through a tunnel: ssh -L ${setting[KONG_MANAGER_PORT]}:localhost:${setting[KONG_MANAGER_PORT]} -L ${setting[KONG_ADMIN_PORT]}:localhost:${setting[KONG_ADMIN_PORT]} THIS-HOST
+Settings     $settings_file   then: sudo $home/gateway apply
+Commands     sudo $home/gateway help
+LINES
+  [ -z "$first_key" ] || cat <<LINES
+
+First user   ${setting[FIRST_USER]}
+Key          $first_key   (shown only now)
+
+Try it:      curl $proxy_url/v1/models -H 'Authorization: Bearer $first_key'
+LINES
+}
+
+need_root "$@"
+choose_settings
+refuse_other_version
+check_host
+check_bundle
+[ $only_check = 0 ] || exit 0
+lay_out
+start_stack
+configure
+prove
+first_user
+report

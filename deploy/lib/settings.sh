@@ -1,0 +1,280 @@
+# shellcheck shell=bash disable=SC2034,SC2154,SC2004
+# Variables are shared with the files beside this one; $ in sums, because shellcheck 0.9 trips over map elements without.
+#
+# settings.sh - gateway.env, the secrets, and everything that is derived from them: config/compose.env, the files that the
+# containers mount, and their digests. Sourced, never run.
+#
+# The release's own gateway.env holds the names and defaults; the installation's holds what the operator changed. So a new
+# release may bring new settings without touching the operator's file.
+
+declare -gA setting
+
+# Names that are handed to a program as they stand, by prefix.
+passed_on=''
+
+# read_settings_file FILE defaults|values
+read_settings_file() {
+  local file=$1 kind=$2 line name value number=0
+  [ -r "$file" ] || fatal "cannot read $file"
+  while IFS= read -r line || [ -n "$line" ]; do
+    number=$((number + 1))
+    line=${line%$'\r'}
+    [[ $line =~ ^[[:space:]]*(#|$) ]] && continue
+    [[ $line =~ ^([A-Z][A-Z0-9_]*)=(.*)$ ]] || fatal "$file, line $number is no NAME=value: $line"
+    name=${BASH_REMATCH[1]} value=${BASH_REMATCH[2]}
+    # People quote out of habit.
+    [[ $value =~ ^\"(.*)\"$ || $value =~ ^\'(.*)\'$ ]] && value=${BASH_REMATCH[1]}
+    if [ "$kind" = values ] && [ -z "${setting[$name]+known}" ]; then
+      case $name in
+        KONG_* | GF_* | COLLECTOR_*) pass_on "$name" "$value" "$file, line $number" && continue ;;
+      esac
+      fatal "$file, line $number: there is no setting $name" "The settings are described in $release_dir/deploy/gateway.env"
+    fi
+    setting[$name]=$value
+  done <"$file"
+}
+
+# A setting of a program itself. Those that the stack depends on have a setting of their own here.
+pass_on() {
+  local name=$1 value=$2 where=$3
+  if grep -qE "^ +$name:" "$release_dir/deploy/compose.yaml"; then
+    fatal "$where: $name is derived from other settings" "See $release_dir/deploy/gateway.env for the one that leads to it."
+  fi
+  case $name in
+    KONG_*PASSWORD* | GF_*PASSWORD* | GF_*SECRET* | COLLECTOR_TOKEN | COLLECTOR_*SECRET_KEY*)
+      fatal "$where: $name holds a secret, which 'docker inspect' would show" "Secrets stand in $secrets_file." ;;
+  esac
+  passed_on+=$name=$value$'\n'
+}
+
+read_settings() {
+  passed_on=''
+  read_settings_file "$release_dir/deploy/gateway.env" defaults
+  [ ! -e "$1" ] || read_settings_file "$1" values
+  check_settings "$1"
+}
+
+check_settings() {
+  local file=$1 name
+  wrong() { fatal "$file: $1 must be $2, not '${setting[$1]}'"; }
+  for name in PROXY_PORT GRAFANA_PORT KONG_ADMIN_PORT KONG_MANAGER_PORT KONG_STATUS_PORT COLLECTOR_PORT POSTGRES_PORT PROMETHEUS_PORT; do
+    is_number "${setting[$name]}" 1 65535 || wrong $name "a port"
+  done
+  for name in VLLM_READ_TIMEOUT_SECONDS KONG_WORKERS GATEWAY_HOSTS PROMETHEUS_KEEP_DAYS PROMETHEUS_KEEP_GB AUDIT_QUEUE_BYTES AUDIT_RETRY_SECONDS; do
+    is_number "${setting[$name]}" 1 1000000000000 || wrong $name "a whole number from 1"
+  done
+  for name in RATE_LIMIT_PER_HOUR KEEP_CONTENT_DAYS KEEP_ROWS_DAYS MINIMUM_FREE_GB AUDIT_MAX_REQUEST_BYTES AUDIT_MAX_RESPONSE_BYTES; do
+    is_number "${setting[$name]}" 0 1000000000 || wrong $name "a whole number"
+  done
+  for name in POSTGRES_MEMORY_MB KONG_MEMORY_MB COLLECTOR_MEMORY_MB PROMETHEUS_MEMORY_MB GRAFANA_MEMORY_MB; do
+    is_number "${setting[$name]}" 64 10000000 || wrong $name "a number of megabytes from 64"
+  done
+  [ "${setting[KONG_WORKERS]}" -le 64 ] || wrong KONG_WORKERS "64 at most: each has its own connections and log queue"
+  for name in PROXY_ADDRESS GRAFANA_ADDRESS; do
+    [[ ${setting[$name]} =~ ^[0-9]{1,3}(\.[0-9]{1,3}){3}$ ]] || wrong $name "an IPv4 address (0.0.0.0: all of this host)"
+  done
+  [[ ${setting[PROJECT]} =~ ^[a-z0-9][a-z0-9_-]*$ ]] || wrong PROJECT "small letters, digits, - and _"
+  [[ ${setting[FIRST_USER]} =~ ^[A-Za-z0-9][A-Za-z0-9._@-]*$ ]] || wrong FIRST_USER "a name of letters, digits and . _ @ -"
+  [[ ${setting[POSTGRES_HOST]} =~ ^[A-Za-z0-9.-]+$ ]] || wrong POSTGRES_HOST "an address or a host name"
+  [[ ${setting[POSTGRES_ALLOW_FROM]} =~ ^[0-9./\ ]*$ ]] || wrong POSTGRES_ALLOW_FROM "networks like 10.0.0.0/24"
+  [[ ${setting[VLLM_URL]} =~ ^https?://[^/]+ ]] || wrong VLLM_URL "http://host:port"
+  for name in DATA_DIR BACKUP_DIR VLLM_API_KEY_FILE; do
+    [[ ${setting[$name]} =~ ^(/[A-Za-z0-9._/-]*)?$ ]] || wrong $name "an absolute path without blanks"
+  done
+  check_ports "$file"
+}
+
+is_number() { [[ $1 =~ ^(0|[1-9][0-9]{0,14})$ ]] && [ "$1" -ge "$2" ] && [ "$1" -le "$3" ]; }
+
+check_ports() {
+  local name twice
+  twice=$(for name in "${!setting[@]}"; do [[ $name != *_PORT ]] || echo "${setting[$name]}"; done | sort | uniq -d)
+  [ -z "$twice" ] || fatal "$1: more than one service has port" "${twice//$'\n'/, }"
+}
+
+# --- secrets ---------------------------------------------------------------------------------------------------------
+
+declare -gA secret
+
+# Made once; a later release may add some. Letters and digits only: they go into URLs, SQL and files as they stand.
+make_secrets() {
+  local name added='' line
+  if [ -e "$secrets_file" ]; then
+    chmod 600 "$secrets_file"
+    while IFS= read -r line; do
+      [[ $line =~ ^([A-Z_]+)=([A-Za-z0-9-]+)$ ]] && secret[${BASH_REMATCH[1]}]=${BASH_REMATCH[2]}
+    done <"$secrets_file"
+  fi
+  for name in POSTGRES_PASSWORD KONG_DATABASE_PASSWORD COLLECTOR_DATABASE_PASSWORD GRAFANA_DATABASE_PASSWORD \
+    COLLECTOR_TOKEN GRAFANA_ADMIN_PASSWORD PROBE_KEY DIGEST_SALT; do
+    [ -z "${secret[$name]:-}" ] || continue
+    case $name in
+      PROBE_KEY) secret[$name]=sk-$(random_hex 24) ;;
+      GRAFANA_ADMIN_PASSWORD) secret[$name]=$(random_hex 12) ;;
+      *) secret[$name]=$(random_hex 24) ;;
+    esac
+    added+=$name=${secret[$name]}$'\n'
+  done
+  # Not one of ours, but not to be shown either (see without_secrets).
+  if [ -r "${setting[VLLM_API_KEY_FILE]}" ]; then IFS= read -r 'secret[VLLM_API_KEY]' <"${setting[VLLM_API_KEY_FILE]}" || true; fi
+  [ -n "$added" ] || return 0
+  {
+    if [ -e "$secrets_file" ]; then cat "$secrets_file"; else
+      echo "# Made by the installation. Needed to restore a backup elsewhere: no. To start this installation again: yes."
+    fi
+    printf '%s' "$added"
+  } | write_file "$secrets_file" 600
+}
+
+# One file for each secret that a container reads, for the one user that reads it.
+write_secret_files() {
+  mkdir -p "$secrets_dir"
+  chmod 700 "$secrets_dir"
+  put_secret postgres-password POSTGRES "${secret[POSTGRES_PASSWORD]}"
+  put_secret kong-password KONG "${secret[KONG_DATABASE_PASSWORD]}"
+  put_secret collector-token COLLECTOR "${secret[COLLECTOR_TOKEN]}"
+  put_secret database-url COLLECTOR "postgres://llm_collector:${secret[COLLECTOR_DATABASE_PASSWORD]}@${setting[POSTGRES_HOST]}:${setting[POSTGRES_PORT]}/llm"
+  put_secret grafana-admin-password GRAFANA "${secret[GRAFANA_ADMIN_PASSWORD]}"
+  put_secret grafana-database-password GRAFANA "${secret[GRAFANA_DATABASE_PASSWORD]}"
+}
+
+put_secret() {
+  local owner=${image_user[$2]}
+  # Without a line break: some readers take it for a part of the password.
+  printf '%s' "$3" | write_file "$secrets_dir/$1" 400 "$owner"
+}
+
+# A digest that says whether secrets changed, and nothing about them.
+secret_digest() { printf '%s\n' "${secret[DIGEST_SALT]}" "$@" | short_digest; }
+
+# --- derived ---------------------------------------------------------------------------------------------------------
+
+# Connections to PostgreSQL that each Kong worker may hold. Most of its answers come from its cache.
+kong_connections_per_worker=8
+# Connections of each collector.
+collector_connections=4
+# For Grafana (see roles.sql), backups, migrations and people with psql, with the three that are kept for the superuser.
+other_connections=30
+
+runs_postgresql() { [ "${setting[POSTGRES_HOST]}" = 127.0.0.1 ]; }
+
+derive() {
+  data_dir=${setting[DATA_DIR]:-$home/data}
+  backup_dir=${setting[BACKUP_DIR]:-$home/backups}
+  project=${setting[PROJECT]}
+  local per_host=$((${setting[KONG_WORKERS]} * kong_connections_per_worker + collector_connections))
+  max_connections=$((${setting[GATEWAY_HOSTS]} * per_host + other_connections))
+  postgres_listen=127.0.0.1
+  [ -z "${setting[POSTGRES_ALLOW_FROM]}" ] || postgres_listen='*'
+  services=(kong collector prometheus grafana)
+  ! runs_postgresql || services=(postgresql "${services[@]}")
+  admin_url=http://127.0.0.1:${setting[KONG_ADMIN_PORT]}
+  proxy_url=http://$(own_address "${setting[PROXY_ADDRESS]}"):${setting[PROXY_PORT]}
+  grafana_url=http://$(own_address "${setting[GRAFANA_ADDRESS]}"):${setting[GRAFANA_PORT]}
+}
+
+# The address at which this host itself reaches a service.
+own_address() { case $1 in 0.0.0.0) echo 127.0.0.1 ;; *) echo "$1" ;; esac }
+
+# The environment of configure.sh.
+kong_environment() {
+  local name
+  for name in VLLM_URL VLLM_EXTRA_PATHS RATE_LIMIT_PER_HOUR AUDIT_CAPTURE AUDIT_MAX_REQUEST_BYTES AUDIT_MAX_RESPONSE_BYTES \
+    AUDIT_QUEUE_BYTES AUDIT_RETRY_SECONDS VLLM_API_KEY_FILE; do
+    printf '%s=%s\n' "$name" "${setting[$name]}"
+  done
+  cat <<LINES
+VLLM_READ_TIMEOUT_MS=$((${setting[VLLM_READ_TIMEOUT_SECONDS]} * 1000))
+KONG_ADMIN_URL=$admin_url
+KONG_PROXY_URL=$proxy_url
+COLLECTOR_URL=http://127.0.0.1:${setting[COLLECTOR_PORT]}
+COLLECTOR_TOKEN_FILE=$secrets_dir/collector-token
+LINES
+}
+
+write_config() {
+  mkdir -p "$config_dir"
+  chmod 755 "$config_dir"
+  printf '%s' "$passed_on" | grep '^KONG_' | write_file "$config_dir/kong.env" 644 || true
+  collector_environment | write_file "$config_dir/collector.env" 644
+  printf '%s' "$passed_on" | grep '^GF_' | write_file "$config_dir/grafana.env" 644 || true
+  write_pg_hba
+  write_prometheus
+  write_compose_env
+}
+
+collector_environment() {
+  printf '%s' "$passed_on" | grep '^COLLECTOR_' || true
+  [ "${setting[KEEP_CONTENT_DAYS]}" = 0 ] || echo "COLLECTOR_KEEP_CONTENT_DAYS=${setting[KEEP_CONTENT_DAYS]}"
+  [ "${setting[KEEP_ROWS_DAYS]}" = 0 ] || echo "COLLECTOR_KEEP_ROWS_DAYS=${setting[KEEP_ROWS_DAYS]}"
+}
+
+# Who may connect to PostgreSQL. The superuser: only from inside its own container, which the Docker socket guards.
+write_pg_hba() {
+  local network
+  {
+    echo "# Written by the gateway's scripts from gateway.env."
+    echo "local all postgres peer"
+    for network in 127.0.0.1/32 ${setting[POSTGRES_ALLOW_FROM]}; do
+      echo "host kong kong $network scram-sha-256"
+      echo "host llm llm_collector $network scram-sha-256"
+      echo "host llm llm_grafana $network scram-sha-256"
+    done
+  } | write_file "$config_dir/pg_hba.conf" 644
+}
+
+# The release's configuration with the ports of this installation in place of the default ones.
+write_prometheus() {
+  local file vllm=${setting[VLLM_URL]#*://}
+  mkdir -p "$config_dir/prometheus/rules"
+  chmod 755 "$config_dir/prometheus" "$config_dir/prometheus/rules"
+  sed -e "s/127\.0\.0\.1:8100/127.0.0.1:${setting[KONG_STATUS_PORT]}/" \
+    -e "s/127\.0\.0\.1:5000/127.0.0.1:${setting[COLLECTOR_PORT]}/" \
+    -e "s/127\.0\.0\.1:9090/127.0.0.1:${setting[PROMETHEUS_PORT]}/" \
+    -e "s/127\.0\.0\.1:8000/${vllm%%/*}/" \
+    "$release_dir/deploy/prometheus/prometheus.yml" | write_file "$config_dir/prometheus/prometheus.yml" 644
+  for file in "$release_dir"/deploy/prometheus/rules/*.yml; do
+    [ ! -e "$file" ] || write_file "$config_dir/prometheus/rules/${file##*/}" 644 <"$file"
+  done
+  for file in "$config_dir"/prometheus/rules/*.yml; do
+    [ -e "$release_dir/deploy/prometheus/rules/${file##*/}" ] || rm -f "$file"
+  done
+}
+
+write_compose_env() {
+  local name role
+  {
+    echo "# Written by the gateway's scripts from gateway.env; changes here are lost."
+    for name in PROXY_ADDRESS PROXY_PORT GRAFANA_ADDRESS GRAFANA_PORT KONG_ADMIN_PORT KONG_MANAGER_PORT KONG_STATUS_PORT COLLECTOR_PORT \
+      POSTGRES_HOST POSTGRES_PORT PROMETHEUS_PORT KONG_WORKERS POSTGRES_MEMORY_MB KONG_MEMORY_MB COLLECTOR_MEMORY_MB \
+      PROMETHEUS_MEMORY_MB GRAFANA_MEMORY_MB PROMETHEUS_KEEP_DAYS PROMETHEUS_KEEP_GB; do
+      printf '%s=%s\n' "$name" "${setting[$name]}"
+    done
+    cat <<LINES
+DATA_DIR=$data_dir
+CONFIG_DIR=$config_dir
+SECRETS_DIR=$secrets_dir
+RELEASE_DIR=$release_dir
+GRAFANA_CHECK_URL=$grafana_url/api/health
+POSTGRES_LISTEN=$postgres_listen
+POSTGRES_MAX_CONNECTIONS=$max_connections
+POSTGRES_SHARED_BUFFERS_MB=$((${setting[POSTGRES_MEMORY_MB]} / 4))
+POSTGRES_CACHE_MB=$((${setting[POSTGRES_MEMORY_MB]} * 3 / 4))
+POSTGRES_MAINTENANCE_MB=$((${setting[POSTGRES_MEMORY_MB]} / 16))
+KONG_CONNECTIONS_PER_WORKER=$kong_connections_per_worker
+COLLECTOR_CONNECTIONS=$collector_connections
+LINES
+    for role in KONG POSTGRES PROMETHEUS GRAFANA COLLECTOR; do
+      printf '%s_IMAGE=%s\n' $role "${image_name[$role]}"
+      printf '%s_IMAGE_ID=%s\n' $role "${image_id[$role]}"
+      printf '%s_UID=%s\n%s_GID=%s\n' $role "${image_user[$role]%:*}" $role "${image_user[$role]#*:}"
+    done
+    cat <<LINES
+POSTGRESQL_DIGEST=$(digest_of "$config_dir/pg_hba.conf")
+KONG_DIGEST=$(digest_of "$release_dir/kong-plugins")-$(secret_digest "${secret[KONG_DATABASE_PASSWORD]}")
+COLLECTOR_DIGEST=$(secret_digest "${secret[COLLECTOR_TOKEN]}" "${secret[COLLECTOR_DATABASE_PASSWORD]}")
+PROMETHEUS_DIGEST=$(digest_of "$config_dir/prometheus")
+GRAFANA_DIGEST=$(digest_of "$release_dir/grafana")-$(secret_digest "${secret[GRAFANA_DATABASE_PASSWORD]}")
+LINES
+  } | write_file "$config_dir/compose.env" 644
+}

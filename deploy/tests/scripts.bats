@@ -1,0 +1,339 @@
+#!/usr/bin/env bats
+#
+# The parts of the installation's scripts that need no Docker: settings, derived sizes, checks of the host, lists that must
+# agree. Docker's place is taken by a program that answers as a test wants it.
+# shellcheck disable=SC1091,SC2004,SC2013,SC2034,SC2154,SC2030,SC2031,SC2016  # variables of the scripts under test; each test is a shell of its own
+
+setup() {
+  DEPLOY=$(cd "$BATS_TEST_DIRNAME/.." && pwd)
+  release_dir=$(cd "$DEPLOY/.." && pwd)
+  WORK=$BATS_TEST_TMPDIR
+  for part in common settings docker preflight postgresql release stack; do
+    # shellcheck source=/dev/null
+    . "$DEPLOY/lib/$part.sh"
+  done
+  set_home "$WORK/home"
+  mkdir -p "$WORK/home" "$WORK/bin" "$config_dir"
+  settings_shown=$settings_file
+  PATH=$WORK/bin:$PATH
+}
+
+# settings LINE… - reads a settings file with these lines.
+settings() {
+  printf '%s\n' "$@" >"$settings_file"
+  read_settings "$settings_file"
+  derive
+}
+
+# fake_docker CASES - a docker that answers by the cases of a shell `case` on its arguments.
+fake_docker() {
+  printf '#!/bin/bash\ncase "$*" in\n%s\nesac\n' "$1" >"$WORK/bin/docker"
+  chmod +x "$WORK/bin/docker"
+}
+
+# Fails when the command succeeds; bats does not see a failing `! command`.
+no() { if "$@"; then return 1; fi; }
+
+says() { grep -qF -- "$1" <<<"$output" || { printf 'not said: %s\n%s\n' "$1" "$output" && return 1; }; }
+
+# --- settings -----------------------------------------------------------------------------------------------------------
+
+@test "the shipped settings are valid as they are, and every one is described" {
+  settings ''
+  [ "${setting[PROXY_PORT]}" = 8111 ]
+  # A line of the file is a comment, blank, or a setting under a comment.
+  awk '/^[A-Z]/ && previous ~ /^$/ { print "no description: " $0; bad = 1 } { previous = $0 } END { exit bad }' "$DEPLOY/gateway.env"
+}
+
+@test "what an operator writes wins over the defaults; quotes and carriage returns are forgiven" {
+  settings 'PROXY_PORT="9000"' $'RATE_LIMIT_PER_HOUR=7\r' '  # a remark' ''
+  [ "${setting[PROXY_PORT]}" = 9000 ]
+  [ "${setting[RATE_LIMIT_PER_HOUR]}" = 7 ]
+  [ "${setting[GRAFANA_PORT]}" = 3000 ]
+}
+
+@test "wrong settings are refused by name" {
+  for line in PROXY_PORT=0 PROXY_PORT=65536 PROXY_PORT= KONG_WORKERS=0 KONG_WORKERS=384 PROXY_ADDRESS=here PROJECT=A \
+    FIRST_USER='a b' DATA_DIR=relative VLLM_URL=127.0.0.1:8000 KEEP_ROWS_DAYS=-1 POSTGRES_ALLOW_FROM=everyone; do
+    run settings "$line"
+    [ "$status" = 1 ]
+    says "${line%%=*} must be"
+  done
+  run settings PROXY_PORT=3000
+  says 'more than one service has port'
+  run settings 'export PROXY_PORT=1'
+  says 'line 1 is no NAME=value'
+}
+
+@test "settings of the programs themselves are handed on, but not what is derived and no secrets" {
+  settings GF_SERVER_ROOT_URL=https://x/ KONG_LOG_LEVEL=info COLLECTOR_LOG_FORMAT=json KEEP_ROWS_DAYS=30
+  collector_environment >"$WORK/collector"
+  grep -qx COLLECTOR_LOG_FORMAT=json "$WORK/collector"
+  grep -qx COLLECTOR_KEEP_ROWS_DAYS=30 "$WORK/collector"
+  no grep -q KEEP_CONTENT "$WORK/collector"
+  [[ $passed_on == *GF_SERVER_ROOT_URL=https://x/* && $passed_on == *KONG_LOG_LEVEL=info* ]]
+  run settings KONG_PG_HOST=elsewhere
+  says 'derived from other settings'
+  run settings GF_SECURITY_ADMIN_PASSWORD=x
+  says 'holds a secret'
+}
+
+@test "PostgreSQL allows for the connections of all workers, whatever the number of cores" {
+  settings KONG_WORKERS=4
+  [ "$max_connections" = $((4 * 8 + 4 + 30)) ]
+  settings KONG_WORKERS=16 GATEWAY_HOSTS=3
+  [ "$max_connections" = $((3 * (16 * 8 + 4) + 30)) ]
+}
+
+@test "every variable of the Compose file is derived, and nothing else" {
+  settings KONG_LOG_LEVEL=info
+  for role in KONG POSTGRES PROMETHEUS GRAFANA COLLECTOR; do
+    image_name[$role]=i image_id[$role]=i image_user[$role]=$(id -u):$(id -g)
+  done
+  make_secrets
+  mkdir -p "$secrets_dir"
+  write_config
+  grep -oE '\$\{[A-Z_]+' "$DEPLOY/compose.yaml" | tr -d '${' | sort -u >"$WORK/used"
+  sed -n 's/^\([A-Z_]*\)=.*/\1/p' "$config_dir/compose.env" | sort -u >"$WORK/derived"
+  diff "$WORK/used" "$WORK/derived"
+  grep -qx KONG_LOG_LEVEL=info "$config_dir/kong.env"
+  # No secret among them.
+  for name in "${!secret[@]}"; do ! grep -rqF "${secret[$name]}" "$config_dir"; done
+  # A second time nothing changes.
+  changed=0
+  make_secrets
+  write_config
+  [ "$changed" = 0 ]
+  if find_compose; then
+    project=x
+    run_compose config >"$WORK/config"
+    grep -q KONG_NGINX_WORKER_PROCESSES "$WORK/config"
+  fi
+}
+
+@test "secrets are made once, for root alone, and added to when a release wants more" {
+  settings ''
+  make_secrets
+  [ "$(stat -c %a "$secrets_file")" = 600 ]
+  cp "$secrets_file" "$WORK/first"
+  secret=()
+  make_secrets
+  cmp "$secrets_file" "$WORK/first"
+  sed -i '/^PROBE_KEY=/d' "$secrets_file"
+  secret=()
+  make_secrets
+  grep -q '^PROBE_KEY=sk-[0-9a-f]\{48\}$' "$secrets_file"
+  [ "$(grep -v PROBE "$secrets_file")" = "$(grep -v PROBE "$WORK/first")" ]
+}
+
+@test "secrets and keys do not get through to what is shown" {
+  settings ''
+  make_secrets
+  secret[VLLM_API_KEY]='a.b*c[d]/e$'
+  run without_secrets <<<"x ${secret[COLLECTOR_TOKEN]} y a.b*c[d]/e\$ z aXbbc key sk-0123456789abcdef0123"
+  [ "$output" = 'x *** y *** z aXbbc key sk-***' ]
+}
+
+@test "who may connect to PostgreSQL" {
+  settings POSTGRES_ALLOW_FROM='10.1.0.0/24 10.2.0.0/24'
+  write_pg_hba
+  grep -qx 'local all postgres peer' "$config_dir/pg_hba.conf"
+  grep -qx 'host llm llm_collector 10.2.0.0/24 scram-sha-256' "$config_dir/pg_hba.conf"
+  ! grep -v '^#' "$config_dir/pg_hba.conf" | grep -E 'trust|host .*postgres|all +all' || false
+  [ "$postgres_listen" = '*' ]
+  settings ''
+  [ "$postgres_listen" = 127.0.0.1 ]
+}
+
+@test "Prometheus scrapes the ports of the settings" {
+  settings KONG_STATUS_PORT=1100 COLLECTOR_PORT=1500 PROMETHEUS_PORT=1900 VLLM_URL=http://127.0.0.1:1800
+  write_prometheus
+  for port in 1100 1500 1900 1800; do grep -q "127.0.0.1:$port" "$config_dir/prometheus/prometheus.yml"; done
+  ! grep -E '127\.0\.0\.1:(8100|5000|9090|8000)' "$config_dir/prometheus/prometheus.yml" || false
+  ! command -v promtool || promtool check config "$config_dir/prometheus/prometheus.yml"
+}
+
+# --- small things --------------------------------------------------------------------------------------------------------
+
+@test "versions are compared as numbers" {
+  version_at_least 3.9.2 3.9.2
+  version_at_least 3.10.0 3.9.2
+  version_at_least 20.10.24+dfsg1 20.10.0
+  version_at_least 2.27.0-1 1.28.0
+  no version_at_least 3.9.1 3.9.2
+  no version_at_least 1.27.4 1.28
+  no version_at_least 3.8.9 3.9.2
+}
+
+@test "the digest of a folder sees content, names and nothing else" {
+  mkdir -p "$WORK/a/b"
+  echo 1 >"$WORK/a/b/c"
+  before=$(digest_of "$WORK/a")
+  touch -d '2001-01-01' "$WORK/a/b/c"
+  [ "$(digest_of "$WORK/a")" = "$before" ]
+  cp -R "$WORK/a" "$WORK/z"
+  [ "$(digest_of "$WORK/z")" = "$before" ]
+  mv "$WORK/a/b/c" "$WORK/a/b/d"
+  [ "$(digest_of "$WORK/a")" != "$before" ]
+}
+
+@test "a file is written whole, and only when it is new" {
+  changed=0
+  write_file "$WORK/f" 600 <<<one
+  write_file "$WORK/f" 644 <<<one
+  [ "$changed" = 1 ]
+  [ "$(stat -c %a "$WORK/f")" = 644 ]
+  write_file "$WORK/f" 600 <<<two
+  [ "$changed" = 2 ]
+  [ "$(cat "$WORK/f")" = two ]
+}
+
+@test "every image of the list has a service, an exact tag and a licence" {
+  . "$DEPLOY/lib/sbom.sh"
+  [ "$(images_in "$DEPLOY/images.txt" | wc -l)" = 5 ]
+  while read -r image; do
+    role=$(role_of "$image")
+    [ -n "$(licence_of "$role")" ]
+    [[ $image =~ :v?[0-9]+\.[0-9]+(\.[0-9]+)?$ || $image == *llm-collector:VERSION ]]
+  done < <(images_in "$DEPLOY/images.txt")
+  [ "$(role_of registry.example:5000/library/kong:3.9.3)" = KONG ]
+  run role_of mysql:8
+  [ "$status" = 1 ]
+  # The Compose file names no image itself.
+  ! grep -E '^ *image: *"?[a-z]' "$DEPLOY/compose.yaml" || false
+}
+
+@test "Kong's version: old ones are refused, later ones warned about" {
+  image_name[KONG]=kong:x
+  for version in 3.9.1 3.8.4 2.8.1; do
+    run check_kong_version "$version"
+    [ "$status" = 1 ]
+  done
+  run check_kong_version 'Kong Enterprise 3.10.0.1'
+  [ "$status" = 0 ]
+  says 'only the 3.9 line'
+  run check_kong_version 3.9.4
+  [ "$status" = 0 ] && [ -z "$output" ]
+}
+
+@test "PostgreSQL's data of another major version are not touched" {
+  settings ''
+  mkdir -p "$data_dir/postgresql"
+  echo 16 >"$data_dir/postgresql/PG_VERSION"
+  run check_postgres_version 'postgres (PostgreSQL) 17.10 (Debian 17.10-1.pgdg12+1)'
+  [ "$status" = 1 ]
+  says 'are of PostgreSQL 16, the image is 17'
+  says 'restore BACKUP'
+}
+
+@test "an image is known by its id or by its layers" {
+  fake_docker '*RootFS*) echo "sha256:a sha256:b " ;; *.Id*) echo sha256:other ;;'
+  layers=$(printf 'sha256:a\nsha256:b\n' | short_digest)
+  has_image i sha256:other x
+  has_image i sha256:mine "$layers"
+  no has_image i sha256:mine x
+}
+
+# --- the host ------------------------------------------------------------------------------------------------------------
+
+@test "a listener is seen at IPv4, IPv6 and every address" {
+  python3 -c '
+import socket, sys, time
+held = []
+for family, address in ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET, "0.0.0.0"), (socket.AF_INET6, "::1")):
+    try:
+        s = socket.socket(family); s.bind((address, 0)); s.listen(); held.append(s)
+    except OSError:
+        pass
+print(*[s.getsockname()[1] for s in held], flush=True)
+time.sleep(30)' >"$WORK/ports" 3>&- &
+  listener=$!
+  for _ in $(seq 50); do [ -s "$WORK/ports" ] && break; sleep 0.1; done
+  for port in $(cat "$WORK/ports"); do port_is_taken "$port" || { echo "not seen: $port" && cat "$WORK/ports" && kill $listener && false; }; done
+  free=$(python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
+  no port_is_taken "$free"
+  settings "PROXY_PORT=$(cut -d ' ' -f 1 "$WORK/ports")"
+  run check_free_ports
+  kill $listener
+  says "(PROXY_PORT, for kong) is taken"
+  says "python3 (process $listener)" || ! command -v ss
+}
+
+@test "a port is ours when our running service was started with it" {
+  settings PROXY_PORT=12345
+  echo PROXY_PORT=12345 >"$config_dir/compose.env"
+  fake_docker 'ps*) echo id ;; inspect*) echo running ;;'
+  is_ours kong PROXY_PORT
+  settings PROXY_PORT=12346
+  no is_ours kong PROXY_PORT
+}
+
+@test "vLLM that listens everywhere is warned about" {
+  python3 -c '
+import http.server, sys
+class H(http.server.BaseHTTPRequestHandler):
+    def do_GET(self): self.send_response(401); self.end_headers()
+s = http.server.HTTPServer((sys.argv[1], 0), H); print(s.server_port, flush=True); s.serve_forever()' 0.0.0.0 >"$WORK/port" 2>/dev/null 3>&- &
+  server=$!
+  for _ in $(seq 50); do [ -s "$WORK/port" ] && break; sleep 0.1; done
+  settings "VLLM_URL=http://127.0.0.1:$(cat "$WORK/port")"
+  run check_vllm
+  kill $server
+  says 'warning  vLLM listens beyond the loopback address'
+  ! grep -q '^error' <<<"$output" || false
+}
+
+@test "the other architecture, an old clock, a missing daemon, an old Docker, an old Compose" {
+  settings ''
+  release_dir=$WORK/bundle
+  mkdir -p "$release_dir"
+  echo amd64 >"$release_dir/ARCHITECTURE"
+  GATEWAY_TEST_MACHINE=aarch64 run check_architecture
+  says 'this host is arm64, the bundle is for amd64'
+  date +%s >"$release_dir/BUILT"
+  GATEWAY_TEST_NOW=1000000000 run check_clock
+  says 'the clock is wrong: it shows 2001-09-09T01:46:40Z'
+  fake_docker '*) echo "Cannot connect to the Docker daemon" >&2; exit 1 ;;'
+  run check_docker
+  [ "$status" = 1 ]
+  says 'Cannot connect to the Docker daemon'
+  fake_docker 'version*) echo 19.03.8 ;; info*) echo "[name=rootless] memory=false" ;;'
+  run check_docker
+  says 'Docker 19.03.8 is too old'
+  says 'rootless or with user namespaces'
+  says 'does not limit the memory'
+  fake_docker '"compose version --short") echo 1.25.0 ;; compose*) ;;'
+  run check_compose
+  says 'Compose 1.25.0 is too old'
+}
+
+@test "a full disk of Docker is found before images are loaded" {
+  settings ''
+  fake_docker "info*) echo $WORK ;;"
+  run check_docker_disk $((1 << 40))
+  says 'loading the images needs'
+  run check_docker_disk 1
+  [ -z "$output" ]
+}
+
+# --- the programs ----------------------------------------------------------------------------------------------------------
+
+@test "wrong use is status 2, help is status 0 and names every command" {
+  run "$DEPLOY/install.sh" --what
+  [ "$status" = 2 ]
+  run "$DEPLOY/gateway" what
+  [ "$status" = 2 ]
+  run "$DEPLOY/bundle.sh" --platform windows
+  [ "$status" = 2 ]
+  run "$DEPLOY/gateway" help
+  [ "$status" = 0 ]
+  for word in status up down restart logs users apply doctor backup restore upgrade uninstall support; do says "$word"; done
+  "$DEPLOY/install.sh" --help | grep -q -- --without-vllm
+}
+
+@test "commands outside an installation say where to begin" {
+  [ "$(id -u)" = 0 ] || skip 'this needs root'
+  GATEWAY_HOME=$WORK/nowhere run "$DEPLOY/gateway" status
+  [ "$status" = 1 ]
+  says "there is no installation in $WORK/nowhere"
+}

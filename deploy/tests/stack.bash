@@ -1,0 +1,181 @@
+# shellcheck shell=bash disable=SC2154  # bats sets status and output
+#
+# stack.bash - what the tests of the installation with Docker share: names and ports of their own, images, a bundle, a model
+# server, and the removal of all of it.
+
+DEPLOY=$(cd "$BATS_TEST_DIRNAME/.." && pwd)
+
+set_names() {
+  WORK=$BATS_FILE_TMPDIR
+  HOME_DIR=$WORK/home
+  DATA=$WORK/data
+  # Everything that a run makes in Docker has its number in its name; nobody else's is touched.
+  PROJECT=gateway-test-$(cat "$WORK/number")
+  PREFIX=$PROJECT.invalid/
+  PORT=$(cat "$WORK/port")
+  GATEWAY=$HOME_DIR/gateway
+  PROXY=http://127.0.0.1:$((PORT + 1))
+  export WORK HOME_DIR DATA PROJECT PREFIX PORT GATEWAY PROXY
+  export GATEWAY_PATIENCE_SECONDS=60
+}
+
+choose_names() {
+  local port
+  echo $$ >"$BATS_FILE_TMPDIR/number"
+  while :; do
+    port=$((20000 + RANDOM % 600 * 20))
+    for offset in {0..19}; do
+      ! (: <"/dev/tcp/127.0.0.1/$((port + offset))") 2>/dev/null || continue 2
+    done
+    break
+  done
+  echo "$port" >"$BATS_FILE_TMPDIR/port"
+}
+
+# The settings of the installation under test.
+write_test_settings() {
+  cat >"$WORK/gateway.env" <<LINES
+VLLM_URL=http://127.0.0.1:$PORT
+PROXY_ADDRESS=127.0.0.1
+PROXY_PORT=$((PORT + 1))
+KONG_ADMIN_PORT=$((PORT + 2))
+KONG_MANAGER_PORT=$((PORT + 3))
+KONG_STATUS_PORT=$((PORT + 4))
+COLLECTOR_PORT=$((PORT + 5))
+POSTGRES_PORT=$((PORT + 6))
+PROMETHEUS_PORT=$((PORT + 7))
+GRAFANA_ADDRESS=127.0.0.1
+GRAFANA_PORT=$((PORT + 8))
+KONG_WORKERS=1
+POSTGRES_MEMORY_MB=512
+KONG_MEMORY_MB=1024
+MINIMUM_FREE_GB=0
+DATA_DIR=$DATA
+PROJECT=$PROJECT
+LINES
+}
+
+make_bundle() {
+  local version compress=gzip
+  ! command -v zstd >/dev/null || compress=zstd
+  TEST_IMAGE_PREFIX=$PREFIX "$BATS_TEST_DIRNAME/images/make.sh" "$WORK/images"
+  version=$(sed -n 's/^version = "\(.*\)"/\1/p' "$DEPLOY/../Cargo.toml" | head -n 1)
+  while read -r image; do
+    case $image in
+      *llm-collector:*) export COLLECTOR_IMAGE=${PREFIX}llm-collector:$version ;;
+      kong:*) export KONG_IMAGE=$PREFIX$image ;;
+      postgres:*) export POSTGRES_IMAGE=$PREFIX$image ;;
+      *prometheus:*) export PROMETHEUS_IMAGE=$PREFIX$image ;;
+      *grafana:*) export GRAFANA_IMAGE=$PREFIX$image ;;
+    esac
+  done < <(sed 's/#.*//' "$DEPLOY/images.txt" | grep .)
+  # A binary that is quick to build does for what is tested here.
+  CARGO_TARGET_DIR=${GATEWAY_TEST_TARGET_DIR:-${CARGO_TARGET_DIR:-$DEPLOY/../target}/deploy-tests} \
+    CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_OPT_LEVEL=1 CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 \
+    "$DEPLOY/bundle.sh" --output "$WORK/dist" --images-from "$WORK/images" --compress "$compress" ${GATEWAY_TEST_COLLECTOR:+--collector "$GATEWAY_TEST_COLLECTOR"}
+  # The host that it is carried to has never heard of these images.
+  remove_images
+  mkdir "$WORK/carried"
+  tar -C "$WORK/carried" -xf "$(cd "$WORK/dist" && ls -d "$PWD"/*.tar.*[!6])"
+  mv "$WORK"/carried/* "$WORK/bundle"
+}
+
+remove_images() {
+  local images
+  mapfile -t images < <(docker images --format '{{.Repository}}:{{.Tag}}' | grep "^$PREFIX")
+  [ ${#images[@]} = 0 ] || docker rmi -f "${images[@]}" >/dev/null
+}
+
+start_vllm() {
+  python3 "$BATS_TEST_DIRNAME/vllm_stub.py" "$PORT" 3>&- &
+  echo $! >"$WORK/vllm.pid"
+  for _ in $(seq 50); do curl -sf -o /dev/null "http://127.0.0.1:$PORT/v1/models" && return; sleep 0.1; done
+  echo "the model server does not start" >&2
+  return 1
+}
+
+stop_vllm() {
+  [ ! -f "$WORK/vllm.pid" ] || kill "$(cat "$WORK/vllm.pid")" 2>/dev/null || true
+  rm -f "$WORK/vllm.pid"
+}
+
+# Containers of this test, running or not; of both hosts.
+containers() { docker ps -aq --filter "label=com.docker.compose.project=$PROJECT"; docker ps -aq --filter "label=com.docker.compose.project=$PROJECT-2"; }
+
+remove_everything() {
+  local id
+  for id in $(containers); do docker rm -fv "$id" >/dev/null; done
+  remove_images
+  stop_vllm
+  while mountpoint -q "$DATA"; do umount "$DATA" || umount -l "$DATA"; done
+}
+
+install() { "$WORK/bundle/install.sh" --home "$HOME_DIR" --settings "$WORK/gateway.env" "$@"; }
+
+# sql DATABASE STATEMENT
+sql() { docker exec -i "$(container postgresql)" psql -X -At -U postgres -d "$1" -c "$2"; }
+container() { docker ps -aq --filter "label=com.docker.compose.project=$PROJECT" --filter "label=com.docker.compose.service=$1"; }
+
+# call KEY TEXT - a chat call through the gateway; prints the status. The answer is in $WORK/answer.
+call() {
+  curl -sS -o "$WORK/answer" -w '%{http_code}' "$PROXY/v1/chat/completions" -H "Authorization: Bearer $1" \
+    -H 'Content-Type: application/json' -d "{\"model\":\"stub\",\"messages\":[{\"role\":\"user\",\"content\":\"$2\"}]}"
+}
+
+# Waits up to 15 s for rows with this prompt.
+rows_of() {
+  local n=0
+  for _ in $(seq 30); do
+    n=$(sql llm "SELECT count(*) FROM llm_logs WHERE prompt = '$1'")
+    [ "$n" = 0 ] || break
+    sleep 0.5
+  done
+  echo "$n"
+}
+
+# fails PATTERN COMMAND… - the command must fail with status 1 and say so.
+fails() {
+  local pattern=$1
+  shift
+  run "$@"
+  if [ "$status" != 1 ] || ! grep -qE -- "$pattern" <<<"$output"; then
+    printf 'status %s, and not said: %s\n%s\n' "$status" "$pattern" "$output"
+    return 1
+  fi
+}
+
+# What must not change when nothing is to do: containers, files and their times.
+state_of_everything() {
+  containers | sort
+  find "$HOME_DIR" -not -path '*/state*' -not -path "$HOME_DIR" -printf '%p %m %U %T@ %l\n' | sort
+}
+
+# new_release NAME - a copy of the bundle that calls itself a later version; to be changed, then sealed.
+new_release() {
+  mkdir -p "$WORK/$1/images"
+  tar -C "$WORK/bundle" --exclude='./images/*' -c . | tar -C "$WORK/$1" -x
+  echo "$2" >"$WORK/$1/VERSION"
+}
+
+seal_release() {
+  (cd "$WORK/$1" && find . -type f ! -path ./gateway.env ! -path ./SHA256SUMS -printf '%P\0' | sort -z | xargs -0 sha256sum >SHA256SUMS)
+}
+
+# bad_collector RELEASE DOCKERFILE_LINES… - gives a release another image of the collector.
+bad_collector() {
+  local release=$1 image old
+  shift
+  image=${PREFIX}llm-collector:$(cat "$WORK/$release/VERSION")
+  mkdir -p "$WORK/context"
+  printf '%s\n' "$@" >"$WORK/context/Dockerfile"
+  docker build -q -t "$image" "$WORK/context" >/dev/null 2>&1
+  docker save -o "$WORK/$release/images/collector.tar" "$image"
+  docker rmi "$image" >/dev/null
+  old=$(grep llm-collector "$WORK/$release/MANIFEST" | cut -d ' ' -f 1)
+  sed -i "s|^$old\$|$image|" "$WORK/$release/deploy/images.txt"
+  local config layers
+  config=$(tar -xOf "$WORK/$release/images/collector.tar" manifest.json | grep -oE '"Config":"[^"]+"' | cut -d '"' -f 4)
+  layers=$(tar -xOf "$WORK/$release/images/collector.tar" "$config" | grep -oE '"diff_ids": *\[[^]]*\]' | grep -oE 'sha256:[0-9a-f]{64}' | sha256sum | cut -c 1-16)
+  config=${config##*/}
+  sed -i "s|^$old .*|$image sha256:${config%.json} - $layers images/collector.tar|" "$WORK/$release/MANIFEST"
+}
