@@ -1,6 +1,6 @@
 # The commands of the README. Each installs what it needs through apt, and says so first.
 
-.PHONY: bundle demo test test-deploy test-e2e
+.PHONY: bench bundle demo test test-deploy test-e2e
 
 ## See it work: users, a gateway, a simulated vLLM, the collector, a private PostgreSQL. Ctrl-C ends it.
 demo:
@@ -15,6 +15,10 @@ test:
 test-e2e:
 	@tests/tools.sh test
 	@cargo test --package gateway-tests --test gateway --locked
+
+## Measure the collector next to \copy and a collector in Python. Five minutes; prints a table, writes target/bench.json.
+bench:
+	@tests/bench.sh
 
 ## The file that is carried to the host without internet, into dist/. IMAGES_FROM=DIR takes images from tar files there instead of
 ## pulling, PLATFORM=linux/arm64 makes it for another processor; more with deploy/bundle.sh --help

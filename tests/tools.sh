@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Installs the Debian or Ubuntu packages that tests and demo need and that are missing. Says what it installs before it does.
 #
+#   tests/tools.sh bench    what `make bench` needs
 #   tests/tools.sh demo     what `make demo` needs
 #   tests/tools.sh host     what the nginx test host needs
 #   tests/tools.sh test     what `make test` needs: all of it, and a Python with the SDKs in .test/venv
@@ -26,6 +27,7 @@ declare -A PROVIDES=(
     [wget]=/usr/bin/wget
 )
 demo=(postgresql postgresql-client curl gcc)
+bench=("${demo[@]}" python3-venv)
 host=(nginx libnginx-mod-http-lua lua-cjson luajit2)
 test=("${demo[@]}" "${host[@]}" bats lua-busted lua-check prometheus python3-venv shellcheck wget)
 
@@ -65,8 +67,9 @@ install_sdks() {
 }
 
 case "${1:-}" in
+    bench) install_missing "${bench[@]}" ;;
     demo) install_missing "${demo[@]}" ;;
     host) install_missing "${host[@]}" ;;
     test) install_missing "${test[@]}"; install_sdks ;;
-    *) echo "usage: tests/tools.sh demo|host|test" >&2; exit 2 ;;
+    *) echo "usage: tests/tools.sh bench|demo|host|test" >&2; exit 2 ;;
 esac

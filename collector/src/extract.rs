@@ -11,6 +11,7 @@ pub mod raw_log;
 pub mod redact;
 pub mod request;
 pub mod responses;
+pub mod stream;
 pub mod usage;
 
 use std::borrow::Cow;
@@ -20,10 +21,11 @@ use crate::decode::body::{Body, parse_cut_json};
 use crate::decode::json::{Json, mend_escapes, without_nul};
 use crate::decode::{Entry, sse};
 
-use answer::{Answer, Merged, joined, merge, text_of};
+use answer::{Answer, joined, text_of};
 use api::Api;
 use raw_log::Document;
 use redact::Secrets;
+use stream::{Merged, merge};
 
 /// Characters that are kept of a text that no rule says how to read.
 const HEAD_CHARS: usize = 500;
@@ -70,8 +72,10 @@ pub fn call(entry: &Entry<'_>, secrets: &Secrets) -> Call {
     };
     let milliseconds = |path: &[&str]| fields.at(path).and_then(Json::as_i32).filter(|ms| *ms >= 0);
 
-    let mut raw_log =
-        String::with_capacity(2048 + [&request_text, &response_text].into_iter().flatten().map(|t| t.len()).sum::<usize>());
+    // An answer that came in events is a small part of them; room for all of them would be held until the row is stored.
+    let of_response =
+        response_text.as_ref().map_or(0, |text| if response.ended.is_some() { text.len() / 16 } else { text.len() });
+    let mut raw_log = String::with_capacity(3072 + request_text.as_ref().map_or(0, |text| text.len()) + of_response);
     raw_log::write(&mut raw_log, fields, &request, &response.document, secrets, api.answers_with_vectors());
 
     Call {
@@ -142,7 +146,7 @@ fn add_up(api: Api, text: &str) -> ResponseBody<'_> {
         Api::Responses => merge::<responses::Events>(text),
         Api::Messages => merge::<messages::Events>(text),
         _ => {
-            let ended = merge::<answer::Unknown>(text).ended;
+            let ended = merge::<stream::Unknown>(text).ended;
             return ResponseBody { document: Document::Text(Cow::Borrowed(text)), ended: Some(ended) };
         }
     };

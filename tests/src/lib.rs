@@ -18,7 +18,13 @@ pub mod fixtures;
 #[cfg(feature = "suite")]
 pub mod gateway;
 #[cfg(feature = "suite")]
+pub mod generator;
+#[cfg(feature = "suite")]
 pub mod postgres;
 #[cfg(feature = "suite")]
 pub mod process;
 pub mod vllm;
+
+#[cfg(all(test, feature = "suite"))]
+#[path = "generator/tests.rs"]
+mod generator_tests;

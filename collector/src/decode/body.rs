@@ -44,17 +44,25 @@ pub fn decode<'a>(captured: &'a str, headers: Headers<'_>, limit: usize) -> Body
         if let Some(inflated) = inflate(&bytes, headers.content_encoding, limit) {
             return to_text(Cow::Owned(inflated.bytes), headers, inflated.cut);
         }
-        if let Some(kind) = headers.content_type.filter(|kind| !is_text(kind))
-            && std::str::from_utf8(&bytes).is_err()
-            && !starts_like_a_document(&bytes)
-        {
-            return Body { text: Cow::Owned(describe_binary(kind, &bytes)), cut: false };
-        }
-        if is_plausible(&bytes, headers) {
-            let cut = bytes.len() > limit;
-            let mut bytes = bytes;
-            bytes.truncate(limit);
-            return to_text(Cow::Owned(bytes), headers, cut);
+        match String::from_utf8(bytes) {
+            // The usual case: looked at once, and the decoded bytes become the text.
+            Ok(text) if is_plausible_text(&text) => {
+                return match text.len() <= limit {
+                    true => Body { text: Cow::Owned(text), cut: false },
+                    false => cut_at(text.into_bytes(), headers, limit),
+                };
+            }
+            Ok(_) => {}
+            Err(error) => {
+                let bytes = error.into_bytes();
+                let is_document = starts_like_a_document(&bytes);
+                if let Some(kind) = headers.content_type.filter(|kind| !is_document && !is_text(kind)) {
+                    return Body { text: Cow::Owned(describe_binary(kind, &bytes)), cut: false };
+                }
+                if is_document || headers.content_type.and_then(charset).is_some() {
+                    return cut_at(bytes, headers, limit);
+                }
+            }
         }
     }
     let cut = captured.len() > limit;
@@ -66,12 +74,15 @@ fn base64_bytes(captured: &str) -> Option<Vec<u8>> {
     STANDARD.decode(captured).ok()
 }
 
-/// Whether decoded bytes are what a body would be, or base64 letters that were text all along.
-fn is_plausible(bytes: &[u8], headers: Headers<'_>) -> bool {
-    match std::str::from_utf8(bytes) {
-        Ok(text) => starts_like_a_document(bytes) || !text.chars().any(|c| c.is_control() && !matches!(c, '\t' | '\n' | '\r')),
-        Err(_) => starts_like_a_document(bytes) || headers.content_type.and_then(charset).is_some(),
-    }
+/// Whether decoded text is what a body would be, or base64 letters that were text all along.
+fn is_plausible_text(text: &str) -> bool {
+    starts_like_a_document(text.as_bytes()) || !text.chars().any(|c| c.is_control() && !matches!(c, '\t' | '\n' | '\r'))
+}
+
+fn cut_at<'a>(mut bytes: Vec<u8>, headers: Headers<'_>, limit: usize) -> Body<'a> {
+    let cut = bytes.len() > limit;
+    bytes.truncate(limit);
+    to_text(Cow::Owned(bytes), headers, cut)
 }
 
 fn starts_like_a_document(bytes: &[u8]) -> bool {

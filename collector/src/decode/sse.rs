@@ -77,7 +77,10 @@ impl<'a> Iterator for Events<'a> {
                 line?;
                 continue;
             };
-            let (field, value) = line.split_once(':').unwrap_or((line, ""));
+            let (field, value) = match line.strip_prefix("data:") {
+                Some(value) => ("data", value),
+                None => line.split_once(':').unwrap_or((line, "")),
+            };
             let value = value.strip_prefix(' ').unwrap_or(value);
             match field {
                 "data" => {

@@ -1,10 +1,9 @@
-//! What an answer says, whichever API it came from, and how the events of a stream become one.
+//! What an answer says, whichever API it came from.
 
 use std::borrow::Cow;
 
 use crate::call::{ToolCall, Usage};
 use crate::decode::json::Json;
-use crate::decode::sse;
 
 /// The parts of an answer that have columns of their own.
 #[derive(Debug, Default)]
@@ -30,63 +29,6 @@ pub fn joined(mut texts: Vec<String>) -> Option<String> {
         0 => None,
         1 => texts.pop(),
         _ => Some(texts.join("\n\n")),
-    }
-}
-
-/// Adds up the events of a stream to the object that the API would have answered with, had it not streamed.
-pub trait Merge: Default {
-    /// Takes one event into account; what it does not understand it leaves out.
-    fn add(&mut self, event: &Json<'_>);
-    /// The object.
-    fn finish(self) -> Json<'static>;
-}
-
-/// A stream, added up.
-#[derive(Debug)]
-pub struct Merged {
-    /// The completion object; an error event is its member `error`.
-    pub completion: Json<'static>,
-    /// The event was seen after which nothing comes.
-    pub ended: bool,
-}
-
-/// Adds up the event stream `text`. An event that breaks off or is no JSON is left out.
-pub fn merge<M: Merge>(text: &str) -> Merged {
-    let mut merger = M::default();
-    let mut error = None;
-    let mut ended = false;
-    for event in sse::events(text) {
-        if event.data == "[DONE]" {
-            ended = true;
-            continue;
-        }
-        let Ok(data) = Json::parse(&event.data) else { continue };
-        match data.get("type").and_then(Json::as_str) {
-            Some("response.completed" | "response.incomplete" | "response.failed" | "message_stop") => ended = true,
-            // `/v1/responses` has the message beside the type, the others have an object.
-            Some("error") if data.get("error").is_none() => error = Some(data.to_static()),
-            _ => {}
-        }
-        if let Some(found) = data.get("error") {
-            error = Some(found.to_static());
-        }
-        merger.add(&data);
-    }
-    let mut completion = merger.finish();
-    if let (Json::Object(members), Some(error)) = (&mut completion, error) {
-        members.push((Cow::Borrowed("error"), error));
-    }
-    Merged { completion, ended }
-}
-
-/// An API whose streams are not known: only whether they ended is of interest.
-#[derive(Debug, Default)]
-pub struct Unknown;
-
-impl Merge for Unknown {
-    fn add(&mut self, _event: &Json<'_>) {}
-    fn finish(self) -> Json<'static> {
-        Json::Object(Vec::new())
     }
 }
 

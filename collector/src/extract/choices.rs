@@ -6,7 +6,8 @@ use std::collections::BTreeMap;
 use crate::call::ToolCall;
 use crate::decode::json::{Json, Number};
 
-use super::answer::{Answer, Merge, append, object, string, text_of};
+use super::answer::{Answer, append, object, string, text_of};
+use super::stream::Merge;
 use super::usage;
 
 /// Reads a completion object of either API.
@@ -87,7 +88,27 @@ struct Choice {
     rest: Vec<(Cow<'static, str>, Json<'static>)>,
 }
 
+/// A text of a choice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Place {
+    choice: i64,
+    part: Part,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Part {
+    Text,
+    Content,
+    Reasoning,
+    ReasoningContent,
+    Refusal,
+    /// The arguments of a tool call, by its index.
+    Arguments(i64),
+}
+
 impl Merge for Chunks {
+    type Place = Place;
+
     fn add(&mut self, chunk: &Json<'_>) {
         for (name, value) in chunk.members() {
             match name.as_ref() {
@@ -104,6 +125,39 @@ impl Merge for Chunks {
         }
     }
 
+    fn piece<'e>(chunk: &'e Json<'_>) -> Option<(Place, &'e str)> {
+        let mut only = None;
+        for (name, value) in chunk.members() {
+            match (name.as_ref(), value) {
+                ("choices", _) => {
+                    let [choice] = value.elements() else { return None };
+                    let (part, text) = choice_piece(choice)?;
+                    let place = Place { choice: index_of(choice).unwrap_or(0), part };
+                    if only.replace((place, text)).is_some() {
+                        return None;
+                    }
+                }
+                // Running counts: the last ones win.
+                ("usage", usage) if !matches!(usage, Json::Null) => return None,
+                _ => {}
+            }
+        }
+        only
+    }
+
+    fn add_piece(&mut self, place: &Place, piece: &str) {
+        let choice = self.choices.entry(place.choice).or_default();
+        let text = match place.part {
+            Part::Text => &mut choice.text,
+            Part::Content => &mut choice.content,
+            Part::Reasoning => &mut choice.reasoning,
+            Part::ReasoningContent => &mut choice.reasoning_content,
+            Part::Refusal => &mut choice.refusal,
+            Part::Arguments(index) => return choice.tool_calls.entry(index).or_default().arguments.push_str(piece),
+        };
+        text.get_or_insert_default().push_str(piece);
+    }
+
     fn finish(mut self) -> Json<'static> {
         for (name, value) in &mut self.head {
             if let ("object", Json::String(object)) = (name.as_ref(), value) {
@@ -115,6 +169,53 @@ impl Merge for Chunks {
         self.head.extend(self.usage.map(|usage| (Cow::Borrowed("usage"), usage)));
         Json::Object(self.head)
     }
+}
+
+/// The one text that [`Choice::add`] would append; `None` where it would do more than that, or do other things the second time.
+fn choice_piece<'j>(choice: &'j Json<'_>) -> Option<(Part, &'j str)> {
+    let mut only = None;
+    for (name, value) in choice.members() {
+        let piece = match (name.as_ref(), value) {
+            ("index", _) => continue,
+            ("delta", delta) => delta_piece(delta)?,
+            ("text", Json::String(text)) => (Part::Text, text.as_ref()),
+            ("text" | "logprobs" | "finish_reason" | "stop_reason", Json::Null) => continue,
+            // Lists grow with every chunk.
+            ("text" | "logprobs" | "finish_reason" | "stop_reason", _) | (_, Json::Array(_)) => return None,
+            _ => continue,
+        };
+        if only.replace(piece).is_some() {
+            return None;
+        }
+    }
+    only
+}
+
+fn delta_piece<'j>(delta: &'j Json<'_>) -> Option<(Part, &'j str)> {
+    let mut only = None;
+    for (name, value) in delta.members() {
+        let piece = match (name.as_ref(), value) {
+            (_, Json::Null) => continue,
+            ("content", text) => (Part::Content, text.as_str()?),
+            ("reasoning", text) => (Part::Reasoning, text.as_str()?),
+            ("reasoning_content", text) => (Part::ReasoningContent, text.as_str()?),
+            ("refusal", text) => (Part::Refusal, text.as_str()?),
+            ("tool_calls", calls) => {
+                let [call] = calls.elements() else { return None };
+                let mut functions = call.members().iter().filter(|(name, _)| name == "function");
+                let (Some((_, function)), None) = (functions.next(), functions.next()) else { return None };
+                let mut arguments = function.members().iter().filter(|(name, _)| name == "arguments");
+                let (Some((_, text)), None) = (arguments.next(), arguments.next()) else { return None };
+                (Part::Arguments(index_of(call).unwrap_or(0)), text.as_str()?)
+            }
+            ("function_call", _) => return None,
+            _ => continue,
+        };
+        if only.replace(piece).is_some() {
+            return None;
+        }
+    }
+    only
 }
 
 /// Keeps the first value that is not null: chunks repeat their head.

@@ -6,7 +6,8 @@ use std::collections::BTreeMap;
 use crate::call::ToolCall;
 use crate::decode::json::Json;
 
-use super::answer::{Answer, Merge, append, string, text_of};
+use super::answer::{Answer, append, string, text_of};
+use super::stream::Merge;
 use super::usage;
 
 /// Reads a message object.
@@ -54,7 +55,24 @@ struct Block {
     stopped: bool,
 }
 
+/// A text of a content block.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Place {
+    block: i64,
+    part: Part,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Part {
+    Text,
+    Thinking,
+    Signature,
+    Input,
+}
+
 impl Merge for Events {
+    type Place = Place;
+
     fn add(&mut self, event: &Json<'_>) {
         match event.get("type").and_then(Json::as_str) {
             Some("message_start") => {
@@ -89,6 +107,38 @@ impl Merge for Events {
         }
     }
 
+    fn piece<'e>(event: &'e Json<'_>) -> Option<(Place, &'e str)> {
+        if event.get("type").and_then(Json::as_str) != Some("content_block_delta") {
+            return None;
+        }
+        let mut piece = None;
+        for (name, value) in event.get("delta")?.members() {
+            let part = match name.as_ref() {
+                "text" => Part::Text,
+                "thinking" => Part::Thinking,
+                "signature" => Part::Signature,
+                "partial_json" => Part::Input,
+                _ => continue,
+            };
+            if piece.replace((part, value.as_str()?)).is_some() {
+                return None;
+            }
+        }
+        let (part, text) = piece?;
+        Some((Place { block: block_index(event), part }, text))
+    }
+
+    fn add_piece(&mut self, place: &Place, piece: &str) {
+        let block = self.blocks.entry(place.block).or_default();
+        let text = match place.part {
+            Part::Text => &mut block.text,
+            Part::Thinking => &mut block.thinking,
+            Part::Signature => &mut block.signature,
+            Part::Input => &mut block.input,
+        };
+        text.get_or_insert_default().push_str(piece);
+    }
+
     fn finish(mut self) -> Json<'static> {
         let content = self.blocks.into_values().map(Block::finish).collect();
         self.message.push((Cow::Borrowed("content"), Json::Array(content)));
@@ -99,7 +149,7 @@ impl Merge for Events {
 
 impl Events {
     fn block(&mut self, event: &Json<'_>) -> &mut Block {
-        self.blocks.entry(event.get("index").and_then(Json::as_i64).unwrap_or(0)).or_default()
+        self.blocks.entry(block_index(event)).or_default()
     }
 
     fn set_all(&mut self, source: &Json<'_>) {
@@ -107,6 +157,10 @@ impl Events {
         // Both are put together from the events that follow.
         self.message.retain(|(name, _)| name != "content" && name != "usage");
     }
+}
+
+fn block_index(event: &Json<'_>) -> i64 {
+    event.get("index").and_then(Json::as_i64).unwrap_or(0)
 }
 
 /// Sets every member that is not null; the last value counts.

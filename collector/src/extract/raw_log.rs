@@ -11,7 +11,7 @@ use base64::engine::general_purpose::STANDARD;
 use memchr::memmem;
 
 use crate::decode::body::describe_binary;
-use crate::decode::json::{Json, write_list, write_string};
+use crate::decode::json::{Json, write_list, write_string, write_text};
 
 use super::redact::Secrets;
 
@@ -46,7 +46,7 @@ pub fn write(
         }
         out.push(separator);
         separator = ',';
-        write_string(out, name);
+        write_text(out, name);
         out.push(':');
         let start = out.len();
         secrets.write(out, value, name == "querystring");
@@ -85,10 +85,13 @@ fn write_body(out: &mut String, document: &Document<'_>, vectors: bool, first: b
 /// Appends `json` with blobs, and with `vectors` also vectors, replaced by what they were.
 fn write_without_blobs(out: &mut String, json: &Json<'_>, vectors: bool) {
     match json {
-        Json::String(text) => write_string(out, &without_data_urls(text)),
+        Json::String(text) => match without_data_urls(text) {
+            Cow::Borrowed(_) => write_text(out, text),
+            Cow::Owned(replaced) => write_string(out, &replaced),
+        },
         Json::Array(elements) => write_list(out, '[', elements, ']', |out, element| write_without_blobs(out, element, vectors)),
         Json::Object(members) => write_list(out, '{', members, '}', |out, (name, value)| {
-            write_string(out, name);
+            write_text(out, name);
             out.push(':');
             if let Some(dimensions) =
                 (vectors && matches!(name.as_ref(), "embedding" | "data")).then(|| dimensions(value)).flatten()

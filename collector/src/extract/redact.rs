@@ -8,7 +8,7 @@ use std::sync::LazyLock;
 use percent_encoding::percent_decode_str;
 use regex::Regex;
 
-use crate::decode::json::Json;
+use crate::decode::json::{Json, write_list, write_string, write_text};
 
 /// Headers that carry credentials; Kong's serializer redacts only the first two, and only their values.
 const SECRET_HEADERS: [&str; 7] =
@@ -26,6 +26,18 @@ const REDACTED: &str = "[redacted]";
 #[expect(clippy::expect_used, reason = "a constant, compiled by every test")]
 static CREDENTIAL: LazyLock<Regex> =
     LazyLock::new(|| Regex::new(r#"(?i)(bearer(?:\s|\+|%20)+)[^\s"',;&]+|\bsk-[a-z0-9_-]{4,}"#).expect("valid pattern"));
+
+/// Whether it is worth asking [`CREDENTIAL`]. An entry has some seventy short texts, and of each the pattern costs more than
+/// parsing it did.
+fn may_hold_credential(text: &str) -> bool {
+    // Beyond ASCII there are letters that differ from `s` and `k` only by case.
+    !text.is_ascii()
+        || memchr::memchr3_iter(b'-', b'r', b'R', text.as_bytes()).any(|at| {
+            let before = |count: usize| text.get(at.checked_sub(count)?..at);
+            before(2).is_some_and(|start| start.eq_ignore_ascii_case("sk"))
+                || before(5).is_some_and(|start| start.eq_ignore_ascii_case("beare"))
+        })
+}
 
 /// Which names carry credentials.
 #[derive(Debug, Clone, Default)]
@@ -59,6 +71,9 @@ impl Secrets {
             Some((path, query)) if query.contains('=') => self.scrub_query(text, path, query),
             _ => Cow::Borrowed(text),
         };
+        if !may_hold_credential(&without_parameters) {
+            return without_parameters;
+        }
         match CREDENTIAL.replace_all(&without_parameters, |found: &regex::Captures<'_>| {
             format!("{}{REDACTED}", found.get(1).map_or("", |scheme| scheme.as_str()))
         }) {
@@ -99,7 +114,7 @@ impl Secrets {
                     if position > 0 {
                         out.push(',');
                     }
-                    crate::decode::json::write_string(out, name);
+                    write_text(out, name);
                     out.push(':');
                     // A captured body is the user's, and base64 letters can look like anything.
                     if name == "body" && matches!(value, Json::String(_)) {
@@ -111,9 +126,12 @@ impl Secrets {
                 out.push('}');
             }
             Json::Array(elements) => {
-                crate::decode::json::write_list(out, '[', elements, ']', |out, element| self.write(out, element, is_query));
+                write_list(out, '[', elements, ']', |out, element| self.write(out, element, is_query));
             }
-            Json::String(text) => crate::decode::json::write_string(out, &self.scrub(text)),
+            Json::String(text) => match self.scrub(text) {
+                Cow::Borrowed(_) => write_text(out, text),
+                Cow::Owned(scrubbed) => write_string(out, &scrubbed),
+            },
             other => other.write(out),
         }
     }
@@ -153,6 +171,8 @@ mod tests {
             ("/v1/sk-z123456/x", "/v1/[redacted]/x"),
             ("Bearer abc.def", "Bearer [redacted]"),
             ("a task-force of risk-takers", "a task-force of risk-takers"),
+            ("BEARER\tabc SK-z123456", "BEARER\t[redacted] [redacted]"),
+            ("网关 sk-z123456", "网关 [redacted]"),
         ] {
             assert_eq!(secrets.scrub(uri), scrubbed, "{uri}");
         }

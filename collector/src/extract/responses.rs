@@ -6,7 +6,8 @@ use std::collections::BTreeMap;
 use crate::call::ToolCall;
 use crate::decode::json::Json;
 
-use super::answer::{Answer, Merge, append, joined, object, string, text_of};
+use super::answer::{Answer, append, joined, object, string, text_of};
+use super::stream::Merge;
 use super::usage;
 
 /// Reads a response object.
@@ -68,6 +69,8 @@ struct Item {
 }
 
 impl Merge for Events {
+    type Place = ();
+
     fn add(&mut self, event: &Json<'_>) {
         if self.ended {
             return;
@@ -101,6 +104,13 @@ impl Merge for Events {
             _ => {}
         }
     }
+
+    /// Events are numbered, so that no two of them fit one pattern.
+    fn piece<'e>(_event: &'e Json<'_>) -> Option<((), &'e str)> {
+        None
+    }
+
+    fn add_piece(&mut self, (): &(), _piece: &str) {}
 
     fn finish(self) -> Json<'static> {
         let mut response = self.response.unwrap_or_else(|| Json::Object(Vec::new()));

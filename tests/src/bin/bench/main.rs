@@ -1,0 +1,89 @@
+//! `make bench`: how much the collector takes, next to what else could be done with the same entries.
+//!
+//! Everything runs in one go on one machine, so that the ratios hold on any: the collector as operators run it, `\copy` of the
+//! finished rows (what the store can take at most), and a collector in Python as people write it first. PostgreSQL keeps its
+//! defaults, `fsync` and `synchronous_commit` among them; only autovacuum is off, whose workers would come and go in between.
+//!
+//! Not here: how `decode` and `extract` do alone, which `cargo bench --bench decode` measures; its last result is read.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a benchmark fails by panicking, and its result is what it prints"
+)]
+
+mod cpu;
+mod load;
+mod phases;
+mod report;
+
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand};
+use gateway_tests::generator::{Generator, Settings};
+
+/// Benchmarks of the collector.
+#[derive(Debug, Parser)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Measures the collector, \copy and a collector in Python; prints a table and writes target/bench.json
+    Run(RunSettings),
+    /// Writes generated entries, one JSON object a line, as `llm-collector replay` reads them
+    Generate {
+        /// How many
+        #[arg(long, default_value_t = 1_000)]
+        entries: usize,
+        /// One seed, one sequence of entries
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+        /// Where to
+        file: PathBuf,
+    },
+}
+
+/// What is measured, and how long.
+#[derive(Debug, clap::Args)]
+struct RunSettings {
+    /// Times that everything is measured; the medians count
+    #[arg(long, default_value_t = 3)]
+    rounds: usize,
+    /// Connections that send at the same time, as many as Kong has workers
+    #[arg(long, default_value_t = 8)]
+    connections: usize,
+    /// Entries of one measurement at most
+    #[arg(long, default_value_t = 16_000)]
+    entries: usize,
+    /// Seconds of one measurement at most
+    #[arg(long, default_value_t = 8)]
+    seconds: u64,
+    /// The Python with Flask and psycopg2; without one its collector is left out
+    #[arg(long)]
+    python: Option<PathBuf>,
+}
+
+#[tokio::main]
+async fn main() {
+    match Cli::parse().command {
+        Command::Run(settings) => {
+            let measured = phases::run(&settings).await;
+            report::finish(&settings, &measured);
+        }
+        Command::Generate { entries, seed, file } => {
+            let mut generator = Generator::new(&Settings { seed, ..Settings::default() });
+            let mut out = String::new();
+            for _ in 0..entries {
+                generator.write_entry(&mut out);
+                out.push('\n');
+            }
+            std::fs::write(&file, out).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
+        }
+    }
+}
