@@ -289,6 +289,7 @@ pub fn without_nul(text: Cow<'_, str>) -> Cow<'_, str> {
 
 /// Appends a string or name of a tree to `out` as a JSON string. A borrowed one stands in the text that it was read from without
 /// escapes and is copied as it stands: those are most of them.
+#[expect(clippy::ptr_arg, reason = "whether the text is borrowed is what decides")]
 pub fn write_text(out: &mut String, text: &Cow<'_, str>) {
     match text {
         Cow::Borrowed(text) => {
