@@ -114,7 +114,8 @@ build_collector() {
     # shellcheck disable=SC2086
     (cd "$release_dir" && RUSTFLAGS="${RUSTFLAGS:-} $flags" cargo build --release --locked --package llm-collector --target "$target" ${CARGO_FLAGS:-}) >&2 ||
       fatal "the collector does not build" "See the messages above."
-    collector=${CARGO_TARGET_DIR:-$release_dir/target}/$target/release/llm-collector
+    # A relative CARGO_TARGET_DIR is meant from where cargo runs.
+    collector=$(cd "$release_dir" && readlink -m "${CARGO_TARGET_DIR:-target}")/$target/release/llm-collector
   fi
   [ -x "$collector" ] || fatal "there is no program $collector"
   [[ $(ldd "$collector" 2>&1) =~ 'statically linked'|'not a dynamic' ]] || fatal "$collector is not static: it would not start in an image without libraries" "Build it for musl, or with  RUSTFLAGS='-C target-feature=+crt-static' and --target."

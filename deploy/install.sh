@@ -69,6 +69,8 @@ choose_settings() {
   settings_shown=$settings_file
   if [ -f "$settings_file" ]; then
     read_settings "$settings_file"
+    cmp -s "$first_settings" "$settings_file" || cmp -s "$first_settings" "$release_dir/deploy/gateway.env" ||
+      warn "$first_settings is not looked at any more: $settings_file counts since the first run"
   else
     read_settings "$first_settings"
     settings_shown=$first_settings
@@ -99,7 +101,10 @@ check_host() {
 }
 
 check_bundle() {
-  is_bundle || { info "this is no bundle but a checkout: images must be in Docker already" && return; }
+  if ! is_bundle; then
+    [[ $release_dir == "$home"/releases/* ]] || info "this is no bundle but a checkout: images must be in Docker already"
+    return 0
+  fi
   step "verifying the bundle"
   verify_checksums || fatal "the bundle is damaged; nothing was changed" "Copy it again and compare its SHA-256 with the one beside it on the machine where it was made."
   info "$(wc -l <"$release_dir/SHA256SUMS") files are as they were made"

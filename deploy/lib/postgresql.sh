@@ -45,6 +45,12 @@ prepare_databases() {
 
 # Grafana's rights on tables that the collector has made by now.
 grant_rights() {
+  local _
+  # The collector is healthy as soon as it listens; its tables may take a moment more.
+  for _ in $(seq 60); do
+    [ "$(query llm "SELECT to_regclass('llm_logs') IS NOT NULL")" != t ] || break
+    sleep 0.5
+  done
   psql_in llm >/dev/null <"$release_dir/deploy/postgresql/grants.sql" || fatal "could not give Grafana its rights in the database llm" "See the message above."
 }
 

@@ -180,7 +180,7 @@ own_address() { case $1 in 0.0.0.0) echo 127.0.0.1 ;; *) echo "$1" ;; esac }
 kong_environment() {
   local name
   for name in VLLM_URL VLLM_EXTRA_PATHS RATE_LIMIT_PER_HOUR AUDIT_CAPTURE AUDIT_MAX_REQUEST_BYTES AUDIT_MAX_RESPONSE_BYTES \
-    AUDIT_QUEUE_BYTES AUDIT_RETRY_SECONDS VLLM_API_KEY_FILE; do
+    AUDIT_QUEUE_BYTES AUDIT_RETRY_SECONDS AUDIT_INCLUDE_USAGE AUDIT_OPENAI_ERRORS VLLM_API_KEY_FILE; do
     printf '%s=%s\n' "$name" "${setting[$name]}"
   done
   cat <<LINES
@@ -190,6 +190,8 @@ KONG_PROXY_URL=$proxy_url
 COLLECTOR_URL=http://127.0.0.1:${setting[COLLECTOR_PORT]}
 COLLECTOR_TOKEN_FILE=$secrets_dir/collector-token
 LINES
+  # The largest batch that Kong makes follows from what the collector takes.
+  printf '%s' "$passed_on" | grep '^COLLECTOR_MAX_BODY_BYTES=' || true
 }
 
 write_config() {

@@ -225,6 +225,24 @@ PY
   [ "$(call "$(cat "$WORK/key")" 'after a change')" = 200 ]
 }
 
+@test "doctor finds nothing wrong, then what is broken; apply mends it" {
+  # Prometheus needs a moment for its first look at a target.
+  for _ in $(seq 20); do
+    run "$GATEWAY" doctor
+    [ "$status" != 0 ] || break
+    sleep 2
+  done
+  [ "$status" = 0 ] || { echo "$output" && false; }
+  audit=$(curl -s "http://127.0.0.1:$((PORT + 2))/plugins?size=1000" |
+    python3 -c 'import json, sys; print([p["id"] for p in json.load(sys.stdin)["data"] if p["name"] == "llm-audit"][0])')
+  curl -s -X DELETE "http://127.0.0.1:$((PORT + 2))/plugins/$audit"
+  fails '^problem +kong.llm-audit' "$GATEWAY" doctor
+  "$GATEWAY" doctor --json 2>/dev/null >"$WORK/doctor" || true
+  python3 -c 'import json, sys; json.load(open(sys.argv[1]))' "$WORK/doctor"
+  "$GATEWAY" apply
+  "$GATEWAY" doctor
+}
+
 @test "down stops, up starts, status tells" {
   "$GATEWAY" down
   [ -z "$(docker ps -q --filter "label=com.docker.compose.project=$PROJECT")" ]

@@ -26,7 +26,14 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def do_GET(self):
-        if self.path == "/v1/models":
+        if self.path in ("/health", "/metrics"):
+            body = b"" if self.path == "/health" else b"vllm:num_requests_running 0\n"
+            self.send_response(200)
+            self.send_header("Content-Type", "text/plain")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+        elif self.path == "/v1/models":
             self.answer(200, {"object": "list", "data": [{"id": "stub", "object": "model", "owned_by": "tests"}]})
         else:
             self.answer(404, {"detail": "Not Found"})
