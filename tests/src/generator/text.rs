@@ -50,7 +50,11 @@ const CODE: &str = "\n```python\ndef read(path):\n    with open(path, encoding=\
 
 /// A prompt: around 3 KB, up to 30 KB.
 pub(super) fn prompt(random: &mut Random, is_chinese: bool) -> String {
-    let bytes = random.size(60, 3_000, 30_000);
+    // A few people paste whole documents: of some hundred prompts the exponential distribution alone would not make one.
+    let bytes = match random.chance(0.03) {
+        true => random.between(15_000, 30_000) as usize,
+        false => random.size(60, 2_800, 30_000),
+    };
     let mut prompt = String::with_capacity(bytes + 200);
     while prompt.len() < bytes {
         sentence(random, is_chinese, &mut prompt);
