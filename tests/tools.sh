@@ -27,8 +27,8 @@ declare -A PROVIDES=(
     [wget]=/usr/bin/wget
 )
 demo=(postgresql postgresql-client curl gcc)
-bench=("${demo[@]}" python3-venv)
 host=(nginx libnginx-mod-http-lua lua-cjson luajit2)
+bench=("${demo[@]}" "${host[@]}" python3-venv)
 test=("${demo[@]}" "${host[@]}" bats lua-busted lua-check prometheus python3-venv shellcheck wget)
 
 install_missing() {

@@ -1,8 +1,9 @@
 """A collector in the style that people write first, to compare with.
 
-Flask, psycopg2, one connection, one INSERT for each entry, one commit for each
-INSERT. It does less than llm-collector: no duplicates, no rejected entries, no
-other APIs, no removal of keys, ten columns instead of twenty-seven.
+Flask, psycopg2, one INSERT for each entry, one commit for each INSERT; one
+connection for all of them, or, as still simpler ones do, a connection for each.
+It does less than llm-collector: no duplicates, no rejected entries, no other
+APIs, no removal of keys, ten columns instead of twenty-seven.
 """
 import argparse
 import base64
@@ -13,7 +14,8 @@ import psycopg2
 from flask import Flask, request
 
 app = Flask(__name__)
-connection = None
+database_url = None
+kept_connection = None
 
 
 def body_of(part):
@@ -52,6 +54,7 @@ def store(entry):
         answer = response_text
     entry["request"]["body"] = request_text
     entry["response"]["body"] = response_text
+    connection = kept_connection or psycopg2.connect(database_url)
     with connection.cursor() as cursor:
         cursor.execute(
             "INSERT INTO llm_logs (request_id, consumer_username, started_at, latency_ms, status, prompt, response, raw_log)"
@@ -68,6 +71,8 @@ def store(entry):
             ),
         )
     connection.commit()
+    if connection is not kept_connection:
+        connection.close()
 
 
 @app.post("/log")
@@ -84,6 +89,9 @@ if __name__ == "__main__":
     arguments = argparse.ArgumentParser()
     arguments.add_argument("--port", type=int, required=True)
     arguments.add_argument("--database-url", required=True)
+    arguments.add_argument("--connect-for-each-entry", action="store_true")
     arguments = arguments.parse_args()
-    connection = psycopg2.connect(arguments.database_url)
+    database_url = arguments.database_url
+    if not arguments.connect_for_each_entry:
+        kept_connection = psycopg2.connect(database_url)
     app.run(port=arguments.port)

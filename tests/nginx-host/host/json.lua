@@ -8,8 +8,10 @@
 -- The Admin API needs empty lists, nulls and a stable order of keys, which cjson
 -- does not give.
 
+local buffer = require "string.buffer"
 local cjson = require "cjson"
 
+local find, sub = string.find, string.sub
 
 local json = {
   null = cjson.null,
@@ -32,8 +34,19 @@ end
 
 local function encode(value)
   -- Debian's cjson writes a backslash before every slash, so taking away the
-  -- one directly before each is exact, also after an escaped backslash.
-  return (cjson.encode(value):gsub("\\/", "/"))
+  -- one directly before each is exact, also after an escaped backslash. By plain
+  -- search: `gsub` with a pattern took longer than all the rest of an entry, and
+  -- Kong's own encoder has nothing of the kind to do.
+  local text = cjson.encode(value)
+  local out, from = buffer.new(), 1
+  while true do
+    local at = find(text, "\\/", from, true)
+    if not at then
+      return out:put(sub(text, from)):get()
+    end
+    out:put(sub(text, from, at - 1))
+    from = at + 1
+  end
 end
 
 

@@ -27,9 +27,41 @@ pub(crate) fn of_process(pid: u32) -> f64 {
 
 /// Most memory that a process ever held, in bytes.
 pub(crate) fn peak_memory(pid: u32) -> u64 {
+    status_bytes(pid, "VmHWM:")
+}
+
+/// Memory that a process holds now, in bytes.
+pub(crate) fn memory(pid: u32) -> u64 {
+    status_bytes(pid, "VmRSS:")
+}
+
+fn status_bytes(pid: u32, name: &str) -> u64 {
     let status = read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.trim().strip_suffix("kB")?.trim().parse::<u64>().ok());
-    peak.unwrap_or(0) * 1024
+    let value = status.lines().find_map(|line| line.strip_prefix(name)?.trim().strip_suffix("kB")?.trim().parse::<u64>().ok());
+    value.unwrap_or(0) * 1024
+}
+
+/// The processes of this host that listen on the port of a URL: the workers of the gateway, and their master.
+pub(crate) fn listeners(url: &str) -> Vec<u32> {
+    let port: u16 = url.rsplit_once(':').and_then(|(_, port)| port.parse().ok()).unwrap_or(0);
+    let table = read_to_string("/proc/net/tcp").unwrap_or_default();
+    // sl local_address rem_address st … inode: the state 0A is LISTEN.
+    let inodes: Vec<String> = table
+        .lines()
+        .map(|line| line.split_whitespace().collect::<Vec<_>>())
+        .filter(|fields| fields.get(3) == Some(&"0A") && fields[1].ends_with(&format!(":{port:04X}")))
+        .filter_map(|fields| fields.get(9).map(|inode| format!("socket:[{inode}]")))
+        .collect();
+    let processes = std::fs::read_dir("/proc").expect("/proc").flatten();
+    processes
+        .filter_map(|process| process.file_name().to_str()?.parse().ok())
+        .filter(|pid: &u32| {
+            let files = std::fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+            files
+                .filter_map(|file| std::fs::read_link(file.path()).ok())
+                .any(|link| link.to_str().is_some_and(|link| inodes.iter().any(|inode| inode == link)))
+        })
+        .collect()
 }
 
 /// CPU seconds of a PostgreSQL server.

@@ -1,17 +1,36 @@
-//! Sends batches as Kong's workers do: each over its own connection, the next one when the last one was answered.
+//! Sends requests over connections of their own, the next one when the last one was answered: batches as Kong's workers do, and
+//! calls as users do.
 //!
-//! Plain sockets and threads, and bodies made beforehand: the sender shares the cores with what it measures.
+//! Plain sockets and threads, and requests made beforehand: the sender shares the cores with what it measures.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-/// A body of `POST /log` and the number of its entries.
+/// A request, and the number of log entries that it holds or makes.
 #[derive(Debug)]
-pub(crate) struct Batch {
-    pub(crate) body: String,
-    pub(crate) entries: usize,
+pub(crate) struct Request {
+    head: String,
+    body: String,
+    entries: usize,
+}
+
+impl Request {
+    /// `POST /log` of so many entries.
+    pub(crate) fn log(body: String, entries: usize) -> Self {
+        Self::post("/log", "", body, entries)
+    }
+
+    /// `POST` with further headers, each with its line end.
+    pub(crate) fn post(path: &str, headers: &str, body: String, entries: usize) -> Self {
+        let head = format!(
+            "POST {path} HTTP/1.1\r\nHost: benchmark\r\nContent-Type: application/json\r\n{headers}Content-Length: {}\r\n\r\n",
+            body.len()
+        );
+        Self { head, body, entries }
+    }
 }
 
 /// What was sent and answered with 200.
@@ -22,21 +41,26 @@ pub(crate) struct Sent {
     pub(crate) seconds: f64,
 }
 
-/// Sends `batches` to `address` over `connections` connections, for no longer than `limit`.
-pub(crate) fn send(address: &str, batches: &[Batch], connections: usize, limit: Duration) -> Sent {
-    let next = AtomicUsize::new(0);
+/// Sends `requests` to `address` over `connections` connections, for no longer than `limit`.
+pub(crate) fn send<'r>(
+    address: &str,
+    requests: impl Iterator<Item = &'r Request> + Send,
+    connections: usize,
+    limit: Duration,
+) -> Sent {
+    let requests = Mutex::new(requests);
     let (entries, bytes) = (AtomicU64::new(0), AtomicU64::new(0));
     let started = Instant::now();
     std::thread::scope(|scope| {
         for _ in 0..connections {
             scope.spawn(|| {
                 let mut connection = None;
-                while started.elapsed() < limit
-                    && let Some(batch) = batches.get(next.fetch_add(1, Ordering::Relaxed))
-                {
-                    post(&mut connection, address, &batch.body);
-                    entries.fetch_add(batch.entries as u64, Ordering::Relaxed);
-                    bytes.fetch_add(batch.body.len() as u64, Ordering::Relaxed);
+                loop {
+                    let request = requests.lock().expect("the others live").next();
+                    let Some(request) = request.filter(|_| started.elapsed() < limit) else { break };
+                    exchange(&mut connection, address, request);
+                    entries.fetch_add(request.entries as u64, Ordering::Relaxed);
+                    bytes.fetch_add(request.body.len() as u64, Ordering::Relaxed);
                 }
             });
         }
@@ -46,18 +70,17 @@ pub(crate) fn send(address: &str, batches: &[Batch], connections: usize, limit: 
 
 /// One request; the connection is kept unless the server closes it. Anything but 200 ends the benchmark: it would count what
 /// was not stored.
-fn post(connection: &mut Option<TcpStream>, address: &str, body: &str) {
+fn exchange(connection: &mut Option<TcpStream>, address: &str, request: &Request) {
     let stream = connection.get_or_insert_with(|| {
         let stream = TcpStream::connect(address).expect("a connection");
         stream.set_nodelay(true).expect("no delay");
         stream.set_read_timeout(Some(Duration::from_secs(60))).expect("a time-out");
         stream
     });
-    let head = format!(
-        "POST /log HTTP/1.1\r\nHost: {address}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n",
-        body.len()
-    );
-    stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(body.as_bytes())).expect("the request is sent");
+    stream
+        .write_all(request.head.as_bytes())
+        .and_then(|()| stream.write_all(request.body.as_bytes()))
+        .expect("the request is sent");
     let mut answer = Vec::new();
     let mut buffer = [0; 4096];
     let (head, length) = loop {

@@ -4,6 +4,8 @@
 //! finished rows (what the store can take at most), and a collector in Python as people write it first. PostgreSQL keeps its
 //! defaults, `fsync` and `synchronous_commit` among them; only autovacuum is off, whose workers would come and go in between.
 //!
+//! Then the gateway: what `llm-audit` costs it, and how soon a call is a row.
+//!
 //! Not here: how `decode` and `extract` do alone, which `cargo bench --bench decode` measures; its last result is read.
 #![allow(
     clippy::unwrap_used,
@@ -15,8 +17,11 @@
     reason = "a benchmark fails by panicking, and its result is what it prints"
 )]
 
+mod arrival;
 mod cpu;
+mod gateway;
 mod load;
+mod outage;
 mod phases;
 mod report;
 
@@ -34,8 +39,10 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Measures the collector, \copy and a collector in Python; prints a table and writes target/bench.json
+    /// Measures the collector, \copy, a collector in Python and the gateway; prints a table and writes target/bench.json
     Run(RunSettings),
+    /// Stops PostgreSQL for ten minutes under load and watches the collector's memory
+    Outage(outage::OutageSettings),
     /// Writes generated entries, one JSON object a line, as `llm-collector replay` reads them
     Generate {
         /// How many
@@ -64,6 +71,9 @@ struct RunSettings {
     /// Seconds of one measurement at most
     #[arg(long, default_value_t = 8)]
     seconds: u64,
+    /// Leaves the gateway out
+    #[arg(long)]
+    without_gateway: bool,
     /// The Python with Flask and psycopg2; without one its collector is left out
     #[arg(long)]
     python: Option<PathBuf>,
@@ -74,8 +84,10 @@ async fn main() {
     match Cli::parse().command {
         Command::Run(settings) => {
             let measured = phases::run(&settings).await;
-            report::finish(&settings, &measured);
+            let gateway = if settings.without_gateway { None } else { Some(gateway::run().await) };
+            report::finish(&settings, &measured, gateway.as_ref());
         }
+        Command::Outage(settings) => outage::run(&settings).await,
         Command::Generate { entries, seed, file } => {
             let mut generator = Generator::new(&Settings { seed, ..Settings::default() });
             let mut out = String::new();

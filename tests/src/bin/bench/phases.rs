@@ -12,7 +12,7 @@ use tokio_postgres::Client;
 
 use crate::RunSettings;
 use crate::cpu;
-use crate::load::{Batch, Sent, send};
+use crate::load::{Request, Sent, send};
 
 /// Entries in a batch, as Kong's `queue.max_batch_size` sets it.
 const BATCH_SIZES: [usize; 3] = [1, 20, 200];
@@ -40,6 +40,8 @@ pub(crate) enum Who {
     Collector(usize),
     Copy,
     Python,
+    /// With a new connection to PostgreSQL for each entry.
+    PythonConnecting,
 }
 
 struct Bench<'s> {
@@ -74,7 +76,8 @@ pub(crate) async fn run(settings: &RunSettings) -> Vec<Measured> {
         // Right after the largest batches, whose rows it copies.
         measured.push(bench.copy(round).await);
         if let Some(python) = &settings.python {
-            measured.push(bench.python(round, python).await);
+            measured.push(bench.python(round, python, Who::Python).await);
+            measured.push(bench.python(round, python, Who::PythonConnecting).await);
         }
     }
     measured
@@ -105,18 +108,18 @@ impl Bench<'_> {
         measured
     }
 
-    async fn python(&mut self, round: usize, python: &Path) -> Measured {
+    async fn python(&mut self, round: usize, python: &Path, who: Who) -> Measured {
         let size = BATCH_SIZES[BATCH_SIZES.len() - 1];
         // It is told after each batch whether its time is over: fewer entries than for the others will do.
         let batches = self.batches(size, self.settings.entries / 2);
         self.empty_table().await;
         let port = free_port();
-        let mut child = Python(self.start_python(python, port));
+        let mut child = Python(self.start_python(python, port, who == Who::PythonConnecting));
         wait_for(port, &mut child.0);
         let (own, server) = (cpu::of_process(child.0.id()), self.server_cpu());
         let sent = self.send(&format!("127.0.0.1:{port}"), &batches);
         let measured = Measured {
-            who: Who::Python,
+            who,
             round,
             rows: self.rows().await,
             seconds: sent.seconds,
@@ -129,12 +132,13 @@ impl Bench<'_> {
         measured
     }
 
-    fn start_python(&self, python: &Path, port: u16) -> Child {
+    fn start_python(&self, python: &Path, port: u16, connecting: bool) -> Child {
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("bench/naive_collector.py");
         let log = std::fs::File::create(self.folder.path().join("python.log")).expect("a log");
         Command::new(python)
             .arg(script)
             .args(["--port", &port.to_string(), "--database-url", &self.database.url])
+            .args(connecting.then_some("--connect-for-each-entry"))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log)
@@ -183,13 +187,13 @@ impl Bench<'_> {
         children() - before
     }
 
-    fn batches(&mut self, size: usize, entries: usize) -> Vec<Batch> {
-        (0..entries.div_ceil(size)).map(|_| Batch { body: self.generator.batch(size), entries: size }).collect()
+    fn batches(&mut self, size: usize, entries: usize) -> Vec<Request> {
+        (0..entries.div_ceil(size)).map(|_| Request::log(self.generator.batch(size), size)).collect()
     }
 
-    fn send(&self, address: &str, batches: &[Batch]) -> Sent {
+    fn send(&self, address: &str, batches: &[Request]) -> Sent {
         tokio::task::block_in_place(|| {
-            send(address, batches, self.settings.connections, Duration::from_secs(self.settings.seconds))
+            send(address, batches.iter(), self.settings.connections, Duration::from_secs(self.settings.seconds))
         })
     }
 

@@ -5,13 +5,17 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 
 use crate::RunSettings;
+use crate::arrival::Arrival;
 use crate::cpu;
+use crate::gateway;
 use crate::phases::{Measured, Who};
 
 /// What has to be reached, with batches of 200.
 const TIMES_PYTHON: f64 = 25.0;
 const OF_COPY: f64 = 0.7;
 const DECODE_MB_PER_SECOND: f64 = 150.0;
+const AUDIT_CPU_RATIO: f64 = 1.25;
+const VISIBLE_SECONDS: f64 = 1.5;
 
 /// The medians of what was measured several times.
 struct Summary {
@@ -47,28 +51,32 @@ impl Target {
 }
 
 /// Prints the table and writes the file.
-pub(crate) fn finish(settings: &RunSettings, measured: &[Measured]) {
+pub(crate) fn finish(settings: &RunSettings, measured: &[Measured], gateway: Option<&gateway::Measured>) {
     let folder = target_folder();
     let mut whos: Vec<Who> = measured.iter().map(|measured| measured.who).collect();
     whos.sort();
     whos.dedup();
     let summaries: Vec<Summary> = whos.into_iter().map(|who| summary(who, measured)).collect();
     let decodes: Vec<Decode> = ["recorded", "generated"].iter().filter_map(|workload| decode(&folder, workload)).collect();
-    let targets = targets(measured, &summaries, &decodes);
-    print_table(settings, &summaries, &decodes, &targets);
+    let targets = targets(measured, &summaries, &decodes, gateway);
+    print_table(settings, &summaries, &decodes);
+    if let Some(gateway) = gateway {
+        print_gateway(gateway);
+    }
+    print_targets(&targets);
     let file = folder.join("bench.json");
-    let json = to_json(settings, measured, &summaries, &decodes, &targets);
+    let json = to_json(settings, measured, &summaries, &decodes, gateway, &targets);
     std::fs::write(&file, format!("{json:#}\n")).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
     println!("\nwritten to {}", file.display());
 }
 
-fn targets(measured: &[Measured], summaries: &[Summary], decodes: &[Decode]) -> Vec<Target> {
+fn targets(measured: &[Measured], summaries: &[Summary], decodes: &[Decode], gateway: Option<&gateway::Measured>) -> Vec<Target> {
     let large = summaries.iter().find(|summary| summary.who == Who::Collector(200));
     let slowest = decodes.iter().map(|decode| decode.megabytes_per_second).reduce(f64::min);
     vec![
         Target {
             name: "rows per second, as a multiple of the Python collector",
-            value: speed_ratio(measured, Who::Python),
+            value: speed_ratio(measured, Who::PythonConnecting),
             limit: TIMES_PYTHON,
             at_least: true,
         },
@@ -90,7 +98,29 @@ fn targets(measured: &[Measured], summaries: &[Summary], decodes: &[Decode]) -> 
             limit: DECODE_MB_PER_SECOND,
             at_least: true,
         },
+        Target {
+            name: "CPU of the gateway for a call, with llm-audit to without",
+            value: gateway.map(audit_ratio),
+            limit: AUDIT_CPU_RATIO,
+            at_least: false,
+        },
+        Target {
+            name: "seconds from the last byte of an answer to its row, 99th percentile",
+            value: gateway.map(|gateway| share(&gateway.visible_seconds, 0.99)),
+            limit: VISIBLE_SECONDS,
+            at_least: false,
+        },
     ]
+}
+
+/// Round by round, for the same reason as below.
+fn audit_ratio(gateway: &gateway::Measured) -> f64 {
+    median(gateway.audit_us.iter().zip(&gateway.plain_us).map(|(audit, plain)| audit / plain).collect())
+}
+
+/// The value at a share of sorted ones.
+fn share(sorted: &[f64], share: f64) -> f64 {
+    sorted[((sorted.len() - 1) as f64 * share).round() as usize]
 }
 
 /// How much faster the collector with batches of 200 was, round by round: a machine that was busy in one round was so for both.
@@ -142,7 +172,7 @@ fn decode(folder: &Path, workload: &'static str) -> Option<Decode> {
     })
 }
 
-fn print_table(settings: &RunSettings, summaries: &[Summary], decodes: &[Decode], targets: &[Target]) {
+fn print_table(settings: &RunSettings, summaries: &[Summary], decodes: &[Decode]) {
     let (processor, cores) = cpu::machine();
     println!("{processor}, {cores} cores shared by sender, collector and PostgreSQL; load before: {:.1}", cpu::load_average());
     println!("{} connections; medians of {} rounds; every entry became one row\n", settings.connections, settings.rounds);
@@ -169,6 +199,34 @@ fn print_table(settings: &RunSettings, summaries: &[Summary], decodes: &[Decode]
             decode.workload, decode.megabytes_per_second, decode.entries_per_second
         );
     }
+}
+
+fn print_gateway(gateway: &gateway::Measured) {
+    let (plain, audit) = (median(gateway.plain_us.clone()), median(gateway.audit_us.clone()));
+    println!(
+        "\ngateway, 2 KB in and 2 KB out: {plain:.0} µs of CPU a call with key-auth and http-log, {audit:.0} µs with llm-audit"
+    );
+    if let (Some((few, first)), Some((many, last))) = (gateway.memory.first(), gateway.memory.last()) {
+        let megabytes = |bytes: &u64| *bytes as f64 / 1e6;
+        println!("memory of its processes: {:.1} MB after {few} calls, {:.1} MB after {many}", megabytes(first), megabytes(last));
+    }
+    let visible = &gateway.visible_seconds;
+    println!("from the last byte of an answer to its row: p50 {:.2} s, p99 {:.2} s", share(visible, 0.5), share(visible, 0.99));
+    println!("from the sending of an event of a stream to its arrival, ms:");
+    for (way, delays) in ways(&gateway.arrival) {
+        println!("    {way:34} p50 {:.3}, p99 {:.3}, at most {:.3}", share(delays, 0.5), share(delays, 0.99), share(delays, 1.0));
+    }
+}
+
+fn ways(arrival: &Arrival) -> [(&'static str, &[f64]); 3] {
+    [
+        ("direct", &arrival.direct),
+        ("through the gateway without llm-audit", &arrival.without_audit),
+        ("through the gateway with llm-audit", &arrival.with_audit),
+    ]
+}
+
+fn print_targets(targets: &[Target]) {
     println!();
     for target in targets {
         let verdict = match target.is_met() {
@@ -187,6 +245,7 @@ fn to_json(
     measured: &[Measured],
     summaries: &[Summary],
     decodes: &[Decode],
+    gateway: Option<&gateway::Measured>,
     targets: &[Target],
 ) -> Value {
     let (processor, cores) = cpu::machine();
@@ -224,6 +283,15 @@ fn to_json(
             "megabytes_per_second": decode.megabytes_per_second,
             "entries_per_second": decode.entries_per_second,
         })).collect::<Vec<_>>(),
+        "gateway": gateway.map(|gateway| json!({
+            "cpu_microseconds_plain": gateway.plain_us,
+            "cpu_microseconds_with_llm_audit": gateway.audit_us,
+            "memory_bytes_after_calls": gateway.memory,
+            "visible_seconds": {"p50": share(&gateway.visible_seconds, 0.5), "p99": share(&gateway.visible_seconds, 0.99)},
+            "arrival_milliseconds": ways(&gateway.arrival).map(|(way, delays)| json!({
+                "way": way, "p50": share(delays, 0.5), "p99": share(delays, 0.99), "max": share(delays, 1.0),
+            })),
+        })),
         "targets": targets.iter().map(|target| json!({
             "name": target.name,
             "value": target.value,
@@ -239,7 +307,8 @@ impl Who {
             Who::Collector(1) => "llm-collector, single entries".to_owned(),
             Who::Collector(size) => format!("llm-collector, batches of {size}"),
             Who::Copy => "\\copy of the finished rows".to_owned(),
-            Who::Python => "Python collector, batches of 200".to_owned(),
+            Who::Python => "Python collector".to_owned(),
+            Who::PythonConnecting => "… a connection for each entry".to_owned(),
         }
     }
 
@@ -248,6 +317,7 @@ impl Who {
             Who::Collector(size) => format!("collector_batch_{size}"),
             Who::Copy => "copy".to_owned(),
             Who::Python => "python_batch_200".to_owned(),
+            Who::PythonConnecting => "python_connecting_batch_200".to_owned(),
         }
     }
 }

@@ -1,0 +1,164 @@
+//! What `llm-audit` costs a gateway, and how soon a call is a row.
+//!
+//! Through the gateway of the end-to-end tests, to the simulated vLLM and into rows: CPU time of the gateway's workers for a call
+//! of 2 KB in and 2 KB out, with key-auth and http-log alone and with `llm-audit` besides; their memory over many calls; the time
+//! from the last byte of an answer to its visible row; and when the events of a stream arrive.
+
+use std::time::{Duration, Instant};
+
+use gateway_tests::gateway::{Session, User};
+use gateway_tests::process::wait_until;
+use serde_json::{Value, json};
+
+use crate::arrival::{self, Arrival};
+use crate::cpu;
+use crate::load::{Request, send};
+
+/// Of the prompt, and so of the answer: the simulated vLLM echoes it.
+const BODY_BYTES: usize = 2_000;
+/// Clients at the same time.
+const CLIENTS: usize = 8;
+/// Measurements of CPU time, each with both sets of plugins.
+const ROUNDS: usize = 3;
+/// Calls of each: enough that the clock ticks of /proc, 10 ms, are no more than a hundredth.
+const CALLS: usize = 4_000;
+/// Calls over which memory has to stay what it is.
+const SOAK_CALLS: usize = 50_000;
+/// Calls after which memory is read for the first time: pools and buffers are filled by then.
+const WARM_CALLS: usize = 5_000;
+/// Calls whose row is waited for.
+const TIMED_CALLS: usize = 400;
+
+/// Plugins that are switched off beside key-auth and http-log.
+const OTHERS: [&str; 4] = ["pre-function", "rate-limiting", "prometheus", "llm-audit"];
+
+/// What was measured.
+#[derive(Debug)]
+pub(crate) struct Measured {
+    /// Microseconds of the workers' CPU for a call with key-auth and http-log, round by round.
+    pub(crate) plain_us: Vec<f64>,
+    /// The same with `llm-audit` besides.
+    pub(crate) audit_us: Vec<f64>,
+    /// Bytes that all workers held after so many calls.
+    pub(crate) memory: Vec<(usize, u64)>,
+    /// Seconds from the last byte of an answer until its row was seen, sorted.
+    pub(crate) visible_seconds: Vec<f64>,
+    /// When the events of a stream came.
+    pub(crate) arrival: Arrival,
+}
+
+/// Measures everything.
+pub(crate) async fn run() -> Measured {
+    let session = Session::alone().await;
+    let user = session.user().await;
+    let arrival = arrival::measure(&session, &user).await;
+    let visible_seconds = visible(&session, &user).await;
+    let memory = memory(&session, &user).await;
+    let (mut plain_us, mut audit_us) = (Vec::new(), Vec::new());
+    for _ in 0..ROUNDS {
+        for (others, times) in [(&[][..], &mut plain_us), (&["llm-audit"], &mut audit_us)] {
+            switch(&session, &OTHERS, others).await;
+            times.push(cpu_of_calls(&session, &user).await);
+        }
+    }
+    Measured { plain_us, audit_us, memory, visible_seconds, arrival }
+}
+
+/// Switches plugins on or off and waits until all workers know.
+pub(crate) async fn switch(session: &Session, plugins: &[&str], on: &[&str]) {
+    let admin_url = &session.gateway.admin_url;
+    let list = reqwest::get(format!("{admin_url}/plugins?size=1000")).await.expect("the plugins").text().await.expect("a text");
+    let list: Value = list.parse().expect("JSON");
+    for plugin in list["data"].as_array().expect("a list") {
+        let (name, id) = (plugin["name"].as_str().expect("a name"), plugin["id"].as_str().expect("an id"));
+        if plugins.contains(&name) {
+            let request = reqwest::Client::new().patch(format!("{admin_url}/plugins/{id}"));
+            let body = json!({"enabled": on.contains(&name)}).to_string();
+            let answer = request.header("content-type", "application/json").body(body).send().await.expect("an answer");
+            assert!(answer.status().is_success(), "the Admin API answers {}", answer.status());
+        }
+    }
+    if plugins.contains(&"llm-audit") {
+        // Errors have OpenAI's shape only while it is on.
+        let on = on.contains(&"llm-audit");
+        let shaped = || async { session.call("/v1/models").send().await.json()["error"].is_object() == on };
+        session.settled("llm-audit is switched", shaped).await;
+    }
+}
+
+/// A call of 2 KB in and 2 KB out.
+fn call(user: &User) -> Request {
+    let prompt = "word and another one ".repeat(BODY_BYTES / 21);
+    let body = json!({"model": "m", "messages": [{"role": "user", "content": prompt}]}).to_string();
+    Request::post("/v1/chat/completions", &format!("X-API-Key: {}\r\n", user.key), body, 1)
+}
+
+/// Makes calls and waits until all are rows: only then the workers have done all their work for them.
+async fn make_calls(session: &Session, user: &User, calls: usize) {
+    let before = rows(session, user).await;
+    let (call, address) = (call(user), session.gateway.proxy_url.trim_start_matches("http://"));
+    let sent =
+        tokio::task::block_in_place(|| send(address, std::iter::repeat_n(&call, calls), CLIENTS, Duration::from_secs(120)));
+    assert_eq!(sent.entries, calls as u64, "calls that were answered in time");
+    let all = before + calls as u64;
+    wait_until("all calls are rows", Duration::from_secs(60), || async { rows(session, user).await == all }).await;
+}
+
+async fn rows(session: &Session, user: &User) -> u64 {
+    let query = "SELECT count(*) FROM llm_logs WHERE consumer_username = $1";
+    let row = session.rows().await.query_one(query, &[&user.name]).await.expect("a count");
+    row.get::<_, i64>(0) as u64
+}
+
+/// Microseconds of the workers' CPU for a call.
+async fn cpu_of_calls(session: &Session, user: &User) -> f64 {
+    make_calls(session, user, CALLS / 10).await;
+    let workers = cpu::listeners(&session.gateway.proxy_url);
+    assert!(!workers.is_empty(), "the gateway is not on this host: its CPU time cannot be read");
+    let used = || workers.iter().map(|pid| cpu::of_process(*pid)).sum::<f64>();
+    let before = used();
+    make_calls(session, user, CALLS).await;
+    (used() - before) * 1e6 / CALLS as f64
+}
+
+/// Memory of the workers over many calls.
+async fn memory(session: &Session, user: &User) -> Vec<(usize, u64)> {
+    let held = || cpu::listeners(&session.gateway.proxy_url).iter().map(|pid| cpu::memory(*pid)).sum();
+    let mut memory = Vec::new();
+    for part in 1..=SOAK_CALLS / WARM_CALLS {
+        make_calls(session, user, WARM_CALLS).await;
+        memory.push((part * WARM_CALLS, held()));
+    }
+    memory
+}
+
+/// Seconds from the last byte of an answer until its row is seen, with the batching that `configure.sh` sets up by itself.
+async fn visible(session: &Session, user: &User) -> Vec<f64> {
+    session.change(&[("AUDIT_BATCH_SECONDS", "")]).await;
+    let clients = (0..CLIENTS).map(|client| async move {
+        let mut seconds = Vec::new();
+        for number in 0..TIMED_CALLS / CLIENTS {
+            let words = "word and another one ".repeat(10 + (client + number * 7) % 90);
+            let body = json!({"model": "m", "stream": number % 2 == 0, "messages": [{"role": "user", "content": words}]});
+            let reply = session.call("/v1/chat/completions").key(&user.key).body(body.to_string()).send().await;
+            let ended = Instant::now();
+            assert_eq!(reply.status, 200, "{}", reply.text());
+            wait_for_row(session, reply.request_id()).await;
+            seconds.push(ended.elapsed().as_secs_f64());
+        }
+        seconds
+    });
+    let mut seconds: Vec<f64> = futures_util::future::join_all(clients).await.concat();
+    seconds.sort_by(f64::total_cmp);
+    seconds
+}
+
+async fn wait_for_row(session: &Session, request_id: &str) {
+    let query = "SELECT count(*) FROM llm_logs WHERE request_id = $1";
+    let rows = session.rows().await;
+    let started = Instant::now();
+    while rows.query_one(query, &[&request_id]).await.expect("a count").get::<_, i64>(0) == 0 {
+        assert!(started.elapsed() < Duration::from_secs(30), "no row of {request_id}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
