@@ -8,6 +8,10 @@
 #   users.sh rotate NAME [--key KEY]   prints a new key; the old ones stop working
 #   users.sh remove NAME               takes the user out; what is logged stays
 #   users.sh limit NAME N|default      calls an hour for this user, or as for all
+#   users.sh capture NAME full|metadata|default
+#                                      whether prompts and answers of this user are logged;
+#                                      metadata: who, when, how long, but no content, model
+#                                      or tokens (the content stays in Kong's memory)
 #
 # A key is shown once, on standard output and nothing else there, so that
 # KEY=$(users.sh add NAME) works; it cannot be read back. --key takes over a key that
@@ -172,12 +176,12 @@ remove() {
 }
 
 # The id of this user's own limit; empty when there is none.
-limit_id() {
-  admin_list "/consumers/$user_id/plugins" | awk -F '\t' "$ITEM_OF"'
+own_plugin() {
+  admin_list "/consumers/$user_id/plugins" | awk -F '\t' -v wanted="$1" "$ITEM_OF"'
     { item_of() }
     name == "id" { id[item] = value }
-    name == "name" && value == "rate-limiting" { limits[item] }
-    END { for (item in limits) { print id[item]; exit } }'
+    name == "name" && value == wanted { found[item] }
+    END { for (item in found) { print id[item]; exit } }'
 }
 
 limit() {
@@ -185,7 +189,7 @@ limit() {
   [ "$calls" = default ] || [[ $calls =~ ^[1-9][0-9]{0,8}$ ]] ||
     misuse "the limit must be a number of calls an hour from 1, or 'default'"
   must_find_user "$name"
-  id=$(limit_id)
+  id=$(own_plugin rate-limiting)
   if [ "$calls" = default ]; then
     [ -z "$id" ] || admin_must DELETE "/plugins/$id"
     info "$name has the limit of all users"
@@ -202,6 +206,33 @@ limit() {
       \"config\":{\"hour\":$calls,\"limit_by\":\"consumer\",\"policy\":\"local\",\"fault_tolerant\":true}}"
   fi
   info "$name may call $calls times an hour; Kong takes up to 5 s to know"
+}
+
+capture() {
+  local name=$1 wanted=${2:-} id settings field config
+  case $wanted in full | metadata | default) ;; *) misuse "what to capture is full, metadata or default" ;; esac
+  must_find_user "$name"
+  id=$(own_plugin llm-audit)
+  if [ "$wanted" = default ]; then
+    [ -z "$id" ] || admin_must DELETE "/plugins/$id"
+    info "of $name is logged what is logged of all users"
+    return
+  fi
+  # Kong runs the one instance that fits best: the user's own replaces that of all, so it has to have its other settings.
+  admin GET "/plugins/$(gateway_id 205)"
+  [ "$reply_status" = 200 ] || fatal 'Kong does not have the llm-audit plugin of this gateway yet' "Make it first:  $here/kong/configure.sh"
+  settings=$(json_flatten <<<"$reply")
+  config="\"capture\":\"$wanted\""
+  for field in max_request_body_size max_response_body_size include_usage openai_errors; do
+    config+=",\"$field\":$(value_at "config.$field" <<<"$settings")"
+  done
+  if [ -n "$id" ]; then
+    admin_must PATCH "/plugins/$id" "{\"enabled\":true,\"config\":{$config}}"
+  else
+    admin_must POST "/consumers/$user_id/plugins" \
+      "{\"name\":\"llm-audit\",\"service\":{\"id\":\"$SERVICE_ID\"},\"config\":{$config}}"
+  fi
+  info "of $name is logged: $wanted; Kong takes up to 5 s to know"
 }
 
 # One pass over consumers, keys and plugins. Keys stay inside the pipe.
@@ -264,7 +295,7 @@ expect_words() {
 
 case $command in
   add | rotate | remove) expect_words 1 ;;
-  limit) expect_words 2 ;;
+  limit | capture) expect_words 2 ;;
   list) expect_words 0 ;;
   --help | -h | help) usage 0 ;;
   *) misuse "unknown command $command" ;;

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use criterion::{Criterion, Throughput};
 use llm_collector::decode::{self, Limits};
-use llm_collector::extract::{self, redact::Secrets};
+use llm_collector::extract::{self, privacy::Privacy, redact::Secrets};
 
 // Not a dependency: the crate of the tests depends on this one and on much else.
 #[path = "../../tests/src/generator.rs"]
@@ -36,14 +36,14 @@ impl Workload {
     }
 
     /// What the pipeline does with every body before it is stored. Returns the number of calls.
-    fn pass(&self, secrets: &Secrets) -> u64 {
+    fn pass(&self, secrets: &Secrets, privacy: &Privacy) -> u64 {
         let mut calls = 0;
         for batch in &self.batches {
             let text = decode::text(batch);
             for raw in decode::elements(&text).unwrap_or_default() {
                 let mended = decode::entry::mended(raw);
                 if let Ok(entry) = decode::entry::decode(&mended, LIMITS) {
-                    black_box(extract::call(&entry, secrets));
+                    black_box(extract::call(&entry, secrets, privacy));
                     calls += 1;
                 }
             }
@@ -69,12 +69,12 @@ fn generated() -> Workload {
 }
 
 fn main() {
-    let secrets = Secrets::default();
+    let (secrets, privacy) = (Secrets::default(), Privacy::default());
     let workloads = [recorded(), generated()];
     if let Some(passes) = std::env::var("DECODE_PASSES").ok().and_then(|passes| passes.parse::<usize>().ok()) {
         let wanted = std::env::args().nth(1).unwrap_or_default();
         for workload in workloads.iter().filter(|workload| workload.name.contains(&wanted)) {
-            let calls: u64 = (0..passes).map(|_| workload.pass(&secrets)).sum();
+            let calls: u64 = (0..passes).map(|_| workload.pass(&secrets, &privacy)).sum();
             println!("{}: {calls} calls, {} bytes", workload.name, workload.bytes() * passes as u64);
         }
         return;
@@ -86,9 +86,9 @@ fn main() {
         .configure_from_args();
     let mut group = criterion.benchmark_group("decode");
     for workload in &workloads {
-        let (elements, bytes) = (workload.pass(&secrets), workload.bytes());
+        let (elements, bytes) = (workload.pass(&secrets, &privacy), workload.bytes());
         group.throughput(Throughput::ElementsAndBytes { elements, bytes });
-        group.bench_function(workload.name, |bencher| bencher.iter(|| workload.pass(&secrets)));
+        group.bench_function(workload.name, |bencher| bencher.iter(|| workload.pass(&secrets, &privacy)));
     }
     group.finish();
     criterion.final_summary();

@@ -56,6 +56,8 @@ pub struct Call {
     pub gateway_latency_ms: Option<i32>,
     /// The entry as JSON text, without credentials, its bodies as JSON.
     pub raw_log: String,
+    /// What was masked in the bodies: the pattern's name and how often.
+    pub masked: Vec<(std::sync::Arc<str>, u32)>,
     /// The API that the path belongs to: what metrics are labelled with, because paths are not bounded.
     pub api: Api,
     /// The model that answered successfully, for metrics: a name that a client made up never gets here.

@@ -34,8 +34,9 @@ async fn pipeline(args: &DatabaseArgs, settings: &PipelineSettings) -> Result<(P
     migrate(args).await?;
     let metrics = Arc::new(Metrics::new());
     let secrets = Arc::new(Secrets::with_headers(&settings.secret_headers));
+    let privacy = Arc::new(settings.privacy()?);
     let health = Arc::new(Health::new(true, Arc::clone(&metrics)));
     let (store, writers) = Store::start(database(args)?, None, health, Arc::clone(&metrics), Arc::clone(&secrets));
     let limits = Limits { decoded_bytes: settings.max_decoded_bytes };
-    Ok((Pipeline { limits, secrets, store, metrics }, writers))
+    Ok((Pipeline { limits, secrets, privacy, store, metrics }, writers))
 }

@@ -10,6 +10,8 @@ use anyhow::{Context, Result, bail};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use tokio_postgres::Config;
 
+use crate::extract::privacy::{Forms, Privacy};
+
 /// Receives Kong's http-log batches, decodes the conversations with the model and keeps them in PostgreSQL.
 #[derive(Debug, Parser)]
 #[command(version, propagate_version = true)]
@@ -83,6 +85,26 @@ pub struct PipelineSettings {
     /// Further headers and query parameters that carry credentials and are never stored, separated by commas
     #[arg(long, env = "COLLECTOR_SECRET_HEADERS", value_delimiter = ',')]
     pub secret_headers: Vec<String>,
+    /// What is masked in prompts and answers before they are stored: key, email, mobile, resident-id, bank-card, separated by
+    /// commas; empty masks nothing
+    #[arg(long, env = "COLLECTOR_MASK", default_value = "key")]
+    pub mask: Forms,
+    /// Further patterns to mask, as NAME=REGEX, separated by blanks (a blank inside is \x20): staff=\bz[0-9]{6}\b
+    #[arg(long, env = "COLLECTOR_MASK_PATTERNS", value_delimiter = ' ')]
+    pub mask_patterns: Vec<String>,
+    /// Consumers of whose calls no content is stored, only who, when, which model, how many tokens; separated by commas
+    #[arg(long, env = "COLLECTOR_METADATA_CONSUMERS", value_delimiter = ',')]
+    pub metadata_consumers: Vec<String>,
+    /// Routes of Kong of which no content is stored, separated by commas
+    #[arg(long, env = "COLLECTOR_METADATA_ROUTES", value_delimiter = ',')]
+    pub metadata_routes: Vec<String>,
+}
+
+impl PipelineSettings {
+    /// What is not to be stored of conversations; an error names the pattern that is wrong.
+    pub fn privacy(&self) -> Result<Privacy> {
+        Privacy::new(&self.mask.0, &self.mask_patterns, &self.metadata_consumers, &self.metadata_routes)
+    }
 }
 
 /// Settings of `serve`.

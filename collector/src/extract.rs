@@ -7,6 +7,7 @@ pub mod answer;
 pub mod api;
 pub mod choices;
 pub mod messages;
+pub mod privacy;
 pub mod raw_log;
 pub mod redact;
 pub mod request;
@@ -15,6 +16,7 @@ pub mod stream;
 pub mod usage;
 
 use std::borrow::Cow;
+use std::sync::Arc;
 
 use crate::call::Call;
 use crate::decode::body::{Body, parse_cut_json};
@@ -23,6 +25,7 @@ use crate::decode::{Entry, sse};
 
 use answer::{Answer, joined, text_of};
 use api::Api;
+use privacy::Privacy;
 use raw_log::Document;
 use redact::Secrets;
 use stream::{Merged, merge};
@@ -33,8 +36,8 @@ const HEAD_CHARS: usize = 500;
 /// Longest consumer name that is kept, in characters: it is part of indexes, whose entries PostgreSQL bounds at 2,700 bytes.
 const MAX_NAME_CHARS: usize = 255;
 
-/// Reads the meaning of an entry.
-pub fn call(entry: &Entry<'_>, secrets: &Secrets) -> Call {
+/// Reads the meaning of an entry, and leaves out of it what is not to be stored.
+pub fn call(entry: &Entry<'_>, secrets: &Secrets, privacy: &Privacy) -> Call {
     let fields = &entry.fields;
     let path = entry.endpoint().unwrap_or_default();
     let api = Api::of_path(path);
@@ -76,18 +79,27 @@ pub fn call(entry: &Entry<'_>, secrets: &Secrets) -> Call {
     let of_response =
         response_text.as_ref().map_or(0, |text| if response.ended.is_some() { text.len() / 16 } else { text.len() });
     let mut raw_log = String::with_capacity(3072 + request_text.as_ref().map_or(0, |text| text.len()) + of_response);
-    raw_log::write(&mut raw_log, fields, &request, &response.document, secrets, api.answers_with_vectors());
+    let consumer_username = name(&["consumer", "username"]).unwrap_or_else(|| "anonymous".to_owned());
+    let route = name(&["route", "name"]);
+    let metadata_only = privacy.is_metadata_only(&consumer_username, route.as_deref());
+    let mut masked = Masked::default();
+    let bodies = if metadata_only {
+        raw_log::Bodies { request: &Document::Absent, response: &Document::Absent, vectors: false }
+    } else {
+        raw_log::Bodies { request: &request, response: &response.document, vectors: api.answers_with_vectors() }
+    };
+    raw_log::write(&mut raw_log, fields, bodies, secrets, &mut |text| masked.mask(privacy, text));
 
-    Call {
+    let mut call = Call {
         request_id: entry.request_id.clone(),
-        consumer_username: name(&["consumer", "username"]).unwrap_or_else(|| "anonymous".to_owned()),
+        consumer_username,
         started_at: entry.started_at,
         latency_ms: milliseconds(&["latencies", "request"]),
         status,
         model: answer.model.or(asked_model),
         endpoint: entry.endpoint().map(|path| secrets.scrub(path).into_owned()),
         service: name(&["service", "name"]),
-        route: name(&["route", "name"]),
+        route,
         client_ip: fields.get("client_ip").and_then(Json::as_str).and_then(|ip| ip.parse().ok()),
         stream: entry.is_stream(),
         aborted: is_aborted(entry, response.ended),
@@ -113,8 +125,27 @@ pub fn call(entry: &Entry<'_>, secrets: &Secrets) -> Call {
         upstream_latency_ms: milliseconds(&["latencies", "proxy"]),
         gateway_latency_ms: milliseconds(&["latencies", "kong"]),
         raw_log,
+        masked: masked.0,
         api,
         served_model,
+    };
+    if metadata_only {
+        (call.prompt, call.response, call.reasoning, call.tool_calls) = (None, None, None, Vec::new());
+    }
+    privacy.mask_columns(&mut call);
+    call
+}
+
+/// How often which pattern was found in the bodies.
+#[derive(Debug, Default)]
+struct Masked(Vec<(Arc<str>, u32)>);
+
+impl Masked {
+    fn mask<'t>(&mut self, privacy: &Privacy, text: &'t str) -> Cow<'t, str> {
+        privacy.mask(text, |name| match self.0.iter_mut().find(|(known, _)| known == name) {
+            Some((_, count)) => *count += 1,
+            None => self.0.push((Arc::clone(name), 1)),
+        })
     }
 }
 

@@ -68,6 +68,11 @@ struct ModelLabel {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct PatternLabel {
+    pattern: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct WorkerLabel {
     worker: String,
 }
@@ -110,6 +115,7 @@ pub struct Metrics {
     ttft: Family<ModelLabel, Histogram, Buckets>,
     per_token: Family<ModelLabel, Histogram, Buckets>,
     usage_missing: Family<ModelLabel, Counter>,
+    masked: Family<PatternLabel, Counter>,
     consumers: Bounded,
     models: Bounded,
     /// What became of entries.
@@ -162,6 +168,8 @@ impl Metrics {
         );
         let usage_missing = Family::default();
         registry.register("usage_missing", "Successful calls without reported usage", usage_missing.clone());
+        let masked = Family::default();
+        registry.register("masked", "Occurrences that were masked in bodies before they were stored", masked.clone());
 
         let results: Family<ResultLabel, Counter> = Family::default();
         let result = |result| results.get_or_create_owned(&ResultLabel { result });
@@ -222,6 +230,7 @@ impl Metrics {
             ttft,
             per_token,
             usage_missing,
+            masked,
             consumers: Bounded::new(MAX_CONSUMERS),
             models: Bounded::new(MAX_MODELS),
             entries,
@@ -257,6 +266,9 @@ impl Metrics {
                 let labels = TokenLabels { consumer: consumer.clone(), model: model.clone(), r#type };
                 self.tokens.get_or_create_owned(&labels).inc_by(count);
             }
+        }
+        for (pattern, count) in &call.masked {
+            self.masked.get_or_create_owned(&PatternLabel { pattern: pattern.to_string() }).inc_by(u64::from(*count));
         }
         self.requests.get_or_create_owned(&RequestLabels { consumer, model: model.clone(), endpoint, code }).inc();
         if let Some(latency_ms) = call.latency_ms {

@@ -6,7 +6,7 @@ use bytes::Bytes;
 
 use crate::decode::json::Json;
 use crate::decode::{self, DecodeError, Limits};
-use crate::extract::{self, redact::Secrets};
+use crate::extract::{self, privacy::Privacy, redact::Secrets};
 use crate::measure::Metrics;
 use crate::store::pool::StoreError;
 use crate::store::rejected::Rejected;
@@ -35,8 +35,10 @@ pub enum PipelineError {
 pub struct Pipeline {
     /// Bounds on decoding.
     pub limits: Limits,
-    /// What is never stored.
+    /// What is never stored of what Kong says.
     pub secrets: Arc<Secrets>,
+    /// What is not stored of what users and models say.
+    pub privacy: Arc<Privacy>,
     /// Where entries go.
     pub store: Store,
     /// What is measured.
@@ -63,11 +65,11 @@ impl Pipeline {
     /// Decodes elements, off the caller's thread when there is much to do.
     pub async fn read(&self, elements: Vec<Bytes>) -> Batch {
         if elements.iter().map(Bytes::len).sum::<usize>() < INLINE_BYTES {
-            return read(&elements, self.limits, &self.secrets);
+            return read(&elements, self.limits, &self.secrets, &self.privacy);
         }
-        let (limits, secrets) = (self.limits, Arc::clone(&self.secrets));
+        let (limits, secrets, privacy) = (self.limits, Arc::clone(&self.secrets), Arc::clone(&self.privacy));
         let on_record = elements.clone();
-        match tokio::task::spawn_blocking(move || read(&elements, limits, &secrets)).await {
+        match tokio::task::spawn_blocking(move || read(&elements, limits, &secrets, &privacy)).await {
             Ok(batch) => batch,
             // A panic in decode or extract is a bug of ours, and still no entry may be lost over it.
             Err(error) => Batch {
@@ -101,7 +103,7 @@ fn parts(text: &Bytes) -> Result<Vec<Vec<Bytes>>, DecodeError> {
 }
 
 /// Decodes and extracts each element; what is no entry is to be rejected.
-fn read(elements: &[Bytes], limits: Limits, secrets: &Secrets) -> Batch {
+fn read(elements: &[Bytes], limits: Limits, secrets: &Secrets, privacy: &Privacy) -> Batch {
     let mut batch = Batch::default();
     for raw in elements {
         let text = String::from_utf8_lossy(raw);
@@ -109,7 +111,7 @@ fn read(elements: &[Bytes], limits: Limits, secrets: &Secrets) -> Batch {
         match decode::entry::decode(&mended, limits) {
             Ok(entry) => batch.items.push(Item {
                 sequence: sequence(&entry.fields),
-                call: extract::call(&entry, secrets),
+                call: extract::call(&entry, secrets, privacy),
                 raw: raw.clone(),
             }),
             Err(error) => batch.rejected.push(rejected(&mended, secrets, error.to_string())),

@@ -54,6 +54,7 @@ impl Application {
         let token = settings.checked_token()?;
         let config = settings.database.config()?;
         let patience = settings.database.timeout();
+        let privacy = Arc::new(settings.pipeline.privacy()?);
         let listener = TcpListener::bind(settings.listen).with_context(|| {
             format!(
                 "cannot listen on {}: is another collector running there? Choose another address with --listen",
@@ -81,7 +82,7 @@ impl Application {
             Arc::clone(&secrets),
         );
         let limits = Limits { decoded_bytes: settings.pipeline.max_decoded_bytes };
-        let pipeline = Pipeline { limits, secrets, store, metrics: Arc::clone(&metrics) };
+        let pipeline = Pipeline { limits, secrets, privacy, store, metrics: Arc::clone(&metrics) };
         let drain = Drain { pipeline: pipeline.clone(), spool, health: Arc::clone(&health), migrate_first, patience };
         let grace = Duration::from_secs(settings.gap_grace_seconds);
         let background = vec![

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use llm_collector::call::Call;
 use llm_collector::decode::{self, Limits};
-use llm_collector::extract::{self, redact::Secrets};
+use llm_collector::extract::{self, privacy::Privacy, redact::Secrets};
 use serde_json::{Value, json};
 
 const LIMITS: Limits = Limits { decoded_bytes: 64 << 20 };
@@ -35,7 +35,7 @@ fn call_of(name: &str) -> Call {
     let raw = decode::elements(&text).unwrap()[0];
     let mended = decode::entry::mended(raw);
     let entry = decode::entry::decode(&mended, LIMITS).unwrap();
-    extract::call(&entry, &Secrets::default())
+    extract::call(&entry, &Secrets::default(), &Privacy::default())
 }
 
 /// Long texts are compared by length, hash, beginning and end, as the expected rows hold them.

@@ -10,7 +10,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use llm_collector::call::Call;
 use llm_collector::decode::{self, Limits};
-use llm_collector::extract::{self, redact::Secrets};
+use llm_collector::extract::{self, privacy::Privacy, redact::Secrets};
 use proptest::prelude::*;
 
 /// Small, so that the limit is met too.
@@ -48,11 +48,11 @@ static RECORDED: LazyLock<Vec<Recorded>> = LazyLock::new(|| {
 fn read(bytes: &[u8]) -> (usize, Vec<Call>) {
     let text = decode::text(bytes);
     let Ok(elements) = decode::elements(&text) else { return (0, Vec::new()) };
-    let secrets = Secrets::default();
+    let (secrets, privacy) = (Secrets::default(), Privacy::default());
     let calls = elements.iter().filter_map(|raw| {
         let mended = decode::entry::mended(raw);
         let entry = decode::entry::decode(&mended, LIMITS).map_err(|_| secrets.scrub_raw(raw)).ok()?;
-        Some(extract::call(&entry, &secrets))
+        Some(extract::call(&entry, &secrets, &privacy))
     });
     let calls = calls.collect();
     (elements.len(), calls)

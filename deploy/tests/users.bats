@@ -125,6 +125,25 @@ fails() { [ "$(call /v1/models -H "Authorization: Bearer $1")" = 401 ]; }
   fails "$key"
 }
 
+@test "capture: one user's own, with the other settings of all, and back" {
+  key=$(users add peggy 2>/dev/null)
+  own() { admin GET consumers/peggy/plugins | tr -d ' \n'; }
+  users capture peggy metadata 2>/dev/null
+  [[ $(own) == *'"capture":"metadata"'* ]]
+  [[ $(own) == *'"max_request_body_size":1048576'* ]]
+  [[ $(own) == *'"name":"llm-audit"'* ]]
+  works "$key"
+  users capture peggy full 2>/dev/null
+  [[ $(own) == *'"capture":"full"'* ]]
+  [[ $(own) != *metadata* ]]
+  users capture peggy default 2>/dev/null
+  [[ $(own) != *llm-audit* ]]
+  for bad in none '' FULL; do
+    run users capture peggy "$bad"
+    [ "$status" -eq 2 ]
+  done
+}
+
 @test "limit: one user's own, and back to that of all" {
   key=$(users add olivia 2>/dev/null)
   users limit olivia 2 2>/dev/null
@@ -174,7 +193,7 @@ fails() { [ "$(call /v1/models -H "Authorization: Bearer $1")" = 401 ]; }
 }
 
 @test "wrong usage: status 2 and the help" {
-  for line in '' 'add' 'nonsense' 'add a b' 'remove' 'limit a' 'list x' 'remove a --key b' 'add a --key'; do
+  for line in '' 'add' 'nonsense' 'add a b' 'remove' 'limit a' 'capture a' 'list x' 'remove a --key b' 'add a --key'; do
     # shellcheck disable=SC2086
     run users $line
     [ "$status" -eq 2 ] || { echo "status $status: $line"; false; }

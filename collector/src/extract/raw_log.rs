@@ -29,17 +29,24 @@ pub enum Document<'a> {
     Text(Cow<'a, str>),
 }
 
+/// The bodies of a call.
+#[derive(Debug, Clone, Copy)]
+pub struct Bodies<'a> {
+    /// What was asked.
+    pub request: &'a Document<'a>,
+    /// What was answered.
+    pub response: &'a Document<'a>,
+    /// The answer holds vectors, of which only the dimensions are kept.
+    pub vectors: bool,
+}
+
+/// Hides what is not to be stored of a text of the user's or the model's.
+pub type Hide<'h> = dyn for<'t> FnMut(&'t str) -> Cow<'t, str> + 'h;
+
 /// Appends the entry `fields` with its bodies put back to `out`.
-pub fn write(
-    out: &mut String,
-    fields: &Json<'_>,
-    request: &Document<'_>,
-    response: &Document<'_>,
-    secrets: &Secrets,
-    vectors: bool,
-) {
+pub fn write(out: &mut String, fields: &Json<'_>, bodies: Bodies<'_>, secrets: &Secrets, hide: &mut Hide<'_>) {
     let mut separator = '{';
-    let mut bodies = [("request", request, false), ("response", response, vectors)];
+    let mut bodies = [("request", bodies.request, false), ("response", bodies.response, bodies.vectors)];
     for (name, value) in fields.members() {
         if secrets.is_secret_header(name) {
             continue;
@@ -54,7 +61,7 @@ pub fn write(
             if name == side && matches!(value, Json::Object(_)) && out.ends_with('}') {
                 out.pop();
                 let is_empty = out.len() == start + 1;
-                write_body(out, std::mem::replace(document, &Document::Absent), *vectors, is_empty);
+                write_body(out, std::mem::replace(document, &Document::Absent), *vectors, is_empty, hide);
                 out.push('}');
             }
         }
@@ -65,31 +72,36 @@ pub fn write(
     out.push('}');
 }
 
-fn write_body(out: &mut String, document: &Document<'_>, vectors: bool, first: bool) {
+fn write_body(out: &mut String, document: &Document<'_>, vectors: bool, first: bool, hide: &mut Hide<'_>) {
     let separator = if first { "" } else { "," };
     match document {
         Document::Absent => {}
         Document::Json(json) => {
             out.push_str(separator);
             out.push_str("\"body\":");
-            write_without_blobs(out, json, vectors);
+            write_without_blobs(out, json, vectors, hide);
         }
         Document::Text(text) => {
             out.push_str(separator);
             out.push_str("\"body\":");
-            write_string(out, &without_data_urls(text));
+            write_string(out, &hide(&without_data_urls(text)));
         }
     }
 }
 
 /// Appends `json` with blobs, and with `vectors` also vectors, replaced by what they were.
-fn write_without_blobs(out: &mut String, json: &Json<'_>, vectors: bool) {
+fn write_without_blobs(out: &mut String, json: &Json<'_>, vectors: bool, hide: &mut Hide<'_>) {
     match json {
         Json::String(text) => match without_data_urls(text) {
-            Cow::Borrowed(_) => write_text(out, text),
-            Cow::Owned(replaced) => write_string(out, &replaced),
+            Cow::Borrowed(_) => match hide(text) {
+                Cow::Borrowed(_) => write_text(out, text),
+                Cow::Owned(hidden) => write_string(out, &hidden),
+            },
+            Cow::Owned(replaced) => write_string(out, &hide(&replaced)),
         },
-        Json::Array(elements) => write_list(out, '[', elements, ']', |out, element| write_without_blobs(out, element, vectors)),
+        Json::Array(elements) => {
+            write_list(out, '[', elements, ']', |out, element| write_without_blobs(out, element, vectors, hide));
+        }
         Json::Object(members) => write_list(out, '{', members, '}', |out, (name, value)| {
             write_text(out, name);
             out.push(':');
@@ -100,12 +112,12 @@ fn write_without_blobs(out: &mut String, json: &Json<'_>, vectors: bool) {
             } else if let Some(blob) = blob(json, name, value) {
                 write_string(out, &blob);
             } else {
-                write_without_blobs(out, value, vectors);
+                write_without_blobs(out, value, vectors, hide);
             }
         }),
         Json::Raw(text) => match Json::parse(text) {
-            Ok(parsed) => write_without_blobs(out, &parsed, vectors),
-            Err(_) => write_string(out, text),
+            Ok(parsed) => write_without_blobs(out, &parsed, vectors, hide),
+            Err(_) => write_string(out, &hide(text)),
         },
         other => other.write(out),
     }
@@ -180,7 +192,8 @@ mod tests {
 
     fn written(fields: &str, request: Document<'_>, response: Document<'_>, vectors: bool) -> String {
         let mut out = String::new();
-        write(&mut out, &Json::parse(fields).unwrap(), &request, &response, &Secrets::default(), vectors);
+        let bodies = Bodies { request: &request, response: &response, vectors };
+        write(&mut out, &Json::parse(fields).unwrap(), bodies, &Secrets::default(), &mut |text| text.into());
         out
     }
 

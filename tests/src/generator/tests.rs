@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 
 use llm_collector::decode::{self, Limits};
-use llm_collector::extract::{self, redact::Secrets};
+use llm_collector::extract::{self, privacy::Privacy, redact::Secrets};
 
 use crate::generator::{Generator, Settings};
 
@@ -64,7 +64,7 @@ fn the_collector_understands_every_entry() {
     let mut with_tools = 0;
     for raw in decode::elements(&text).expect("a batch") {
         let entry = decode::entry::decode(raw, limits).expect("an entry");
-        let call = extract::call(&entry, &Secrets::default());
+        let call = extract::call(&entry, &Secrets::default(), &Privacy::default());
         assert!(call.status.is_some() && call.endpoint.is_some(), "{call:?}");
         if call.succeeded() {
             let is_vector = call.endpoint.as_deref() == Some("/v1/embeddings");

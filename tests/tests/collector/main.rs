@@ -10,5 +10,6 @@
 
 mod commands;
 mod metrics;
+mod privacy;
 mod receive;
 mod rows;

@@ -1,0 +1,94 @@
+//! What is not stored of conversations.
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use gateway_tests::collector::{TestApp, run};
+use serde_json::{Value, json};
+
+const KEY: &str = "sk-abcdefghij0123456789";
+const MOBILE: &str = "13812345678";
+const EMAIL: &str = "li@example.cn";
+
+/// A call of `consumer` on `route` in which user, model and a tool call say `text`.
+fn entry(request_id: &str, consumer: &str, route: &str, text: &str) -> String {
+    let encoded = |body: Value| STANDARD.encode(body.to_string());
+    let request = json!({"model": "m", "messages": [
+        {"role": "system", "content": format!("system {text}")}, {"role": "user", "content": format!("user {text}")}]});
+    let answer = json!({"model": "m", "choices": [{"index": 0, "finish_reason": "stop", "message": {
+            "role": "assistant", "content": format!("model {text}"), "reasoning": format!("thought {text}"),
+            "tool_calls": [{"id": "t", "type": "function",
+                "function": {"name": "f", "arguments": json!({"a": text}).to_string()}}]}}],
+        "usage": {"prompt_tokens": 5, "completion_tokens": 7}});
+    json!({
+        "started_at": 1_795_402_800_000_i64,
+        "consumer": {"username": consumer},
+        "route": {"name": route},
+        "request": {"id": request_id, "uri": "/v1/chat/completions", "method": "POST", "body": encoded(request)},
+        "response": {"status": 200, "body": encoded(answer)},
+        "latencies": {"request": 9},
+    })
+    .to_string()
+}
+
+async fn row(app: &TestApp, request_id: &str) -> Value {
+    let client = app.database.connect().await;
+    client.query_one("SELECT to_jsonb(l) FROM llm_logs l WHERE request_id = $1", &[&request_id]).await.unwrap().get(0)
+}
+
+#[tokio::test]
+async fn what_is_masked_is_nowhere_in_the_row_and_counted_once_a_row() {
+    let app = TestApp::start_with(&["--mask", "key,mobile", "--mask-patterns", r"staff=\bz[0-9]{6}\b"]).await;
+    let text = format!("{KEY} {MOBILE} {EMAIL} z123456 \"quoted\"");
+    for _ in 0..2 {
+        assert_eq!(app.log(entry("masked", "a", "r", &text)).await.status, 200);
+    }
+    let row = row(&app, "masked").await;
+    let expected = format!("[key] [mobile] {EMAIL} [staff] \"quoted\"");
+    assert_eq!(row["prompt"], format!("user {expected}"));
+    assert_eq!(row["response"], format!("model {expected}"));
+    assert_eq!(row["reasoning"], format!("thought {expected}"));
+    assert_eq!(row["tool_calls"][0]["arguments"], json!({"a": expected}).to_string());
+    assert_eq!(row["raw_log"]["request"]["body"]["messages"][0]["content"], format!("system {expected}"));
+    for hidden in [KEY, MOBILE, "z123456"] {
+        assert!(!row.to_string().contains(hidden), "{hidden} in {row}");
+    }
+    // Five texts in the bodies; the repeat is no new row.
+    for pattern in ["key", "mobile", "staff"] {
+        assert_eq!(app.metric(&format!("llm_masked_total{{pattern=\"{pattern}\"}}")).await, 5.0, "{pattern}");
+    }
+    assert_eq!(app.metric("llm_masked_total{pattern=\"email\"}").await, 0.0);
+}
+
+#[tokio::test]
+async fn keys_are_masked_without_being_asked() {
+    let app = TestApp::start().await;
+    app.log(entry("default", "a", "r", &format!("{KEY} {MOBILE}"))).await;
+    let row = row(&app, "default").await;
+    assert_eq!(row["prompt"], format!("user [key] {MOBILE}"));
+    assert!(!row.to_string().contains(KEY));
+}
+
+#[tokio::test]
+async fn of_some_consumers_and_routes_only_metadata_is_stored() {
+    let app = TestApp::start_with(&["--metadata-consumers", "council, hr", "--metadata-routes", "vllm-responses"]).await;
+    for (id, consumer, route) in [("of-hr", "hr", "r"), ("of-route", "a", "vllm-responses"), ("of-others", "hrx", "r")] {
+        app.log(entry(id, consumer, route, "confidential")).await;
+    }
+    for id in ["of-hr", "of-route"] {
+        let row = row(&app, id).await;
+        assert!(!row.to_string().contains("confidential"), "{row}");
+        let kept = json!([row["model"], row["status"], row["prompt_tokens"], row["completion_tokens"], row["finish_reason"]]);
+        assert_eq!(kept, json!(["m", 200, 5, 7, "stop"]), "{row}");
+        for column in ["prompt", "response", "reasoning", "tool_calls"] {
+            assert_eq!(row[column], Value::Null, "{column}");
+        }
+    }
+    assert_eq!(row(&app, "of-others").await["prompt"], "user confidential");
+}
+
+#[tokio::test]
+async fn a_pattern_that_is_wrong_is_named_at_the_start() {
+    let finished = run(&["serve", "--mask-patterns", "staff=(", "--database-url", "postgres://127.0.0.1:1/x"], &[]).await;
+    assert!(!finished.status.success());
+    assert!(finished.stderr.contains("mask pattern staff"), "{}", finished.stderr);
+}
