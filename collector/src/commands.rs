@@ -2,8 +2,12 @@
 
 pub mod doctor;
 pub mod healthcheck;
+mod moment;
+pub mod prices;
 pub mod rejected;
 pub mod replay;
+pub mod report;
+mod table;
 
 use std::sync::Arc;
 

@@ -25,7 +25,7 @@ use crate::pipeline::Pipeline;
 use crate::receive::{self, Receiver, Room};
 use crate::store::pool::{Database, DatabaseSettings, StoreError};
 use crate::store::spool::{self, Spool, SpoolLimits};
-use crate::store::{Health, Store, Writers, gaps, migrate, partitions};
+use crate::store::{Health, Store, Writers, gaps, migrate, partitions, usage};
 
 /// Seconds that requests in flight get after SIGTERM. Longer than the longest wait for PostgreSQL and the disk.
 const SHUTDOWN_SECONDS: u64 = 20;
@@ -35,6 +35,10 @@ const PARTITION_INTERVAL: Duration = Duration::from_secs(3_600);
 
 /// How often holes in Kong's numbers are looked for, at most.
 const GAP_INTERVAL: Duration = Duration::from_secs(15);
+
+/// How often new usage is added to what is there. Until then every question reads it row by row: a busy gateway makes some thousand
+/// rows a minute.
+const COMPACTION_INTERVAL: Duration = Duration::from_secs(60);
 
 /// A file in the data folder that names the database that was reached and migrated before. Any other database that cannot be
 /// reached is taken for a wrong setting, which somebody has to hear about; that one, for an outage that the spool is there for.
@@ -88,6 +92,7 @@ impl Application {
         let background = vec![
             tokio::spawn(drain.run()),
             tokio::spawn(make_partitions(database.clone(), Arc::clone(&health))),
+            tokio::spawn(compact_usage(database.clone(), Arc::clone(&health))),
             tokio::spawn(find_gaps(database, health, Arc::clone(&metrics), grace)),
         ];
         let receiver = Data::new(Receiver {
@@ -163,6 +168,23 @@ async fn make_partitions(database: Database, health: Arc<Health>) {
             Ok(0) => {}
             Ok(created) => info!("made {created} partitions ahead"),
             Err(error) => warn!("could not make partitions ahead: {error}"),
+        }
+    }
+}
+
+/// Adds new usage to what is there. Several collectors may do so at once.
+async fn compact_usage(database: Database, health: Arc<Health>) {
+    loop {
+        tokio::time::sleep(COMPACTION_INTERVAL).await;
+        if !health.is_up() {
+            continue;
+        }
+        let compacted = match database.connection().await {
+            Ok(connection) => usage::compact(connection).await,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = compacted {
+            warn!("could not add up usage; reports are right nevertheless, but slower: {error}");
         }
     }
 }

@@ -13,8 +13,10 @@ pub mod insert;
 pub mod migrate;
 pub mod partitions;
 pub mod pool;
+pub mod prices;
 pub mod rejected;
 pub mod spool;
+pub mod usage;
 mod writer;
 
 use std::sync::Arc;
