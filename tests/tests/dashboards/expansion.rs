@@ -7,8 +7,12 @@ const HOUR: i64 = 3_600;
 /// A query of a dashboard with another text.
 fn query(language: Language, text: &str) -> Query {
     let queries: Vec<Query> = dashboards().iter().flat_map(gateway_tests::grafana::Dashboard::queries).collect();
-    let like = queries.into_iter().find(|query| query.language == language && !query.today && query.instant == (language == Language::PromQl));
-    Query { text: text.to_owned(), ..like.expect("a query") }
+    let like = queries
+        .into_iter()
+        .find(|query| query.language == language && !query.today && query.instant == (language == Language::PromQl));
+    let mut query = like.expect("a query");
+    text.clone_into(&mut query.text);
+    query
 }
 
 #[test]
@@ -26,15 +30,13 @@ fn text_that_somebody_typed_cannot_leave_its_quotes() {
     typed.set("text", &["it's"]);
     typed.set("users", &["a", "b'); DROP TABLE llm_logs; --"]);
     let query = query(Language::Sql, "SELECT ${text:sqlstring}, x IN (${users:sqlstring})");
-    assert_eq!(
-        Moment::before(0, HOUR).expand(&query, &typed),
-        "SELECT 'it''s', x IN ('a','b''); DROP TABLE llm_logs; --')"
-    );
+    assert_eq!(Moment::before(0, HOUR).expand(&query, &typed), "SELECT 'it''s', x IN ('a','b''); DROP TABLE llm_logs; --')");
 }
 
 #[test]
 fn macros_become_conditions_on_the_chosen_time() {
-    let query = query(Language::Sql, "WHERE $__timeFilter(started_at) AND hour <= $__timeTo() GROUP BY $__timeGroupAlias(hour, 3600s)");
+    let query =
+        query(Language::Sql, "WHERE $__timeFilter(started_at) AND hour <= $__timeTo() GROUP BY $__timeGroupAlias(hour, 3600s)");
     assert_eq!(
         Moment::before(1_795_400_000_000, HOUR).expand(&query, &Variables::default()),
         "WHERE started_at BETWEEN '2026-11-23T01:13:20.000Z' AND '2026-11-23T02:13:20.000Z' AND hour <= '2026-11-23T02:13:20.000Z' \

@@ -18,10 +18,7 @@ fn for_each_panel(check: impl Fn(&Dashboard, &Value, &str)) {
 fn dashboards_have_fixed_uids_a_tag_and_links_to_each_other() {
     let dashboards = grafana::dashboards();
     let files: Vec<&str> = dashboards.iter().map(|dashboard| dashboard.file.as_str()).collect();
-    assert_eq!(
-        files,
-        ["audit-pipeline", "capacity", "conversation", "conversations", "gateway-overview", "usage-and-cost"]
-    );
+    assert_eq!(files, ["audit-pipeline", "capacity", "conversation", "conversations", "gateway-overview", "usage-and-cost"]);
     for dashboard in &dashboards {
         // Links and bookmarks are made of the uid.
         assert_eq!(text(&dashboard.json, "/uid"), format!("llm-{}", dashboard.file));
@@ -119,7 +116,8 @@ fn whatever_is_typed_or_chosen_is_quoted_in_sql() {
     for dashboard in &grafana::dashboards() {
         for query in dashboard.queries().iter().filter(|query| query.language == Language::Sql) {
             for variable in query.text.split('$').skip(1) {
-                let quoted = variable.starts_with("__") || variable.split_once('}').is_some_and(|(name, _)| name.ends_with(":sqlstring"));
+                let quoted =
+                    variable.starts_with("__") || variable.split_once('}').is_some_and(|(name, _)| name.ends_with(":sqlstring"));
                 assert!(quoted, "{}: ${variable}", query.place);
             }
         }

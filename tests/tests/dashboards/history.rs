@@ -21,7 +21,7 @@ struct Target {
 }
 
 /// The end of the history, in milliseconds: about now, but never so soon after midnight that "today" holds too little of it.
-pub fn end_ms() -> i64 {
+pub(crate) fn end_ms() -> i64 {
     const DAY: u64 = 86_400;
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO).as_secs() - 60;
     let end = if now % DAY < 7_200 { now - now % DAY - 60 } else { now };
@@ -29,12 +29,12 @@ pub fn end_ms() -> i64 {
 }
 
 /// The begin of the history.
-pub fn begin_ms(end_ms: i64) -> i64 {
+pub(crate) fn begin_ms(end_ms: i64) -> i64 {
     end_ms - (2 * SCRAPES - 1) * grafana::SCRAPE_SECONDS * 1_000
 }
 
 /// The history as OpenMetrics text with time stamps, for `promtool tsdb create-blocks-from openmetrics`.
-pub async fn open_metrics(end_ms: i64) -> String {
+pub(crate) async fn open_metrics(end_ms: i64) -> String {
     let file = |path: &Path| std::fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
     let kong = |number| file(&fixtures::kong().join(format!("metrics-{number}.txt")));
     let vllm = |name| file(&fixtures::vllm().join(name).join("response.bin"));

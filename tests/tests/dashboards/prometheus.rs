@@ -12,21 +12,21 @@ use serde_json::Value;
 use crate::history;
 
 /// A running Prometheus.
-pub struct Prometheus {
+pub(crate) struct Prometheus {
     url: String,
     server: Child,
     /// The last moment of its history.
-    pub end_ms: i64,
+    pub(crate) end_ms: i64,
     _folder: tempfile::TempDir,
 }
 
 /// The folder `deploy/prometheus`.
-pub fn configuration() -> PathBuf {
+pub(crate) fn configuration() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/prometheus")
 }
 
 /// Runs promtool; returns what it printed.
-pub fn promtool(arguments: &[&str]) -> String {
+pub(crate) fn promtool(arguments: &[&str]) -> String {
     let output = Command::new("promtool").args(arguments).output().expect("promtool, see tests/tools.sh");
     let printed = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "promtool {arguments:?}:\n{printed}");
@@ -35,7 +35,7 @@ pub fn promtool(arguments: &[&str]) -> String {
 
 impl Prometheus {
     /// Makes the history, starts the server, and computes what the recording rules would have recorded.
-    pub async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let path = |name: &str| folder.path().join(name).to_str().expect("a path").to_owned();
         let (history, data, config) = (path("history.txt"), path("data"), path("prometheus.yml"));
@@ -71,7 +71,7 @@ impl Prometheus {
     }
 
     /// The rules that it has loaded: name and expression.
-    pub async fn rules(&self) -> Vec<(String, String)> {
+    pub(crate) async fn rules(&self) -> Vec<(String, String)> {
         let groups = self.ask("/api/v1/rules", &[]).await.expect("rules");
         let of_group = |group: &Value| group["rules"].as_array().cloned().unwrap_or_default();
         let rules: Vec<Value> = groups["groups"].as_array().expect("groups").iter().flat_map(of_group).collect();
@@ -80,7 +80,7 @@ impl Prometheus {
     }
 
     /// The series that a query gives, each with its values.
-    pub async fn query(&self, expression: &str, instant: bool, moment: Moment, step_seconds: i64) -> Result<Vec<Series>, String> {
+    pub(crate) async fn query(&self, expression: &str, instant: bool, moment: Moment, step_seconds: i64) -> Result<Vec<Series>, String> {
         let seconds = |ms: i64| (ms / 1_000).to_string();
         let answer = if instant {
             self.ask("/api/v1/query", &[("query", expression), ("time", &seconds(moment.to_ms))]).await?
@@ -92,7 +92,7 @@ impl Prometheus {
     }
 
     /// The label sets of all series with a name.
-    pub async fn series(&self, name: &str) -> Vec<Value> {
+    pub(crate) async fn series(&self, name: &str) -> Vec<Value> {
         let begin = (history::begin_ms(self.end_ms) / 1_000).to_string();
         let found = self.ask("/api/v1/series", &[("match[]", name), ("start", &begin)]).await;
         found.expect("series").as_array().cloned().unwrap_or_default()
@@ -116,11 +116,11 @@ impl Drop for Prometheus {
 
 /// A series of a result.
 #[derive(Debug)]
-pub struct Series {
+pub(crate) struct Series {
     /// Its labels.
-    pub labels: Value,
+    pub(crate) labels: Value,
     /// Its values that are numbers.
-    pub values: Vec<f64>,
+    pub(crate) values: Vec<f64>,
 }
 
 impl Series {
@@ -143,5 +143,7 @@ fn serve(config: &str, data: &str, port: u16) -> Child {
 }
 
 fn escape(text: &str) -> String {
-    text.bytes().map(|byte| if byte.is_ascii_alphanumeric() { char::from(byte).to_string() } else { format!("%{byte:02X}") }).collect()
+    text.bytes()
+        .map(|byte| if byte.is_ascii_alphanumeric() { char::from(byte).to_string() } else { format!("%{byte:02X}") })
+        .collect()
 }

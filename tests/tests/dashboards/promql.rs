@@ -211,7 +211,11 @@ impl Names {
                 in_grouping = true;
             } else if in_grouping {
                 names.grouped.push(word.to_owned());
-            } else if !first.is_ascii_digit() && !WORDS.contains(&word) && !after.trim_start().starts_with('(') && !is_aggregation(word, after) {
+            } else if !first.is_ascii_digit()
+                && !WORDS.contains(&word)
+                && !after.trim_start().starts_with('(')
+                && !is_aggregation(word, after)
+            {
                 names.metrics.push((word.to_owned(), Vec::new()));
             }
         }
