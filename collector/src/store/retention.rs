@@ -223,7 +223,7 @@ async fn carry_out(session: &Session, clocks: Clocks, step: &Step) -> Result<i64
                 Some(_) => session.client().execute(&(statement + HAS_CONTENT), &[]).await?,
                 None => session.client().execute(&(statement + &rows_of_default(HAS_CONTENT)), &[&clocks.content_days]).await?,
             };
-            // Until then the text is still in the file.
+            // So that its space is used again.
             session.batch(&format!("VACUUM {table}")).await?;
             Ok(0)
         }

@@ -87,7 +87,7 @@ async fn size(database: &Database, table: &str) -> i64 {
 }
 
 const TOKENS: &str = "SELECT sum(prompt_tokens + 3 * completion_tokens + latency_ms)::bigint FROM llm_logs";
-const REWRITES: &str = "SELECT count(*) FROM pg_class WHERE relname LIKE '%\\_rewrite' AND relkind = 'r'";
+const REWRITES: &str = "SELECT count(*) FROM pg_class WHERE relname LIKE 'llm_logs_%\\_rewrite' AND relkind = 'r'";
 
 #[tokio::test]
 async fn content_goes_rows_stay_and_the_disk_space_comes_back() {
