@@ -1,9 +1,11 @@
 //! The commands besides `serve`. What they print on standard output is their result; everything else is logged.
 
 pub mod doctor;
+pub mod erase;
 pub mod healthcheck;
 pub mod rejected;
 pub mod replay;
+pub mod retention;
 
 use std::sync::Arc;
 

@@ -9,6 +9,8 @@
 )]
 
 mod commands;
+mod erase;
 mod metrics;
 mod receive;
+mod retention;
 mod rows;
