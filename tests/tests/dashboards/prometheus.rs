@@ -80,7 +80,13 @@ impl Prometheus {
     }
 
     /// The series that a query gives, each with its values.
-    pub(crate) async fn query(&self, expression: &str, instant: bool, moment: Moment, step_seconds: i64) -> Result<Vec<Series>, String> {
+    pub(crate) async fn query(
+        &self,
+        expression: &str,
+        instant: bool,
+        moment: Moment,
+        step_seconds: i64,
+    ) -> Result<Vec<Series>, String> {
         let seconds = |ms: i64| (ms / 1_000).to_string();
         let answer = if instant {
             self.ask("/api/v1/query", &[("query", expression), ("time", &seconds(moment.to_ms))]).await?

@@ -82,10 +82,9 @@ async fn as_grafana(database: &Database) -> Client {
     let grants = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/postgresql/grants.sql");
     let psql = Command::new("psql").args(["-X", "-q", "-d", &database.url, "-f"]).arg(&grants).output().expect("psql");
     assert!(psql.status.success(), "{}", String::from_utf8_lossy(&psql.stderr));
-    client
-        .batch_execute("SET ROLE llm_grafana; SET default_transaction_read_only = on; SET timezone = 'UTC'")
-        .await
-        .expect("rights");
+    // The settings of the role.
+    let settings = "SET ROLE llm_grafana; SET default_transaction_read_only = on; SET timezone = 'UTC'; SET jit = off";
+    client.batch_execute(settings).await.expect("rights");
     client
 }
 
