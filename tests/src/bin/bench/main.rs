@@ -18,6 +18,7 @@
 mod cpu;
 mod load;
 mod phases;
+mod queries;
 mod report;
 
 use std::path::PathBuf;
@@ -36,6 +37,12 @@ struct Cli {
 enum Command {
     /// Measures the collector, \copy and a collector in Python; prints a table and writes target/bench.json
     Run(RunSettings),
+    /// Times every SQL query of the dashboards over many rows; writes plans to target/bench-queries.txt
+    Queries {
+        /// Rows of llm_logs, spread over 30 days
+        #[arg(long, default_value_t = 10_000_000)]
+        rows: u64,
+    },
     /// Writes generated entries, one JSON object a line, as `llm-collector replay` reads them
     Generate {
         /// How many
@@ -76,6 +83,7 @@ async fn main() {
             let measured = phases::run(&settings).await;
             report::finish(&settings, &measured);
         }
+        Command::Queries { rows } => queries::run(rows).await,
         Command::Generate { entries, seed, file } => {
             let mut generator = Generator::new(&Settings { seed, ..Settings::default() });
             let mut out = String::new();
