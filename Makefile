@@ -1,6 +1,6 @@
 # The commands of the README. Each installs what it needs through apt, and says so first.
 
-.PHONY: bench bundle demo test test-deploy test-e2e
+.PHONY: bench bench-queries bundle demo test test-deploy test-e2e
 
 ## See it work: users, a gateway, a simulated vLLM, the collector, a private PostgreSQL. Ctrl-C ends it.
 demo:
@@ -20,6 +20,10 @@ test-e2e:
 ## table, writes target/bench.json.
 bench:
 	@tests/bench.sh
+
+## Time every SQL query of the dashboards over ten million rows (ROWS=…). Fails over a second; plans in target/bench-queries.txt.
+bench-queries:
+	@tests/bench-queries.sh
 
 ## The file that is carried to the host without internet, into dist/. IMAGES_FROM=DIR takes images from tar files there instead of
 ## pulling, PLATFORM=linux/arm64 makes it for another processor; more with deploy/bundle.sh --help

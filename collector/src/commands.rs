@@ -1,12 +1,14 @@
 //! The commands besides `serve`. What they print on standard output is their result; everything else is logged.
 
 pub mod doctor;
+pub mod erase;
 pub mod healthcheck;
 mod moment;
 pub mod prices;
 pub mod rejected;
 pub mod replay;
 pub mod report;
+pub mod retention;
 mod table;
 
 use std::sync::Arc;

@@ -7,10 +7,12 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use chrono::{DateTime, NaiveDate, Utc};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use tokio_postgres::Config;
 
 use crate::extract::privacy::{Forms, Privacy};
+use crate::store::retention::Clocks;
 
 /// Receives Kong's http-log batches, decodes the conversations with the model and keeps them in PostgreSQL.
 #[derive(Debug, Parser)]
@@ -37,6 +39,10 @@ pub enum Command {
     Report(ReportSettings),
     /// What models cost
     Prices(PricesSettings),
+    /// Remove what is older than it is to be kept, as `serve` does every hour
+    Retention(RetentionSettings),
+    /// Erase what one consumer asked and was answered
+    Erase(EraseSettings),
     /// Check a running installation, and say what is wrong and how to mend it
     Doctor(DoctorSettings),
     /// Ask a running collector whether it lives: status 0 if so, for health checks of containers
@@ -147,7 +153,57 @@ pub struct ServeSettings {
     #[arg(long, env = "COLLECTOR_MAX_QUEUE_BYTES", default_value_t = 128 << 20)]
     pub max_queue_bytes: usize,
     #[command(flatten)]
+    pub retention: RetentionClocks,
+    #[command(flatten)]
     pub pipeline: PipelineSettings,
+}
+
+/// How long what is kept.
+#[derive(Debug, Clone, Args)]
+pub struct RetentionClocks {
+    /// Days until prompts, answers, reasoning, tool calls and bodies are removed from rows; 0 is never
+    #[arg(long, env = "COLLECTOR_KEEP_CONTENT_DAYS", default_value_t = 0, value_parser = clap::value_parser!(i32).range(0..=MAX_DAYS))]
+    pub keep_content_days: i32,
+    /// Days until rows are removed; 0 is never
+    #[arg(long, env = "COLLECTOR_KEEP_ROWS_DAYS", default_value_t = 0, value_parser = clap::value_parser!(i32).range(0..=MAX_DAYS))]
+    pub keep_rows_days: i32,
+}
+
+/// A thousand years, so that no date runs over.
+const MAX_DAYS: i64 = 365_000;
+
+/// Settings of `retention`.
+#[derive(Debug, Args)]
+pub struct RetentionSettings {
+    #[command(flatten)]
+    pub clocks: RetentionClocks,
+    /// Only print what would go
+    #[arg(long)]
+    pub dry_run: bool,
+    #[command(flatten)]
+    pub database: DatabaseArgs,
+}
+
+/// Settings of `erase`.
+#[derive(Debug, Args)]
+pub struct EraseSettings {
+    /// Whose content
+    #[arg(long)]
+    pub consumer: String,
+    /// Only of calls before this day or time (UTC), as 2026-11-01 or 2026-11-01T08:00:00Z
+    #[arg(long, value_parser = time)]
+    pub before: Option<DateTime<Utc>>,
+    /// Delete the rows as well: then they are in no report that reads rows
+    #[arg(long)]
+    pub rows: bool,
+    /// Only say how much there is
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Do not ask
+    #[arg(long)]
+    pub yes: bool,
+    #[command(flatten)]
+    pub database: DatabaseArgs,
 }
 
 /// Settings of `replay`.
@@ -393,6 +449,13 @@ impl DatabaseArgs {
     }
 }
 
+impl RetentionClocks {
+    /// The same as the store knows it.
+    pub fn clocks(&self) -> Clocks {
+        Clocks { content_days: self.keep_content_days, rows_days: self.keep_rows_days }
+    }
+}
+
 impl ServeSettings {
     /// The token, if there is one. Refuses to be open to the network without.
     pub fn checked_token(&self) -> Result<Option<String>> {
@@ -408,6 +471,13 @@ impl ServeSettings {
         }
         Ok(token)
     }
+}
+
+/// A day (its beginning, UTC) or a time.
+fn time(text: &str) -> std::result::Result<DateTime<Utc>, String> {
+    let day = text.parse::<NaiveDate>().ok().and_then(|day| day.and_hms_opt(0, 0, 0)).map(|midnight| midnight.and_utc());
+    let time = || text.parse::<DateTime<Utc>>().ok();
+    day.or_else(time).ok_or_else(|| "neither a day as 2026-11-01 nor a time as 2026-11-01T08:00:00Z".to_owned())
 }
 
 /// A secret given directly or in a file; an empty one is none.

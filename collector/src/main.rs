@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::Parser;
-use llm_collector::commands::{self, doctor, healthcheck, prices, rejected, replay, report};
+use llm_collector::commands::{self, doctor, erase, healthcheck, prices, rejected, replay, report, retention};
 use llm_collector::config::{Cli, Command, ServeSettings};
 use llm_collector::logging;
 use llm_collector::server::Application;
@@ -46,6 +46,8 @@ async fn run(command: &Command) -> Result<()> {
         Command::Rejected(settings) => print(rejected::run(settings).await?),
         Command::Report(settings) => print(report::run(settings).await?),
         Command::Prices(settings) => print(prices::run(settings).await?),
+        Command::Retention(settings) => print(retention::run(settings).await?),
+        Command::Erase(settings) => print(erase::run(settings).await?),
         Command::Doctor(settings) => {
             let report = doctor::run(settings).await?;
             print(if settings.json { report.json()? } else { report.text() })?;

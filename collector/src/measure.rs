@@ -6,7 +6,9 @@
 
 pub mod labels;
 
+use std::collections::HashMap;
 use std::sync::atomic::AtomicU64;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use prometheus_client::encoding::EncodeLabelSet;
@@ -18,10 +20,11 @@ use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 
 use crate::call::Call;
+use crate::store::state::State;
 use labels::{Bounded, OTHER};
 
 /// Consumers that get series of their own. Each costs about 20 series; a company has hundreds of users, not thousands.
-const MAX_CONSUMERS: usize = 1_000;
+pub const MAX_CONSUMERS: usize = 1_000;
 /// Models that get series of their own. A host serves a handful; LoRA adapters are models too.
 const MAX_MODELS: usize = 100;
 /// Workers of Kong that get series of their own. Every restart of Kong brings new ones; only those that lost entries count.
@@ -82,6 +85,16 @@ struct ResultLabel {
     result: &'static str,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ConsumerLabel {
+    consumer: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ActionLabel {
+    action: &'static str,
+}
+
 /// Makes histograms with fixed buckets.
 #[derive(Debug, Clone, Copy)]
 struct Buckets(&'static [f64]);
@@ -105,6 +118,28 @@ pub struct EntryCounters {
     pub rejected: Counter,
 }
 
+/// Partitions that retention was done with, counted by `llm_collector_retention_partitions_total`.
+#[derive(Debug, Clone)]
+pub struct RetentionCounters {
+    /// Without content from now on.
+    pub content_removed: Counter,
+    /// Gone.
+    pub dropped: Counter,
+}
+
+/// What is looked at from time to time, as gauges.
+#[derive(Debug, Default)]
+struct StateGauges {
+    partitions_ahead: Gauge,
+    database_bytes: Gauge,
+    rejected_entries: Gauge,
+    disk_free: Gauge,
+    disk_size: Gauge,
+    addresses: Family<ConsumerLabel, Gauge>,
+    /// Consumers that `addresses` has series of.
+    shown: Mutex<HashMap<String, i64>>,
+}
+
 /// All metrics.
 #[derive(Debug)]
 pub struct Metrics {
@@ -120,6 +155,9 @@ pub struct Metrics {
     models: Bounded,
     /// What became of entries.
     pub entries: EntryCounters,
+    /// What retention did.
+    pub retention: RetentionCounters,
+    state: StateGauges,
     store_duration: Histogram,
     batch_entries: Histogram,
     queue_bytes: Gauge,
@@ -220,6 +258,11 @@ impl Metrics {
         registry.register("collector_entries_lost", "Entries that Kong numbered and that never arrived", lost.clone());
         let database_up = Gauge::default();
         registry.register("collector_database_up", "Whether PostgreSQL took the last statement", database_up.clone());
+        let actions: Family<ActionLabel, Counter> = Family::default();
+        let action = |action| actions.get_or_create_owned(&ActionLabel { action });
+        let retention = RetentionCounters { content_removed: action("content_removed"), dropped: action("dropped") };
+        registry.register("collector_retention_partitions", "Day partitions that retention was done with", actions);
+        let state = StateGauges::register(&mut registry);
         registry.register("collector_build", "Version of the collector", Info::new([("version", env!("CARGO_PKG_VERSION"))]));
 
         Self {
@@ -234,6 +277,8 @@ impl Metrics {
             consumers: Bounded::new(MAX_CONSUMERS),
             models: Bounded::new(MAX_MODELS),
             entries,
+            retention,
+            state,
             store_duration,
             batch_entries,
             queue_bytes,
@@ -325,11 +370,68 @@ impl Metrics {
         self.queue_bytes.set(i64::try_from(bytes).unwrap_or(i64::MAX));
     }
 
+    /// Notes what the database looks like.
+    pub fn set_state(&self, state: &State) {
+        self.state.partitions_ahead.set(state.partitions_ahead);
+        self.state.database_bytes.set(state.database_bytes);
+        self.state.rejected_entries.set(state.rejected_entries);
+        let mut now: HashMap<String, i64> = HashMap::new();
+        for (consumer, addresses) in &state.addresses {
+            let most = now.entry(self.consumers.label(consumer)).or_default();
+            *most = (*most).max(*addresses);
+        }
+        let mut shown = self.state.shown.lock().unwrap_or_else(PoisonError::into_inner);
+        for consumer in shown.keys().filter(|consumer| !now.contains_key(*consumer)) {
+            self.state.addresses.remove(&ConsumerLabel { consumer: consumer.clone() });
+        }
+        for (consumer, addresses) in &now {
+            self.state.addresses.get_or_create_owned(&ConsumerLabel { consumer: consumer.clone() }).set(*addresses);
+        }
+        *shown = now;
+    }
+
+    /// Notes the size of the disk with the data folder, and what is free on it.
+    pub fn set_disk(&self, free: u64, size: u64) {
+        self.state.disk_free.set(i64::try_from(free).unwrap_or(i64::MAX));
+        self.state.disk_size.set(i64::try_from(size).unwrap_or(i64::MAX));
+    }
+
     /// All metrics as OpenMetrics text.
     pub fn render(&self) -> Result<String, std::fmt::Error> {
         let mut text = String::new();
         prometheus_client::encoding::text::encode(&mut text, &self.registry)?;
         Ok(text)
+    }
+}
+
+impl StateGauges {
+    fn register(registry: &mut Registry) -> Self {
+        let gauges = Self::default();
+        registry.register(
+            "collector_partitions_ahead",
+            "Days from tomorrow on that have a partition",
+            gauges.partitions_ahead.clone(),
+        );
+        registry.register_with_unit("collector_database", "Size of the database", Unit::Bytes, gauges.database_bytes.clone());
+        registry.register("collector_rejected_entries", "Entries that are kept as rejected", gauges.rejected_entries.clone());
+        registry.register_with_unit(
+            "collector_disk_free",
+            "What is free on the disk with the data folder",
+            Unit::Bytes,
+            gauges.disk_free.clone(),
+        );
+        registry.register_with_unit(
+            "collector_disk_size",
+            "Size of the disk with the data folder",
+            Unit::Bytes,
+            gauges.disk_size.clone(),
+        );
+        registry.register(
+            "consumer_addresses",
+            "Addresses that a consumer called from in the last hour",
+            gauges.addresses.clone(),
+        );
+        gauges
     }
 }
 

@@ -12,7 +12,7 @@ use actix_web::dev::{Server, ServerHandle};
 use actix_web::web::Data;
 use actix_web::{App, HttpServer};
 use anyhow::{Context, Result};
-use log::{error, info, warn};
+use log::{error, info};
 use tokio::task::JoinHandle;
 use tokio_postgres::Config;
 
@@ -23,22 +23,13 @@ use crate::extract::redact::Secrets;
 use crate::measure::Metrics;
 use crate::pipeline::Pipeline;
 use crate::receive::{self, Receiver, Room};
-use crate::store::pool::{Database, DatabaseSettings, StoreError};
+use crate::store::pool::{Database, DatabaseSettings};
 use crate::store::spool::{self, Spool, SpoolLimits};
-use crate::store::{Health, Store, Writers, gaps, migrate, partitions, usage};
+use crate::store::{Health, Store, Writers, migrate};
+use crate::upkeep::Upkeep;
 
 /// Seconds that requests in flight get after SIGTERM. Longer than the longest wait for PostgreSQL and the disk.
 const SHUTDOWN_SECONDS: u64 = 20;
-
-/// How often the partitions of the coming days are made.
-const PARTITION_INTERVAL: Duration = Duration::from_secs(3_600);
-
-/// How often holes in Kong's numbers are looked for, at most.
-const GAP_INTERVAL: Duration = Duration::from_secs(15);
-
-/// How often new usage is added to what is there. Until then every question reads it row by row: a busy gateway makes some thousand
-/// rows a minute.
-const COMPACTION_INTERVAL: Duration = Duration::from_secs(60);
 
 /// A file in the data folder that names the database that was reached and migrated before. Any other database that cannot be
 /// reached is taken for a wrong setting, which somebody has to hear about; that one, for an outage that the spool is there for.
@@ -88,13 +79,16 @@ impl Application {
         let limits = Limits { decoded_bytes: settings.pipeline.max_decoded_bytes };
         let pipeline = Pipeline { limits, secrets, privacy, store, metrics: Arc::clone(&metrics) };
         let drain = Drain { pipeline: pipeline.clone(), spool, health: Arc::clone(&health), migrate_first, patience };
-        let grace = Duration::from_secs(settings.gap_grace_seconds);
-        let background = vec![
-            tokio::spawn(drain.run()),
-            tokio::spawn(make_partitions(database.clone(), Arc::clone(&health))),
-            tokio::spawn(compact_usage(database.clone(), Arc::clone(&health))),
-            tokio::spawn(find_gaps(database, health, Arc::clone(&metrics), grace)),
-        ];
+        let upkeep = Upkeep {
+            database,
+            health,
+            metrics: Arc::clone(&metrics),
+            data_dir: settings.data_dir.clone(),
+            gap_grace: Duration::from_secs(settings.gap_grace_seconds),
+            clocks: settings.retention.clocks(),
+        };
+        let mut background = upkeep.start();
+        background.push(tokio::spawn(drain.run()));
         let receiver = Data::new(Receiver {
             pipeline,
             token,
@@ -151,68 +145,4 @@ async fn migrate_or_put_off(config: &Config, patience: Duration, data_dir: &Path
         }
         Err(error) => Err(error).with_context(|| migrate::advice(config)),
     }
-}
-
-/// Makes partitions before their day comes.
-async fn make_partitions(database: Database, health: Arc<Health>) {
-    loop {
-        tokio::time::sleep(PARTITION_INTERVAL).await;
-        if !health.is_up() {
-            continue;
-        }
-        let created = match database.connection().await {
-            Ok(connection) => connection.bounded(partitions::create_ahead(connection.client())).await,
-            Err(error) => Err(error),
-        };
-        match created {
-            Ok(0) => {}
-            Ok(created) => info!("made {created} partitions ahead"),
-            Err(error) => warn!("could not make partitions ahead: {error}"),
-        }
-    }
-}
-
-/// Adds new usage to what is there. Several collectors may do so at once.
-async fn compact_usage(database: Database, health: Arc<Health>) {
-    loop {
-        tokio::time::sleep(COMPACTION_INTERVAL).await;
-        if !health.is_up() {
-            continue;
-        }
-        let compacted = match database.connection().await {
-            Ok(connection) => usage::compact(connection).await,
-            Err(error) => Err(error),
-        };
-        if let Err(error) = compacted {
-            warn!("could not add up usage; reports are right nevertheless, but slower: {error}");
-        }
-    }
-}
-
-/// Looks for entries that Kong numbered and that never arrived.
-async fn find_gaps(database: Database, health: Arc<Health>, metrics: Arc<Metrics>, grace: Duration) {
-    let interval = GAP_INTERVAL.min(grace / 2).max(Duration::from_millis(200));
-    loop {
-        tokio::time::sleep(interval).await;
-        if !health.is_up() {
-            continue;
-        }
-        match found_gaps(&database, grace).await {
-            Ok(gaps) => {
-                for gap in gaps {
-                    error!(
-                        worker = gap.worker.as_str(), first = gap.first, last = gap.last;
-                        "Kong lost {} entries: worker {} numbers {} to {} never arrived (queue full or retries over; see the log of Kong)",
-                        gap.entries(), gap.worker, gap.first, gap.last
-                    );
-                    metrics.observe_lost(&gap.worker, gap.entries());
-                }
-            }
-            Err(error) => warn!("could not look for lost entries: {error}"),
-        }
-    }
-}
-
-async fn found_gaps(database: &Database, grace: Duration) -> Result<Vec<gaps::Gap>, StoreError> {
-    gaps::find(&database.connection().await?, grace).await
 }

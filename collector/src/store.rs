@@ -8,6 +8,7 @@
 //! Invariant: an answer says what is committed or on disk. Deliberately absent: any decision by us what a duplicate is; the unique
 //! key of the table decides, for repeats of a batch, for several collectors, and for statements whose answer never came.
 
+pub mod erase;
 pub mod gaps;
 pub mod insert;
 pub mod migrate;
@@ -15,7 +16,10 @@ pub mod partitions;
 pub mod pool;
 pub mod prices;
 pub mod rejected;
+pub mod retention;
+pub mod session;
 pub mod spool;
+pub mod state;
 pub mod usage;
 mod writer;
 

@@ -20,6 +20,8 @@ pub mod gateway;
 #[cfg(feature = "suite")]
 pub mod generator;
 #[cfg(feature = "suite")]
+pub mod grafana;
+#[cfg(feature = "suite")]
 pub mod postgres;
 #[cfg(feature = "suite")]
 pub mod process;

@@ -9,7 +9,9 @@
 )]
 
 mod commands;
+mod erase;
 mod metrics;
 mod privacy;
 mod receive;
+mod retention;
 mod rows;

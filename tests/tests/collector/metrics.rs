@@ -1,11 +1,17 @@
 //! `/metrics`.
 
+use std::time::Duration;
+
 use gateway_tests::collector::TestApp;
 use gateway_tests::fixtures;
+use gateway_tests::process::wait_until;
+use llm_collector::measure::Metrics;
+use llm_collector::store::state::State;
 
 /// Lines of `/metrics` that differ from run to run.
 fn is_steady(line: &&str) -> bool {
-    !line.contains("_store_duration_seconds_") && !line.starts_with("llm_collector_build_info")
+    let differ = ["_database_bytes ", "_disk_free_bytes ", "_disk_size_bytes ", "llm_collector_build_info{"];
+    !line.contains("_store_duration_seconds_") && !differ.iter().any(|name| line.contains(name))
 }
 
 #[tokio::test]
@@ -14,6 +20,10 @@ async fn only_new_rows_are_counted_and_the_page_is_as_reviewed() {
     for _ in 0..3 {
         assert_eq!(app.log(fixtures::batch("mixed-50")).await.status, 200);
     }
+    wait_until("the state of the database was seen", Duration::from_secs(10), || async {
+        app.metric("llm_collector_partitions_ahead").await > 0.0
+    })
+    .await;
     let page = app.get("/metrics").await;
     assert_eq!(page.headers["content-type"], "application/openmetrics-text; version=1.0.0; charset=utf-8");
     // The order of the series of a metric is not defined.
@@ -62,4 +72,57 @@ async fn time_per_token_comes_from_streamed_calls_and_missing_usage_is_counted()
     assert_eq!(app.metric(r#"llm_usage_missing_total{model="qwen-tiny"}"#).await, 1.0);
     assert_eq!(app.metric(r#"llm_time_per_output_token_seconds_count{model="qwen-tiny"}"#).await, 1.0);
     app.stop().await;
+}
+
+#[tokio::test]
+async fn the_state_of_database_and_disk_is_shown() {
+    let app = TestApp::start().await;
+    let now = chrono::Utc::now().timestamp_millis();
+    let entry = |n: i64, age_minutes: i64, ip: &str| {
+        fixtures::small_entry(&format!("a{n}"), now - age_minutes * 60_000).replace("10.0.0.7", ip)
+    };
+    let entries =
+        [entry(1, 1, "10.0.0.1"), entry(2, 2, "10.0.0.2"), entry(3, 3, "10.0.0.2"), entry(4, 90, "10.0.0.4"), "17".to_owned()];
+    assert_eq!(app.log(format!("[{}]", entries.join(","))).await.count("stored"), 4);
+    // Gauges are brought up to date once a minute, and at the start.
+    let second = TestApp::start_on(app.database.clone(), &[]).await;
+    wait_until("the state was seen", Duration::from_secs(10), || async {
+        second.metric(r#"llm_consumer_addresses{consumer="z1"}"#).await == 2.0
+    })
+    .await;
+    assert_eq!(second.metric("llm_collector_partitions_ahead").await, 7.0);
+    assert_eq!(second.metric("llm_collector_rejected_entries").await, 1.0);
+    let bytes = app.database.number("SELECT pg_database_size(current_database())").await as f64;
+    let shown = second.metric("llm_collector_database_bytes").await;
+    assert!((shown / bytes - 1.0).abs() < 0.2, "{shown} of {bytes}");
+    let (free, size) =
+        (second.metric("llm_collector_disk_free_bytes").await, second.metric("llm_collector_disk_size_bytes").await);
+    assert!(1e6 < free && free < size, "{free} of {size}");
+    app.stop().await;
+    second.stop().await;
+}
+
+#[test]
+fn addresses_of_consumers_that_do_not_call_any_more_vanish() {
+    let state = |addresses: &[(&str, i64)]| State {
+        partitions_ahead: 7,
+        database_bytes: 1,
+        rejected_entries: 0,
+        addresses: addresses.iter().map(|(name, count)| ((*name).to_owned(), *count)).collect(),
+    };
+    let metrics = Metrics::new();
+    let shown = || {
+        let page = metrics.render().unwrap();
+        let mut lines: Vec<_> =
+            page.lines().filter(|line| line.starts_with("llm_consumer_addresses{")).map(str::to_owned).collect();
+        lines.sort();
+        lines
+    };
+    metrics.set_state(&state(&[("ann", 3), ("bob", 1)]));
+    assert_eq!(shown(), [r#"llm_consumer_addresses{consumer="ann"} 3"#, r#"llm_consumer_addresses{consumer="bob"} 1"#]);
+    metrics.set_state(&state(&[("bob", 2)]));
+    assert_eq!(shown(), [r#"llm_consumer_addresses{consumer="bob"} 2"#]);
+    let many: Vec<(String, i64)> = (0..3_000).map(|n| (format!("c{n}"), 1)).collect();
+    metrics.set_state(&state(&many.iter().map(|(name, count)| (name.as_str(), *count)).collect::<Vec<_>>()));
+    assert!(shown().len() <= 1_001, "{}", shown().len());
 }

@@ -23,6 +23,7 @@ mod gateway;
 mod load;
 mod outage;
 mod phases;
+mod queries;
 mod report;
 
 use std::path::PathBuf;
@@ -43,6 +44,12 @@ enum Command {
     Run(RunSettings),
     /// Stops PostgreSQL for ten minutes under load and watches the collector's memory
     Outage(outage::OutageSettings),
+    /// Times every SQL query of the dashboards over many rows; writes plans to target/bench-queries.txt
+    Queries {
+        /// Rows of llm_logs, spread over 30 days
+        #[arg(long, default_value_t = 10_000_000)]
+        rows: u64,
+    },
     /// Writes generated entries, one JSON object a line, as `llm-collector replay` reads them
     Generate {
         /// How many
@@ -88,6 +95,7 @@ async fn main() {
             report::finish(&settings, &measured, gateway.as_ref());
         }
         Command::Outage(settings) => outage::run(&settings).await,
+        Command::Queries { rows } => queries::run(rows).await,
         Command::Generate { entries, seed, file } => {
             let mut generator = Generator::new(&Settings { seed, ..Settings::default() });
             let mut out = String::new();

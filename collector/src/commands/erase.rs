@@ -1,0 +1,59 @@
+//! `erase`: what one consumer asked and was answered, on demand.
+
+use std::io::{IsTerminal, Write};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+
+use crate::config::EraseSettings;
+use crate::store::erase::{self, Erasure, Found};
+use crate::store::session::Session;
+
+/// Longest wait for retention or another erasure.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Erases after asking; returns what to print.
+pub async fn run(settings: &EraseSettings) -> Result<String> {
+    let config = settings.database.config()?;
+    let session = Session::open(&config, settings.database.timeout()).await?;
+    let erasure = Erasure { consumer: settings.consumer.clone(), before: settings.before, rows: settings.rows };
+    let found =
+        erase::find(&session, &erasure).await.context("cannot look for rows (is the schema current? llm-collector migrate)")?;
+    if settings.dry_run {
+        return Ok(format!("{}; nothing was changed\n", described(&erasure, &found)));
+    }
+    if !settings.yes && !confirmed(&erasure, &found)? {
+        return Ok("nothing was changed\n".to_owned());
+    }
+    if !session.lock_within(PATIENCE).await? {
+        bail!("retention or another erasure is at work: try again later");
+    }
+    let found = erase::carry_out(&session, &erasure).await?;
+    Ok(format!(
+        "erased: {}. Entries that still wait in a collector's spool arrive later: erase again when llm_collector_spool_bytes is 0\n",
+        described(&erasure, &found)
+    ))
+}
+
+fn described(erasure: &Erasure, found: &Found) -> String {
+    let before = erasure.before.map(|before| format!(" before {}", before.format("%Y-%m-%d %H:%M:%S UTC"))).unwrap_or_default();
+    let what = if erasure.rows {
+        format!("{} rows, {} of them with content", found.rows, found.with_content)
+    } else {
+        format!("the content of {} rows (of {} rows, which stay)", found.with_content, found.rows)
+    };
+    format!("{what}, and {} rejected entries, of consumer {}{before}", found.rejected, erasure.consumer)
+}
+
+/// Asks whoever sits there.
+fn confirmed(erasure: &Erasure, found: &Found) -> Result<bool> {
+    let mut terminal = std::io::stderr().lock();
+    if !std::io::stdin().is_terminal() {
+        bail!("nobody is there to be asked: say --yes to erase {}, or --dry-run to look", described(erasure, found));
+    }
+    write!(terminal, "Erase {} for ever? Type yes: ", described(erasure, found))?;
+    terminal.flush()?;
+    let mut answer = String::new();
+    std::io::stdin().read_line(&mut answer).context("cannot read the answer")?;
+    Ok(answer.trim() == "yes")
+}

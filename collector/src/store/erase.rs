@@ -1,0 +1,83 @@
+//! Erase on demand: what one person asked and was answered, while rows and token counts stay for the bills.
+//!
+//! Rows are changed in place, partition by partition, and vacuumed afterwards, so that the space of the text is used again. Never at the same time as retention, which would bring back what it copied before (see [`Session`]).
+//! Deliberately absent: spools of collectors. Entries that wait there are erased by erasing again after they arrived.
+
+use chrono::{DateTime, Utc};
+use log::info;
+
+use super::pool::StoreError;
+use super::retention::{HAS_CONTENT, WITHOUT_CONTENT};
+use super::session::Session;
+
+/// Whose data, and how much of it.
+#[derive(Debug, Clone)]
+pub struct Erasure {
+    /// The consumer.
+    pub consumer: String,
+    /// Calls before this time; `None` is all.
+    pub before: Option<DateTime<Utc>>,
+    /// The rows as well.
+    pub rows: bool,
+}
+
+/// What there is of a consumer.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Found {
+    /// Partitions with rows that are to be touched, and how many those are.
+    pub partitions: Vec<(String, i64)>,
+    /// Rows in all.
+    pub rows: i64,
+    /// Rows that have content.
+    pub with_content: i64,
+    /// Rejected entries.
+    pub rejected: i64,
+}
+
+const ROWS: &str = "consumer_username = $1 AND ($2::timestamptz IS NULL OR started_at < $2)";
+
+/// A rejected entry that is no JSON is the consumer's when it has the name as a JSON string.
+const REJECTED: &str = "($2::timestamptz IS NULL OR rejected_at < $2) AND coalesce(llm_rejected_consumer(raw) = $1,
+    position(convert_to(to_json($1::text)::text, 'UTF8') IN raw) > 0)";
+
+/// Counts. Changes nothing.
+pub async fn find(session: &Session, erasure: &Erasure) -> Result<Found, StoreError> {
+    let client = session.client();
+    let mut found = Found::default();
+    let query = format!(
+        "SELECT tableoid::regclass::text, count(*), count(*) FILTER (WHERE {HAS_CONTENT}) FROM llm_logs WHERE {ROWS} GROUP BY 1 ORDER BY 1"
+    );
+    for row in client.query(&query, &[&erasure.consumer, &erasure.before]).await? {
+        let (rows, with_content): (i64, i64) = (row.try_get(1)?, row.try_get(2)?);
+        found.rows += rows;
+        found.with_content += with_content;
+        let touched = if erasure.rows { rows } else { with_content };
+        if touched > 0 {
+            found.partitions.push((row.try_get(0)?, touched));
+        }
+    }
+    let query = format!("SELECT count(*) FROM llm_rejected WHERE {REJECTED}");
+    found.rejected = client.query_one(&query, &[&erasure.consumer, &erasure.before]).await?.try_get(0)?;
+    Ok(found)
+}
+
+/// Erases what [`find`] finds. To be called with the session's lock held.
+pub async fn carry_out(session: &Session, erasure: &Erasure) -> Result<Found, StoreError> {
+    let found = find(session, erasure).await?;
+    for (table, rows) in &found.partitions {
+        let statement = if erasure.rows {
+            format!("DELETE FROM {table} WHERE {ROWS}")
+        } else {
+            format!("UPDATE {table} {WITHOUT_CONTENT} WHERE {ROWS} AND {HAS_CONTENT}")
+        };
+        session.client().execute(&statement, &[&erasure.consumer, &erasure.before]).await?;
+        session.batch(&format!("VACUUM {table}")).await?;
+        info!(table = table.as_str(), rows = *rows; "erased {rows} rows of {table}");
+    }
+    if found.rejected > 0 {
+        let statement = format!("DELETE FROM llm_rejected WHERE {REJECTED}");
+        session.client().execute(&statement, &[&erasure.consumer, &erasure.before]).await?;
+        session.batch("VACUUM llm_rejected").await?;
+    }
+    Ok(found)
+}

@@ -1,0 +1,252 @@
+//! Retention: content leaves after some days, rows after some more, and the disk space comes back.
+//!
+//! A day without content is the day's partition written anew and swapped in; a day that goes is its partition dropped. The SQL
+//! and its locks are in `sql/V4__retention.sql`. What is left are single rows: late ones of a day that was done, those of the
+//! default partition, and rejected entries, whose raw bytes are content too.
+//!
+//! Invariants: one collector at a time (see [`Session`]); a crash at any point leaves every row where it was or done, and at
+//! most a table `llm_logs_YYYYMMDD_rewrite` that the next round removes; a day that cannot be done now does not hold up the others.
+//! Deliberately absent: any clock but PostgreSQL's.
+
+use chrono::NaiveDate;
+use log::{error, info, warn};
+
+use super::pool::StoreError;
+use super::session::Session;
+use crate::measure::Metrics;
+
+/// What takes content out of rows.
+pub(super) const WITHOUT_CONTENT: &str = "SET prompt = NULL, response = NULL, reasoning = NULL, tool_calls = NULL,
+    raw_log = llm_without_bodies(raw_log)";
+
+/// Whether a row has content.
+pub(super) const HAS_CONTENT: &str = "llm_has_content(prompt, response, reasoning, tool_calls, raw_log)";
+
+/// Where a day begins that is to stay, `$1` days back.
+const CUTOFF: &str = "(((now() AT TIME ZONE 'UTC')::date - $1::int)::timestamp AT TIME ZONE 'UTC')";
+
+/// How long what is kept. Days count from the end of the day (UTC) that a row belongs to; 0 is for ever.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Clocks {
+    /// Days until content goes.
+    pub content_days: i32,
+    /// Days until rows go.
+    pub rows_days: i32,
+}
+
+impl Clocks {
+    /// Whether anything is ever to go.
+    pub fn are_set(self) -> bool {
+        self.content_days > 0 || self.rows_days > 0
+    }
+
+    /// Days until rejected entries go: they are content, and they are rows.
+    fn rejected_days(self) -> i32 {
+        [self.content_days, self.rows_days].into_iter().filter(|days| *days > 0).min().unwrap_or(0)
+    }
+}
+
+/// What is done with a table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Action {
+    /// The partition is written anew without content.
+    RemoveContent,
+    /// The partition is dropped.
+    Drop,
+    /// Single rows lose their content.
+    RemoveContentOfRows,
+    /// Single rows are deleted.
+    DeleteRows,
+}
+
+impl Action {
+    /// In words.
+    pub fn name(self) -> &'static str {
+        match self {
+            Action::RemoveContent => "remove content",
+            Action::Drop => "drop",
+            Action::RemoveContentOfRows => "remove content of single rows",
+            Action::DeleteRows => "delete single rows",
+        }
+    }
+}
+
+/// Something that is due.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Step {
+    /// The table.
+    pub table: String,
+    /// The day of a partition.
+    pub day: Option<NaiveDate>,
+    /// Rows that it is about; PostgreSQL's estimate for whole partitions.
+    pub rows: i64,
+    /// Bytes of the partition, or of what is to be deleted where that is known.
+    pub bytes: Option<i64>,
+    /// What is to be done.
+    pub action: Action,
+}
+
+/// What a round did.
+#[derive(Debug, Default)]
+pub struct Round {
+    /// Steps that are done, with the bytes that came back.
+    pub done: Vec<(Step, i64)>,
+    /// Steps that failed; the next round tries them again.
+    pub failed: usize,
+}
+
+/// What is due now. Changes nothing.
+pub async fn plan(session: &Session, clocks: Clocks) -> Result<Vec<Step>, StoreError> {
+    let client = session.client();
+    let partitions = "WITH today AS (SELECT (now() AT TIME ZONE 'UTC')::date AS today)
+        SELECT partition, day, rows_estimate, bytes, content_removed,
+            $1 > 0 AND day < today - $1 AS without_content, $2 > 0 AND day < today - $2 AS gone
+        FROM llm_partitions, today WHERE day IS NOT NULL ORDER BY day";
+    let mut steps = Vec::new();
+    let mut done = Vec::new();
+    for row in client.query(partitions, &[&clocks.content_days, &clocks.rows_days]).await? {
+        let (content_removed, without_content, gone): (bool, bool, bool) = (row.try_get(4)?, row.try_get(5)?, row.try_get(6)?);
+        let action = match (gone, without_content) {
+            (true, _) => Action::Drop,
+            (false, true) if content_removed => {
+                done.push((row.try_get::<_, String>(0)?, row.try_get(1)?));
+                continue;
+            }
+            (false, true) => Action::RemoveContent,
+            (false, false) => continue,
+        };
+        let (rows, bytes) = (row.try_get(2)?, Some(row.try_get(3)?));
+        steps.push(Step { table: row.try_get(0)?, day: row.try_get(1)?, rows, bytes, action });
+    }
+    for (table, day) in done {
+        // Rows that came after their day was done; the partition has an index of them.
+        let query = format!("SELECT count(*) FROM {table} WHERE {HAS_CONTENT}");
+        let rows = client.query_one(&query, &[]).await?.try_get(0)?;
+        steps.push(Step { table, day, rows, bytes: None, action: Action::RemoveContentOfRows });
+    }
+    for (table, rows, bytes, action) in [
+        ("llm_logs_default", rows_of_default(HAS_CONTENT), "NULL", Action::RemoveContentOfRows),
+        ("llm_logs_default", rows_of_default("true"), "NULL", Action::DeleteRows),
+        ("llm_rejected", rejected(), "sum(length(raw))::bigint", Action::DeleteRows),
+    ] {
+        let days = days_of(table, action, clocks);
+        if days > 0 {
+            let query = format!("SELECT count(*), {bytes}::bigint FROM {table} WHERE {rows}");
+            let row = client.query_one(&query, &[&days]).await?;
+            steps.push(Step { table: table.to_owned(), day: None, rows: row.try_get(0)?, bytes: row.try_get(1)?, action });
+        }
+    }
+    steps.retain(|step| step.rows > 0 || matches!(step.action, Action::Drop | Action::RemoveContent));
+    Ok(steps)
+}
+
+/// Days that rows of a table without days are kept.
+fn days_of(table: &str, action: Action, clocks: Clocks) -> i32 {
+    match action {
+        _ if table == "llm_rejected" => clocks.rejected_days(),
+        Action::RemoveContent | Action::RemoveContentOfRows => clocks.content_days,
+        Action::Drop | Action::DeleteRows => clocks.rows_days,
+    }
+}
+
+/// Rows of the default partition that are due. A row from the future is as old as its writing.
+fn rows_of_default(which: &str) -> String {
+    format!("least(started_at, created_at) < {CUTOFF} AND {which}")
+}
+
+fn rejected() -> String {
+    format!("rejected_at < {CUTOFF}")
+}
+
+/// Does what is due; `None` when another collector is at it.
+pub async fn run(session: &Session, clocks: Clocks, metrics: &Metrics) -> Result<Option<Round>, StoreError> {
+    if !session.try_lock().await? {
+        return Ok(None);
+    }
+    remove_leftovers(session).await?;
+    let mut round = Round::default();
+    for step in plan(session, clocks).await? {
+        match carry_out(session, clocks, &step).await {
+            Ok(freed) => {
+                report(&step, freed, metrics);
+                round.done.push((step, freed));
+            }
+            Err(cause) => {
+                round.failed += 1;
+                error!(table = step.table.as_str(); "retention could not {} of {}: {cause}", step.action.name(), step.table);
+            }
+        }
+    }
+    Ok(Some(round))
+}
+
+/// The log line and the count of a step.
+fn report(step: &Step, freed: i64, metrics: &Metrics) {
+    info!(
+        table = step.table.as_str(), action = step.action.name(), rows = step.rows, bytes = freed;
+        "retention: {} of {} ({} rows, {freed} bytes came back)", step.action.name(), step.table, step.rows
+    );
+    match step.action {
+        Action::RemoveContent => metrics.retention.content_removed.inc(),
+        Action::Drop => metrics.retention.dropped.inc(),
+        Action::RemoveContentOfRows | Action::DeleteRows => 0,
+    };
+}
+
+/// Tables that a crash left behind.
+async fn remove_leftovers(session: &Session) -> Result<(), StoreError> {
+    let query = "SELECT relname::text FROM pg_class WHERE relname ~ '^llm_logs_[0-9]{8}_rewrite$' AND NOT relispartition
+        AND relkind = 'r' AND pg_table_is_visible(oid)";
+    for row in session.client().query(query, &[]).await? {
+        let table: String = row.try_get(0)?;
+        warn!(table = table.as_str(); "removing {table}, which an interrupted round of retention left");
+        session.batch(&format!("DROP TABLE {table}")).await?;
+    }
+    Ok(())
+}
+
+/// Does a step; returns the bytes that came back.
+async fn carry_out(session: &Session, clocks: Clocks, step: &Step) -> Result<i64, StoreError> {
+    let table = &step.table;
+    match (step.action, step.day) {
+        (Action::RemoveContent, Some(day)) => {
+            let result = rewrite(session, table, day).await;
+            if result.is_err() {
+                session.batch(&format!("DROP TABLE IF EXISTS {table}_rewrite")).await?;
+            }
+            result
+        }
+        (Action::Drop, Some(day)) => session.with_short_waits("SELECT llm_drop_day($1)", &day).await,
+        (Action::RemoveContentOfRows, day) => {
+            let statement = format!("UPDATE {table} {WITHOUT_CONTENT} WHERE ");
+            match day {
+                Some(_) => session.client().execute(&(statement + HAS_CONTENT), &[]).await?,
+                None => session.client().execute(&(statement + &rows_of_default(HAS_CONTENT)), &[&clocks.content_days]).await?,
+            };
+            // So that its space is used again.
+            session.batch(&format!("VACUUM {table}")).await?;
+            Ok(0)
+        }
+        (Action::DeleteRows, _) => {
+            let which = if table == "llm_rejected" { rejected() } else { rows_of_default("true") };
+            let statement = format!("DELETE FROM {table} WHERE {which}");
+            session.client().execute(&statement, &[&days_of(table, step.action, clocks)]).await?;
+            session.batch(&format!("VACUUM {table}")).await?;
+            Ok(0)
+        }
+        (Action::RemoveContent | Action::Drop, None) => Ok(0),
+    }
+}
+
+async fn rewrite(session: &Session, table: &str, day: NaiveDate) -> Result<i64, StoreError> {
+    let size = async || -> Result<i64, StoreError> {
+        let row = session.client().query_one("SELECT pg_total_relation_size($1::text::regclass)", &[&table]).await?;
+        Ok(row.try_get(0)?)
+    };
+    session.client().query_one("SELECT llm_rewrite_day($1)", &[&day]).await?;
+    // Then llm_swap_day, which makes late rows wait, compares keys in indexes alone.
+    session.batch(&format!("VACUUM (ANALYZE) {table}_rewrite")).await?;
+    let before = size().await?;
+    session.with_short_waits("SELECT llm_swap_day($1)", &day).await?;
+    Ok(before - size().await?)
+}

@@ -1,0 +1,99 @@
+//! A connection of its own for work that takes longer than a statement of the running collector may: retention and erasing.
+//!
+//! Invariant: at most one of them is at work on a database, whatever collectors there are. The advisory lock belongs to the
+//! connection, so it is free again when its holder crashes.
+
+use std::time::Duration;
+
+use log::debug;
+use tokio_postgres::error::SqlState;
+use tokio_postgres::{Client, Config, NoTls};
+
+use super::pool::StoreError;
+
+/// Longest wait for a lock on a table. Inserts queue up behind us for as long, and they have 4 s.
+const LOCK_WAIT: &str = "150ms";
+
+/// How often a table is asked for, and the pause in between. Together they outlast dashboards, not backups: those have the next
+/// round to be over.
+const ATTEMPTS: u32 = 60;
+const PAUSE: Duration = Duration::from_millis(500);
+
+/// The connection.
+#[derive(Debug)]
+pub struct Session {
+    client: Client,
+}
+
+impl Session {
+    /// Connects.
+    pub async fn open(config: &Config, patience: Duration) -> Result<Self, StoreError> {
+        let (client, connection) =
+            tokio::time::timeout(patience, config.connect(NoTls)).await.map_err(|_| StoreError::NoConnection(patience))??;
+        tokio::spawn(async move {
+            if let Err(error) = connection.await {
+                debug!("connection lost: {error}");
+            }
+        });
+        // Rewriting a day takes as long as it takes.
+        client.batch_execute("SET statement_timeout = 0").await?;
+        Ok(Self { client })
+    }
+
+    /// The client.
+    pub fn client(&self) -> &Client {
+        &self.client
+    }
+
+    /// Takes the advisory lock of retention and erasing; `false` when another one holds it.
+    pub async fn try_lock(&self) -> Result<bool, StoreError> {
+        let query = "SELECT pg_try_advisory_lock(hashtext('llm_logs'), hashtext('retention'))";
+        Ok(self.client.query_one(query, &[]).await?.try_get(0)?)
+    }
+
+    /// Takes the advisory lock within `wait`.
+    pub async fn lock_within(&self, wait: Duration) -> Result<bool, StoreError> {
+        let started = std::time::Instant::now();
+        loop {
+            if self.try_lock().await? {
+                return Ok(true);
+            }
+            if started.elapsed() >= wait {
+                return Ok(false);
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+
+    /// Carries out a statement that locks tables which others use: it waits for them shortly, and often. The statement has one
+    /// parameter and returns one number.
+    pub async fn with_short_waits<P>(&self, statement: &str, parameter: &P) -> Result<i64, StoreError>
+    where
+        P: tokio_postgres::types::ToSql + Sync,
+    {
+        let mut attempt = 1;
+        loop {
+            self.client.batch_execute(&format!("SET lock_timeout = '{LOCK_WAIT}'")).await?;
+            let result = self.client.query_one(statement, &[parameter]).await;
+            self.client.batch_execute("SET lock_timeout = 0").await?;
+            match result {
+                Ok(row) => return Ok(row.try_get(0)?),
+                Err(error) if attempt < ATTEMPTS && is_lock(&error) => {
+                    debug!("a table is in use, trying again: {error}");
+                    attempt += 1;
+                    tokio::time::sleep(PAUSE).await;
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// Carries out statements.
+    pub async fn batch(&self, statements: &str) -> Result<(), StoreError> {
+        Ok(self.client.batch_execute(statements).await?)
+    }
+}
+
+fn is_lock(error: &tokio_postgres::Error) -> bool {
+    error.code().is_some_and(|code| [SqlState::LOCK_NOT_AVAILABLE, SqlState::T_R_DEADLOCK_DETECTED].contains(code))
+}

@@ -1,0 +1,178 @@
+//! What is due from time to time: partitions for the coming days, holes in Kong's numbers, usage that is to be added up, retention,
+//! and the gauges that need a look at the database or the disk.
+//!
+//! Each is a task of its own, so that none waits for another; all rest while PostgreSQL is away. Several collectors may do the
+//! same at once: who comes second finds nothing to do.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use log::{debug, error, info, warn};
+use tokio::task::JoinHandle;
+
+use crate::measure::{MAX_CONSUMERS, Metrics};
+use crate::store::pool::{Database, StoreError};
+use crate::store::retention::{self, Clocks};
+use crate::store::session::Session;
+use crate::store::{Health, gaps, partitions, state, usage};
+
+/// How often the partitions of the coming days are made.
+const PARTITION_INTERVAL: Duration = Duration::from_secs(3_600);
+
+/// How often holes in Kong's numbers are looked for, at most.
+const GAP_INTERVAL: Duration = Duration::from_secs(15);
+
+/// How often retention looks for what is due. Days become due once a day; the hour is for what could not be done before.
+const RETENTION_INTERVAL: Duration = Duration::from_secs(3_600);
+
+/// How often new usage is added to what is there. Until then every question reads it row by row: a busy gateway makes some thousand
+/// rows a minute.
+const COMPACTION_INTERVAL: Duration = Duration::from_secs(60);
+
+/// How often the gauges are brought up to date.
+const STATE_INTERVAL: Duration = Duration::from_secs(60);
+
+/// How often it is tried again while PostgreSQL is away.
+const AWAY_INTERVAL: Duration = Duration::from_secs(1);
+
+/// What the tasks need.
+#[derive(Debug, Clone)]
+pub struct Upkeep {
+    /// The database.
+    pub database: Database,
+    /// Whether it takes statements.
+    pub health: Arc<Health>,
+    /// Where what was found is counted.
+    pub metrics: Arc<Metrics>,
+    /// The folder whose disk is looked at.
+    pub data_dir: PathBuf,
+    /// After this time a number that never arrived is lost.
+    pub gap_grace: Duration,
+    /// How long what is kept.
+    pub clocks: Clocks,
+}
+
+impl Upkeep {
+    /// Starts the tasks; they run until they are aborted.
+    pub fn start(self) -> Vec<JoinHandle<()>> {
+        let mut tasks = vec![
+            tokio::spawn(self.clone().make_partitions()),
+            tokio::spawn(self.clone().find_gaps()),
+            tokio::spawn(self.clone().compact_usage()),
+            tokio::spawn(self.clone().look()),
+        ];
+        if self.clocks.are_set() {
+            tasks.push(tokio::spawn(self.keep()));
+        }
+        tasks
+    }
+
+    /// Waits until PostgreSQL takes statements.
+    async fn while_away(&self) {
+        while !self.health.is_up() {
+            tokio::time::sleep(AWAY_INTERVAL).await;
+        }
+    }
+
+    /// Makes partitions before their day comes. Those of today were made by the migration.
+    async fn make_partitions(self) {
+        loop {
+            tokio::time::sleep(PARTITION_INTERVAL).await;
+            self.while_away().await;
+            let created = match self.database.connection().await {
+                Ok(connection) => connection.bounded(partitions::create_ahead(connection.client())).await,
+                Err(error) => Err(error),
+            };
+            match created {
+                Ok(0) => {}
+                Ok(created) => info!("made {created} partitions ahead"),
+                Err(error) => warn!("could not make partitions ahead: {error}"),
+            }
+        }
+    }
+
+    /// Looks for entries that Kong numbered and that never arrived.
+    async fn find_gaps(self) {
+        let interval = GAP_INTERVAL.min(self.gap_grace / 2).max(Duration::from_millis(200));
+        loop {
+            tokio::time::sleep(interval).await;
+            self.while_away().await;
+            match self.found_gaps().await {
+                Ok(gaps) => {
+                    for gap in gaps {
+                        error!(
+                            worker = gap.worker.as_str(), first = gap.first, last = gap.last;
+                            "Kong lost {} entries: worker {} numbers {} to {} never arrived (queue full or retries over; see the log of Kong)",
+                            gap.entries(), gap.worker, gap.first, gap.last
+                        );
+                        self.metrics.observe_lost(&gap.worker, gap.entries());
+                    }
+                }
+                Err(error) => warn!("could not look for lost entries: {error}"),
+            }
+        }
+    }
+
+    async fn found_gaps(&self) -> Result<Vec<gaps::Gap>, StoreError> {
+        gaps::find(&self.database.connection().await?, self.gap_grace).await
+    }
+
+    /// Adds new usage to what is there.
+    async fn compact_usage(self) {
+        loop {
+            tokio::time::sleep(COMPACTION_INTERVAL).await;
+            self.while_away().await;
+            let compacted = match self.database.connection().await {
+                Ok(connection) => usage::compact(connection).await,
+                Err(error) => Err(error),
+            };
+            if let Err(error) = compacted {
+                warn!("could not add up usage; reports are right nevertheless, but slower: {error}");
+            }
+        }
+    }
+
+    /// Brings the gauges up to date; that of the disk also while PostgreSQL is away and the spool grows.
+    async fn look(self) {
+        loop {
+            match rustix::fs::statvfs(&self.data_dir) {
+                Ok(disk) => self
+                    .metrics
+                    .set_disk(disk.f_bavail.saturating_mul(disk.f_frsize), disk.f_blocks.saturating_mul(disk.f_frsize)),
+                Err(error) => warn!("cannot see how full the disk of {} is: {error}", self.data_dir.display()),
+            }
+            if self.health.is_up() {
+                match self.seen().await {
+                    Ok(state) => self.metrics.set_state(&state),
+                    Err(error) => warn!("could not look at the state of the database: {error}"),
+                }
+            }
+            tokio::time::sleep(STATE_INTERVAL).await;
+        }
+    }
+
+    async fn seen(&self) -> Result<state::State, StoreError> {
+        let connection = self.database.connection().await?;
+        state::read(&connection, i64::try_from(MAX_CONSUMERS).unwrap_or(i64::MAX)).await
+    }
+
+    /// Removes what is older than it is to be kept.
+    async fn keep(self) {
+        loop {
+            self.while_away().await;
+            match self.kept().await {
+                Ok(Some(_)) => {}
+                Ok(None) => debug!("another collector is at retention"),
+                Err(error) => error!("retention failed: {error}"),
+            }
+            tokio::time::sleep(RETENTION_INTERVAL).await;
+        }
+    }
+
+    async fn kept(&self) -> Result<Option<retention::Round>, StoreError> {
+        let settings = self.database.settings();
+        let session = Session::open(&settings.config, settings.timeout).await?;
+        retention::run(&session, self.clocks, &self.metrics).await
+    }
+}

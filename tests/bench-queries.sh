@@ -1,0 +1,11 @@
+#!/usr/bin/env bash
+# `make bench-queries`: times every SQL query of the dashboards over ten million rows, on a PostgreSQL of its own. Plans go to
+# target/bench-queries.txt; a query that takes longer than a second makes it fail. Needs some 15 GB in TMPDIR.
+#
+#   ROWS=10000000   how many rows; a million takes about two minutes
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+tests/tools.sh bench
+cargo build --locked --package gateway-tests --bin bench
+"${CARGO_TARGET_DIR:-target}/debug/bench" queries --rows "${ROWS:-10000000}"
