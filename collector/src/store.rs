@@ -10,6 +10,7 @@
 
 pub mod gaps;
 pub mod insert;
+pub mod inspect;
 pub mod migrate;
 pub mod partitions;
 pub mod pool;
