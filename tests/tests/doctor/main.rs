@@ -18,25 +18,30 @@ mod pretend;
 mod services;
 
 use std::collections::BTreeMap;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use gateway_tests::collector::{binary, get};
 use gateway_tests::gateway::Session;
-use gateway_tests::process::{free_port, wait_until};
+use gateway_tests::process::{Reaper, free_port, wait_until};
 use pretend::Pretend;
 use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt;
+use tokio::sync::OnceCell;
 
 const GRAFANA_PASSWORD: &str = "a-password-of-24-digits!";
 /// `admin` and the password above, as a browser sends them.
 const GRAFANA_LOGIN: &str = "Basic YWRtaW46YS1wYXNzd29yZC1vZi0yNC1kaWdpdHMh";
 
+/// Kong is not as it should be: so at the beginning, and when a test failed before it had put right what it broke.
+static BROKEN: AtomicBool = AtomicBool::new(true);
+static PROMETHEUS: OnceCell<Prometheus> = OnceCell::const_new();
+
 /// A healthy installation, until a test breaks it.
 struct Site {
     session: Session,
     grafana: Pretend,
-    _prometheus: Prometheus,
     variables: BTreeMap<String, String>,
     data: tempfile::TempDir,
 }
@@ -44,11 +49,9 @@ struct Site {
 impl Site {
     async fn healthy() -> Self {
         let session = Session::alone().await;
-        // The suite's own time-out is short, so that its tests are.
-        session.change(&[("VLLM_READ_TIMEOUT_MS", "300000")]).await;
         let grafana = healthy_grafana().await;
         let gateway = session.gateway;
-        let prometheus = Prometheus::start(&[&gateway.collector_url]).await;
+        let prometheus = PROMETHEUS.get_or_init(|| async { Prometheus::start(&[&gateway.collector_url]).await }).await;
         let data = tempfile::tempdir().unwrap();
         let variables = [
             ("KONG_ADMIN_URL", gateway.admin_url.clone()),
@@ -62,7 +65,13 @@ impl Site {
             ("COLLECTOR_DATA_DIR", data.path().to_str().unwrap().to_owned()),
         ];
         let variables = variables.map(|(name, value)| (name.to_owned(), value)).into();
-        Self { session, grafana, _prometheus: prometheus, variables, data }
+        let site = Self { session, grafana, variables, data };
+        if BROKEN.swap(false, Ordering::SeqCst) {
+            site.session.configure_again(&[]).await;
+            // The suite's own time-out is short, so that its tests are.
+            site.patch("services", "vllm", &json!({ "read_timeout": 300_000 })).await;
+        }
+        site
     }
 
     /// What doctor is told about where something is.
@@ -170,15 +179,14 @@ async fn healthy_grafana() -> Pretend {
 /// A real Prometheus with a folder of its own.
 struct Prometheus {
     url: String,
-    _process: tokio::process::Child,
-    _folder: tempfile::TempDir,
+    _reaper: Reaper,
 }
 
 impl Prometheus {
     /// Scrapes these servers, and has done so once.
     async fn start(targets: &[&str]) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let config = folder.path().join("prometheus.yml");
+        let folder = tempfile::tempdir().unwrap().keep();
+        let config = folder.join("prometheus.yml");
         let targets: Vec<&str> = targets.iter().map(|url| url.trim_start_matches("http://")).collect();
         let page = json!({
             "global": {"scrape_interval": "200ms", "scrape_timeout": "200ms"},
@@ -187,16 +195,16 @@ impl Prometheus {
         // JSON is YAML.
         std::fs::write(&config, page.to_string()).unwrap();
         let port = free_port();
-        let process = tokio::process::Command::new("prometheus")
+        let process = Command::new("prometheus")
             .arg(format!("--config.file={}", config.display()))
-            .arg(format!("--storage.tsdb.path={}", folder.path().join("data").display()))
+            .arg(format!("--storage.tsdb.path={}", folder.join("data").display()))
             .arg(format!("--web.listen-address=127.0.0.1:{port}"))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
-            .kill_on_drop(true)
             .spawn()
             .expect("Prometheus (tests/tools.sh test)");
+        let reaper = Reaper::new(&format!("kill {}; rm -rf {}", process.id(), folder.display()));
         let url = format!("http://127.0.0.1:{port}");
         let asked = format!("{url}/api/v1/targets?state=active");
         wait_until("Prometheus has scraped", Duration::from_secs(30), || async {
@@ -206,7 +214,7 @@ impl Prometheus {
             found.len() == targets.len() && found.iter().all(|target| target["health"] != "unknown")
         })
         .await;
-        Self { url, _process: process, _folder: folder }
+        Self { url, _reaper: reaper }
     }
 }
 

@@ -1,9 +1,11 @@
 //! Plugins of Kong that are missing, off, or set otherwise.
 
+use std::sync::atomic::Ordering;
+
 use serde_json::{Value, json};
 
 use super::pretend::Pretend;
-use super::{Said, Site};
+use super::{BROKEN, Said, Site};
 
 impl Site {
     fn admin(&self, path: &str) -> String {
@@ -27,16 +29,24 @@ impl Site {
         assert!(response.status().is_success(), "{path}: {}", response.text().await.unwrap());
     }
 
+    pub(super) async fn patch(&self, kind: &str, name: &str, change: &Value) {
+        let entity = self.entity(kind, name).await;
+        let path = format!("{kind}/{}", entity["id"].as_str().unwrap());
+        self.send(reqwest::Method::PATCH, &path, change).await;
+    }
+
     /// What doctor says while an entity is changed; afterwards it is as it was.
     pub(super) async fn with_changed(&self, kind: &str, name: &str, change: Value) -> Said {
         let mut before = self.entity(kind, name).await;
         let path = format!("{kind}/{}", before["id"].as_str().unwrap());
+        BROKEN.store(true, Ordering::SeqCst);
         self.send(reqwest::Method::PATCH, &path, &change).await;
         let said = self.doctor().await;
         for own in ["id", "created_at", "updated_at"] {
             before.as_object_mut().unwrap().remove(own);
         }
         self.send(reqwest::Method::PUT, &path, &before).await;
+        BROKEN.store(false, Ordering::SeqCst);
         said
     }
 
@@ -101,7 +111,7 @@ async fn what_makes_right_keys_fail_is_found() {
     said.assert_problem("kong.pre-function", &["header", "apikey"]);
     // The code in a phase after key-auth.
     let code = site.entity("plugins", "pre-function").await["config"]["access"].clone();
-    let said = site.with_settings("pre-function", json!({ "access": null, "header_filter": code })).await;
+    let said = site.with_settings("pre-function", json!({ "access": [], "header_filter": code })).await;
     said.assert_problem("kong.pre-function", &["no code for the access phase"]);
     // The plugin itself after key-auth, which a Kong of another make allows.
     let real = site.session.gateway.admin_url.clone();

@@ -40,10 +40,12 @@ impl<'p> Plugins<'p> {
     pub(super) fn keys(&self, available: &Value, report: &mut Report) {
         const WHY_401: &str = "OpenAI SDKs send the key as Authorization: Bearer, which key-auth does not know: 401";
         let why = "everybody may call the model, without a name in the log";
-        let Some(key_auth) = self.config("key-auth", "kong.key-auth", why, report) else { return };
+        let key_auth = self.config("key-auth", "kong.key-auth", why, report);
+        let pre_function = self.config("pre-function", "kong.pre-function", WHY_401, report);
+        let Some(key_auth) = key_auth else { return };
         let empty = Vec::new();
         let names: Vec<&str> = key_auth["key_names"].as_array().unwrap_or(&empty).iter().filter_map(Value::as_str).collect();
-        if let Some(pre_function) = self.config("pre-function", "kong.pre-function", WHY_401, report) {
+        if let Some(pre_function) = pre_function {
             let code = pre_function["access"].as_array().unwrap_or(&empty);
             let code: String = code.iter().filter_map(Value::as_str).collect::<Vec<_>>().join("\n").to_ascii_lowercase();
             let priority = |name: &str| available[name]["priority"].as_f64();
