@@ -233,6 +233,9 @@ PY
     sleep 2
   done
   [ "$status" = 0 ] || { echo "$output" && false; }
+  # Also what only the host can show it: Grafana's password, Kong's log.
+  grep -qE '^ok +grafana.datasources +all 1 answer' <<<"$output"
+  grep -q ' kong.log.queue ' <<<"$output"
   audit=$(curl -s "http://127.0.0.1:$((PORT + 2))/plugins?size=1000" |
     python3 -c 'import json, sys; print([p["id"] for p in json.load(sys.stdin)["data"] if p["name"] == "llm-audit"][0])')
   curl -s -X DELETE "http://127.0.0.1:$((PORT + 2))/plugins/$audit"
@@ -323,6 +326,14 @@ PY
   cp -R "$backup" "$WORK/damaged"
   flip "$WORK/damaged/llm.dump" 300
   fails 'is damaged' "$GATEWAY" restore "$WORK/damaged" --yes
+  # A disk without room for it.
+  mkdir "$WORK/tiny"
+  mount -t tmpfs -o size=1m tmpfs "$WORK/tiny"
+  run "$GATEWAY" backup "$WORK/tiny"
+  left=$(ls -A "$WORK/tiny")
+  umount "$WORK/tiny"
+  [ "$status" = 1 ] && [ -z "$left" ]
+  [[ $output == *'free, the databases have'* ]]
   fails 'nothing was changed' "$GATEWAY" restore "$backup" </dev/null
 }
 

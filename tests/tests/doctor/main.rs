@@ -18,7 +18,7 @@ mod pretend;
 mod services;
 
 use std::collections::BTreeMap;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -179,6 +179,7 @@ async fn healthy_grafana() -> Pretend {
 /// A real Prometheus with a folder of its own.
 struct Prometheus {
     url: String,
+    _process: Child,
     _reaper: Reaper,
 }
 
@@ -214,7 +215,7 @@ impl Prometheus {
             found.len() == targets.len() && found.iter().all(|target| target["health"] != "unknown")
         })
         .await;
-        Self { url, _reaper: reaper }
+        Self { url, _process: process, _reaper: reaper }
     }
 }
 

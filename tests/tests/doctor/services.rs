@@ -1,5 +1,6 @@
 //! The collector, vLLM, Prometheus, Grafana, and Kong's log.
 
+use gateway_tests::collector::get;
 use gateway_tests::process::free_port;
 use serde_json::json;
 
@@ -27,6 +28,15 @@ async fn a_vllm_whose_engine_is_dead_is_a_problem() {
     vllm.says("/health", 503, "");
     site.set("VLLM_URL", &vllm.url);
     site.doctor().await.assert_problem("vllm", &["503"]);
+}
+
+#[tokio::test]
+async fn the_collector_has_the_metrics_that_doctor_reads() {
+    let site = Site::healthy().await;
+    let page = get(&format!("{}/metrics", site.session.gateway.collector_url)).await.unwrap().text;
+    for name in ["llm_collector_spool_bytes", "llm_collector_spool_oldest_seconds", "llm_usage_missing"] {
+        assert!(page.contains(&format!("# TYPE {name} ")), "{name} is not in {page}");
+    }
 }
 
 #[tokio::test]

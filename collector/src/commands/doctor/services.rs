@@ -8,6 +8,7 @@ use serde_json::Value;
 
 use super::{Level, Report};
 use crate::config::DoctorSettings;
+use crate::measure::page;
 
 /// Longest wait for an answer: everything is on this host.
 const TIMEOUT: Duration = Duration::from_secs(5);
@@ -91,9 +92,9 @@ fn collector(settings: &DoctorSettings, report: &mut Report) {
             "gateway logs collector; free space on the disk of the data folder",
         ),
     }
-    let Ok(page) = get(&format!("{url}/metrics"), None) else { return };
-    let spooled = sum_of(&page.body, "llm_collector_spool_bytes");
-    let oldest = sum_of(&page.body, "llm_collector_spool_oldest_seconds");
+    let Ok(metrics) = get(&format!("{url}/metrics"), None) else { return };
+    let spooled = sum_of(&metrics.body, page::SPOOL_BYTES);
+    let oldest = sum_of(&metrics.body, page::SPOOL_OLDEST_SECONDS);
     if spooled > 0.0 {
         let level = if oldest > OLD_SPOOL_SECONDS { Level::Problem } else { Level::Warning };
         report.add(
@@ -106,7 +107,7 @@ fn collector(settings: &DoctorSettings, report: &mut Report) {
     } else {
         report.good("collector.spool", "is empty");
     }
-    let missing = sum_of(&page.body, "llm_usage_missing_total");
+    let missing = sum_of(&metrics.body, page::USAGE_MISSING);
     if missing > 0.0 {
         report.warning(
             "collector.usage",
