@@ -165,7 +165,10 @@ collect_image() {
       fatal "no file in $images_from holds $image" "Those there hold: ${!file_of[*]}" "Make it where the image is:  docker save -o $images_from/${file##*/} $image"
     else
       info "pulling $image"
-      docker pull --quiet --platform "$platform" "$image" >/dev/null || fatal "cannot pull $image" "Is there a network, and does the image exist for $platform?"
+      # Somebody who looks on sees how far it is; a log does not want to.
+      local quiet=(--quiet)
+      [ ! -t 2 ] || quiet=()
+      docker pull "${quiet[@]}" --platform "$platform" "$image" >&2 || fatal "cannot pull $image" "Is there a network, and does the image exist for $platform?"
       digest=$(docker image inspect --format '{{range .RepoDigests}}{{.}}{{"\n"}}{{end}}' "$image" | head -n 1)
     fi
     info "saving $image"

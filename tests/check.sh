@@ -31,9 +31,23 @@ step "bats: the start of a real Kong"
 bats tests/kong
 
 step "bats: the scripts that configure Kong, install and operate"
-# Without stack.bats, a whole installation in Docker: make test-deploy.
+# stack.bats, a whole installation in Docker, comes last.
 find deploy/tests -name '*.bats' ! -name stack.bats -print0 | sort -z | xargs -0 bats
 
 step "cargo test"
 cargo test --workspace --locked --quiet
+
+step "bats: a whole installation in Docker"
+why_not=''
+[ "$(id -u)" = 0 ] || why_not='this needs root'
+docker compose version >/dev/null 2>&1 || docker-compose version >/dev/null 2>&1 || why_not='Compose is missing'
+docker version >/dev/null 2>&1 || why_not='Docker Engine does not answer'
+if [ -n "$why_not" ]; then
+    echo "skipped: $why_not"
+else
+    # The collector that the tests above ran, linked once more without libraries: seconds instead of a build of its own.
+    # `make test-deploy` builds it as `make bundle` does.
+    cargo rustc --package llm-collector --bin llm-collector --locked --quiet -- -C target-feature=+crt-static
+    GATEWAY_TEST_COLLECTOR=${CARGO_TARGET_DIR:-target}/debug/llm-collector bats --timing deploy/tests/stack.bats
+fi
 step "done"

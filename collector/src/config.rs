@@ -385,6 +385,12 @@ pub struct DoctorSettings {
     /// Kong's Admin API
     #[arg(long, env = "KONG_ADMIN_URL", default_value = "http://127.0.0.1:8001")]
     pub kong_admin_url: String,
+    /// Kong's status address
+    #[arg(long, env = "KONG_STATUS_URL", default_value = "http://127.0.0.1:8100")]
+    pub kong_status_url: String,
+    /// File with Kong's log of the last day, which tells of full queues; - is standard input
+    #[arg(long)]
+    pub kong_log: Option<PathBuf>,
     /// The collector
     #[arg(long, env = "COLLECTOR_URL", default_value = "http://127.0.0.1:5000")]
     pub collector_url: String,
@@ -394,6 +400,9 @@ pub struct DoctorSettings {
     /// Grafana
     #[arg(long, env = "GRAFANA_URL", default_value = "http://127.0.0.1:3000")]
     pub grafana_url: String,
+    /// Password of Grafana's administrator; with it doctor asks whether the data sources answer
+    #[arg(long, env = "GRAFANA_ADMIN_PASSWORD", hide_env_values = true)]
+    pub grafana_password: Option<String>,
     /// vLLM
     #[arg(long, env = "VLLM_URL", default_value = "http://127.0.0.1:8000")]
     pub vllm_url: String,
@@ -403,6 +412,9 @@ pub struct DoctorSettings {
     /// File that holds the secret
     #[arg(long, env = "COLLECTOR_TOKEN_FILE", conflicts_with = "token")]
     pub token_file: Option<PathBuf>,
+    /// Largest request body that the collector takes, in bytes: a batch of Kong's must fit into it
+    #[arg(long, env = "COLLECTOR_MAX_BODY_BYTES", default_value_t = 64 << 20)]
+    pub max_body_bytes: usize,
     /// Folder on the disk that holds the databases; how much is free there is compared with their growth
     #[arg(long, env = "COLLECTOR_DATA_DIR", default_value = "./data")]
     pub data_dir: PathBuf,
@@ -411,6 +423,9 @@ pub struct DoctorSettings {
     /// Print findings as JSON
     #[arg(long)]
     pub json: bool,
+    /// End with status 1 for warnings, too
+    #[arg(long)]
+    pub strict: bool,
 }
 
 impl DoctorSettings {

@@ -51,9 +51,11 @@ async fn run(command: &Command) -> Result<()> {
         Command::Doctor(settings) => {
             let report = doctor::run(settings).await?;
             print(if settings.json { report.json()? } else { report.text() })?;
-            match report.problems() {
-                0 => Ok(()),
-                problems => anyhow::bail!("{problems} problems found"),
+            match (report.problems(), report.warnings()) {
+                (0, 0) => Ok(()),
+                (0, warnings) if settings.strict => anyhow::bail!("{warnings} warnings"),
+                (0, _) => Ok(()),
+                (problems, _) => anyhow::bail!("{problems} problems found"),
             }
         }
         Command::Healthcheck(settings) => healthcheck::run(settings),

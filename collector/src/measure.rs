@@ -32,6 +32,16 @@ const MAX_WORKERS: usize = 200;
 /// What stands for the model of a call that failed: its name was made up by the client, or never checked.
 const UNKNOWN: &str = "unknown";
 
+/// What `doctor` looks for on the page of a running collector, as the names stand there.
+pub mod page {
+    /// Bytes that wait on disk.
+    pub const SPOOL_BYTES: &str = "llm_collector_spool_bytes";
+    /// Age of the oldest of them.
+    pub const SPOOL_OLDEST_SECONDS: &str = "llm_collector_spool_oldest_seconds";
+    /// Calls without token counts.
+    pub const USAGE_MISSING: &str = "llm_usage_missing_total";
+}
+
 /// Seconds; a chat takes from 50 ms (one token) to the 300 s after which Kong gives up.
 const DURATION_BUCKETS: [f64; 14] = [0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0, 120.0, 300.0, 600.0];
 /// Seconds; a warm model answers within tens of milliseconds, a full one queues for minutes.

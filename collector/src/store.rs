@@ -11,6 +11,7 @@
 pub mod erase;
 pub mod gaps;
 pub mod insert;
+pub mod inspect;
 pub mod migrate;
 pub mod partitions;
 pub mod pool;

@@ -111,6 +111,11 @@ says() { grep -qF -- "$1" <<<"$output" || { printf 'not said: %s\n%s\n' "$1" "$o
   fi
 }
 
+@test "Kong lets go of idle connections before vLLM closes them after 5 s" {
+  seconds=$(sed -n 's/^ *KONG_UPSTREAM_KEEPALIVE_IDLE_TIMEOUT: "\([0-9]*\)"$/\1/p' "$DEPLOY/compose.yaml")
+  [ "$seconds" -ge 1 ] && [ "$seconds" -lt 5 ]
+}
+
 @test "secrets are made once, for root alone, and added to when a release wants more" {
   settings ''
   make_secrets

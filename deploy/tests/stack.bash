@@ -16,7 +16,8 @@ set_names() {
   GATEWAY=$HOME_DIR/gateway
   PROXY=http://127.0.0.1:$((PORT + 1))
   export WORK HOME_DIR DATA PROJECT PREFIX PORT GATEWAY PROXY
-  export GATEWAY_PATIENCE_SECONDS=60
+  # Only what fails waits so long; what ends again and again is found sooner.
+  export GATEWAY_PATIENCE_SECONDS=120
 }
 
 choose_names() {
@@ -111,6 +112,13 @@ remove_everything() {
 }
 
 install() { "$WORK/bundle/install.sh" --home "$HOME_DIR" --settings "$WORK/gateway.env" "$@"; }
+
+# flip FILE OFFSET - changes one byte, whatever it was.
+flip() {
+  local byte
+  byte=$(od -An -tu1 -j "$2" -N 1 "$1")
+  printf '%b' "\\x$(printf '%02x' $((byte ^ 255)))" | dd of="$1" bs=1 seek="$2" conv=notrunc status=none
+}
 
 # sql DATABASE STATEMENT
 sql() { docker exec -i "$(container postgresql)" psql -X -At -U postgres -d "$1" -c "$2"; }

@@ -7,13 +7,18 @@
 
 mod database;
 mod kong;
+mod kong_log;
 mod network;
+mod plugins;
 mod services;
 
 use anyhow::Result;
 use serde_json::{Value, json};
 
 use crate::config::DoctorSettings;
+
+/// Mends what is wrong in Kong's configuration.
+const CONFIGURE: &str = "gateway apply, or deploy/kong/configure.sh";
 
 /// How bad a finding is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -76,7 +81,16 @@ impl Report {
 
     /// How many problems there are; warnings do not count.
     pub fn problems(&self) -> usize {
-        self.findings.iter().filter(|finding| finding.level == Level::Problem).count()
+        self.count(Level::Problem)
+    }
+
+    /// How many warnings there are.
+    pub fn warnings(&self) -> usize {
+        self.count(Level::Warning)
+    }
+
+    fn count(&self, level: Level) -> usize {
+        self.findings.iter().filter(|finding| finding.level == level).count()
     }
 
     /// For a person: the worst first.
@@ -92,8 +106,8 @@ impl Report {
                 }
             }
         }
-        let warnings = self.findings.iter().filter(|finding| finding.level == Level::Warning).count();
-        text.push_str(&format!("\n{} checks, {} problems, {warnings} warnings\n", self.findings.len(), self.problems()));
+        let (checks, problems, warnings) = (self.findings.len(), self.problems(), self.warnings());
+        text.push_str(&format!("\n{checks} checks, {problems} problems, {warnings} warnings\n"));
         text
     }
 
@@ -109,7 +123,9 @@ impl Report {
                 })
             })
             .collect();
-        Ok(serde_json::to_string_pretty(&json!({ "problems": self.problems(), "findings": findings }))? + "\n")
+        Ok(serde_json::to_string_pretty(
+            &json!({ "problems": self.problems(), "warnings": self.warnings(), "findings": findings }),
+        )? + "\n")
     }
 }
 
@@ -121,6 +137,7 @@ pub async fn run(settings: &DoctorSettings) -> Result<Report> {
     let settings = settings.clone();
     let over_http = tokio::task::spawn_blocking(move || {
         kong::examine(&settings, token.as_deref(), &facts, &mut report);
+        kong_log::examine(settings.kong_log.as_deref(), &mut report);
         services::examine(&settings, &mut report);
         network::examine(&settings, &mut report);
         report

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Test equipment, not Grafana: answers /api/health, keeps a file in its data folder, and logs in to the data source with the
-# password it was given, so that a wrong one shows.
+# password it was given, so that a wrong one shows: in its log, and in the health of the data source, for which the
+# administrator may ask.
 set -euo pipefail
 
 say() { printf '%s [test equipment, not Grafana] %s\n' "$(date -u +%FT%TZ)" "$*"; }
@@ -9,18 +10,26 @@ say "stand-in for Grafana: no dashboards here"
 [ -w "$GF_PATHS_DATA" ] || { say "GF_PATHS_DATA is not writable" && exit 1; }
 [ -e "$GF_PATHS_DATA/grafana.db" ] || date >"$GF_PATHS_DATA/grafana.db"
 mkdir -p /tmp/nginx
+sources=/tmp/nginx/api/datasources
+mkdir -p "$sources/uid/postgresql"
+echo '[{"uid":"postgresql","name":"PostgreSQL","type":"postgres"}]' >"$sources/list"
+echo '{"status":"ERROR","message":"not tried yet"}' >"$sources/uid/postgresql/health"
+administrator=$(printf 'admin:%s' "$(<"$GF_SECURITY_ADMIN_PASSWORD__FILE")" | base64 -w 0)
 {
   echo "daemon off; pid /tmp/nginx/pid; error_log /dev/stderr warn; events {}"
   echo "http { access_log off; client_body_temp_path /tmp/nginx; proxy_temp_path /tmp/nginx; fastcgi_temp_path /tmp/nginx;"
   echo "uwsgi_temp_path /tmp/nginx; scgi_temp_path /tmp/nginx;"
   echo "server { listen $GF_SERVER_HTTP_ADDR:$GF_SERVER_HTTP_PORT; location = /api/health { return 200 '{\"database\":\"ok\"}'; }"
+  echo "location /api/ { if (\$http_authorization != 'Basic $administrator') { return 401; } root /tmp/nginx; default_type application/json; }"
+  echo "location = /api/datasources { if (\$http_authorization != 'Basic $administrator') { return 401; } alias $sources/list; default_type application/json; }"
   echo "location / { return 200 'test equipment, not Grafana'; } } }"
 } >/tmp/nginx/conf
 PGPASSWORD=$(</run/secrets/grafana-database-password)
 export PGPASSWORD
 (
   for _ in 1 2 3 4 5 6 7 8 9 10; do
-    rows=$(psql -X -At -h "${GATEWAY_POSTGRES%:*}" -p "${GATEWAY_POSTGRES##*:}" -U llm_grafana -d llm -c 'SELECT count(*) FROM llm_logs' 2>&1) && break
+    rows=$(psql -X -At -h "${GATEWAY_POSTGRES%:*}" -p "${GATEWAY_POSTGRES##*:}" -U llm_grafana -d llm -c 'SELECT count(*) FROM llm_logs' 2>&1) &&
+      echo '{"status":"OK","message":"Database Connection OK"}' >"$sources/uid/postgresql/health" && break
     sleep 2
   done
   say "data source: $rows rows"

@@ -1,13 +1,22 @@
 //! PostgreSQL and what is in it.
 
-use tokio_postgres::Client;
+use tokio_postgres::config::Host;
+use tokio_postgres::{Client, Config};
 
-use super::{Level, Report};
+use super::Report;
 use crate::config::DoctorSettings;
+use crate::store::inspect::{self, Contents, Recent};
 use crate::store::migrate;
 
 /// Days of growth that should fit on the disk.
 const DISK_DAYS: f64 = 14.0;
+/// A largest day below this says nothing about growth: then a full disk is not the database's doing.
+const SMALL_DAY_BYTES: i64 = 100 << 20;
+/// Less, and PostgreSQL may not be able to write its own log.
+const LEAST_FREE_BYTES: u64 = 256 << 20;
+/// Passwords that everybody tries first.
+const COMMON_PASSWORDS: [&str; 10] =
+    ["postgres", "password", "passwd", "changeme", "change-me", "secret", "admin", "kong", "123456", "llm"];
 
 /// What other checks need to know of PostgreSQL.
 #[derive(Debug, Default)]
@@ -15,6 +24,8 @@ pub(super) struct Facts {
     /// Its `max_connections`.
     pub(super) max_connections: Option<i64>,
 }
+
+const WHY_DOWN: &str = "entries wait on disk and are not visible; reports and dashboards stay empty";
 
 pub(super) async fn examine(settings: &DoctorSettings, report: &mut Report) -> Facts {
     let config = match settings.database.config() {
@@ -46,21 +57,56 @@ pub(super) async fn examine(settings: &DoctorSettings, report: &mut Report) -> F
         }
     };
     report.good("postgresql", format!("answers, {}", migrate::name_of(&config)));
-    if let Err(error) = contents(&client, settings, report).await {
-        let error = crate::store::pool::StoreError::from(error);
-        report.problem("postgresql.schema", error.to_string(), "rows cannot be written or read", "llm-collector migrate");
+    password(&config, report);
+    match inspect::contents(&client).await {
+        Ok(contents) => judge(&contents, settings, report),
+        Err(error) => {
+            report.problem("postgresql.schema", error.to_string(), "rows cannot be written or read", "llm-collector migrate");
+        }
     }
-    let max_connections = client.query_one("SELECT current_setting('max_connections')::bigint", &[]).await;
-    Facts { max_connections: max_connections.ok().and_then(|row| row.try_get(0).ok()) }
+    connections(&client, report).await
 }
 
-const WHY_DOWN: &str = "entries wait on disk and are not visible; reports and dashboards stay empty";
+/// The password with which the server has let us in.
+fn password(config: &Config, report: &mut Report) {
+    let over_network = config.get_hosts().iter().any(|host| matches!(host, Host::Tcp(_)));
+    let given = config.get_password().map(|bytes| String::from_utf8_lossy(bytes).to_ascii_lowercase());
+    let found = match given {
+        None if over_network => "the server asks for no password",
+        Some(given)
+            if COMMON_PASSWORDS.contains(&given.as_str())
+                || config.get_user().is_some_and(|user| user.eq_ignore_ascii_case(&given)) =>
+        {
+            "the password is one that everybody tries first"
+        }
+        _ => return,
+    };
+    report.problem(
+        "postgresql.password",
+        found,
+        "whoever reaches the port reads and changes every conversation",
+        "ALTER ROLE … PASSWORD '…' with a long random one, scram-sha-256 in pg_hba.conf, and DATABASE_URL anew",
+    );
+}
 
-async fn contents(client: &Client, settings: &DoctorSettings, report: &mut Report) -> Result<(), tokio_postgres::Error> {
-    let number = async |query: &str| -> Result<i64, tokio_postgres::Error> { client.query_one(query, &[]).await?.try_get(0) };
+async fn connections(client: &Client, report: &mut Report) -> Facts {
+    let Ok(server) = inspect::server(client).await else { return Facts::default() };
+    let (used, most) = (server.connections, server.max_connections);
+    if used * 10 >= most * 9 {
+        report.problem(
+            "postgresql.connections",
+            format!("{used} of {most} connections are in use"),
+            "Kong cannot look up keys and answers 500, the collector has to spool",
+            "lower KONG_WORKERS, or set GATEWAY_HOSTS to the number of hosts; gateway apply",
+        );
+    } else {
+        report.good("postgresql.connections", format!("{used} of {most} are in use"));
+    }
+    Facts { max_connections: Some(most) }
+}
 
-    let newest = "SELECT extract(epoch FROM now() - max(started_at))::bigint FROM llm_logs";
-    match client.query_one(newest, &[]).await?.try_get::<_, Option<i64>>(0)? {
+fn judge(contents: &Contents, settings: &DoctorSettings, report: &mut Report) {
+    match contents.newest_seconds {
         None => report.warning(
             "rows",
             "there is no row yet",
@@ -69,40 +115,33 @@ async fn contents(client: &Client, settings: &DoctorSettings, report: &mut Repor
         ),
         Some(seconds) => report.good("rows", format!("the newest is {} old", duration(seconds))),
     }
-
-    let ahead = "SELECT count(*) FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
-        WHERE i.inhparent = 'llm_logs'::regclass AND c.relname ~ '^llm_logs_[0-9]{8}$'
-          AND to_date(right(c.relname, 8), 'YYYYMMDD') > current_date";
-    match number(ahead).await? {
+    match contents.days_ahead {
         0..=1 => report.problem(
             "partitions",
-            "none is made for the coming days",
+            format!("are made for {} days ahead only", contents.days_ahead),
             "rows go to the default partition, and retention cannot drop them by day",
             "llm-collector migrate; gateway logs collector",
         ),
         days => report.good("partitions", format!("are made for {days} days ahead")),
     }
-    let misplaced = number("SELECT count(*) FROM llm_logs_default").await?;
-    if misplaced > 0 {
+    if contents.rows_without_day > 0 {
         report.warning(
             "partitions.default",
-            format!("{misplaced} rows belong to no day's partition"),
+            format!("{} rows belong to no day's partition", contents.rows_without_day),
             "the clock of a gateway host was wrong, or very old entries were replayed",
             "check the clocks (timedatectl); SELECT min(started_at), max(started_at) FROM llm_logs_default",
         );
     }
-
-    match number("SELECT count(*) FROM llm_rejected").await? {
+    match contents.rejected {
         0 => report.good("rejected", "no entry was rejected"),
-        rejected => report.warning(
+        rejected => report.problem(
             "rejected",
             format!("{rejected} entries could not become rows"),
             "they are kept, but in no report",
             "llm-collector rejected list; after an upgrade: llm-collector rejected retry",
         ),
     }
-    let lost = "SELECT coalesce(sum(last_seq - first_seq + 1), 0)::bigint FROM llm_sequence_gaps WHERE found_at > now() - interval '7 days'";
-    match number(lost).await? {
+    match contents.lost {
         0 => report.good("lost", "Kong lost no entry in the last 7 days"),
         lost => report.problem(
             "lost",
@@ -111,51 +150,63 @@ async fn contents(client: &Client, settings: &DoctorSettings, report: &mut Repor
             "SELECT * FROM llm_sequence_gaps ORDER BY found_at DESC; raise AUDIT_QUEUE_BYTES or AUDIT_RETRY_SECONDS",
         ),
     }
+    recent(&contents.recent, report);
+    let free = rustix::fs::statvfs(&settings.data_dir).ok().map(|disk| disk.f_bavail.saturating_mul(disk.f_frsize));
+    disk(contents, free, report);
+}
 
-    let keys = "SELECT count(*) FROM (SELECT raw_log FROM llm_logs ORDER BY started_at DESC LIMIT 1000) l
-        WHERE raw_log->'request'->'headers' ?| array['authorization', 'x-api-key', 'apikey', 'api-key', 'cookie']";
-    match number(keys).await? {
-        0 => report.good("keys", "no key in the headers of the newest rows"),
+fn recent(recent: &Recent, report: &mut Report) {
+    let newest = recent.rows;
+    match recent.with_key {
+        0 => report.good("keys", format!("none in the newest {newest} rows, bodies aside")),
         rows => report.problem(
             "keys",
-            format!("{rows} of the newest rows hold a key header"),
+            format!("{rows} of the newest {newest} rows hold a key"),
             "keys leak to whoever reads the log",
-            "upgrade the collector; UPDATE the rows, and rotate the keys",
+            "key_in_query off and hide_credentials on (deploy/kong/configure.sh), COLLECTOR_SECRET_HEADERS for headers of your \
+             own; then UPDATE the rows, and rotate the keys",
         ),
     }
-    disk(client, settings, report).await
+    if recent.without_audit > 0 {
+        report.problem(
+            "bodies",
+            format!("{} of the newest {newest} rows came without what llm-audit adds", recent.without_audit),
+            "these calls have neither prompt nor answer nor tokens",
+            "the plugin must be on for every route to vLLM: gateway apply, or deploy/kong/configure.sh",
+        );
+    }
+    if recent.cut > 0 {
+        report.warning(
+            "bodies.cut",
+            format!("{} of the newest {newest} rows have a body that was cut", recent.cut),
+            "the end of these conversations is not in the log",
+            "raise AUDIT_MAX_REQUEST_BYTES and AUDIT_MAX_RESPONSE_BYTES, and KONG_MEMORY_MB with them; gateway apply",
+        );
+    }
 }
 
 /// The database's growth against what is free.
-async fn disk(client: &Client, settings: &DoctorSettings, report: &mut Report) -> Result<(), tokio_postgres::Error> {
-    let sizes = "SELECT pg_database_size(current_database()), coalesce(max(size), 0)::bigint FROM (
-        SELECT pg_total_relation_size(i.inhrelid) AS size FROM pg_inherits i WHERE i.inhparent = 'llm_logs'::regclass) partitions";
-    let row = client.query_one(sizes, &[]).await?;
-    let (database, day): (i64, i64) = (row.try_get(0)?, row.try_get(1)?);
-    let Ok(disk) = rustix::fs::statvfs(&settings.data_dir) else {
+fn disk(contents: &Contents, free: Option<u64>, report: &mut Report) {
+    let (database, day) = (contents.database_bytes, contents.largest_day_bytes);
+    let Some(free) = free else {
         report.warning(
             "disk",
-            format!("the database has {}; free space is unknown, {} cannot be read", size(database), settings.data_dir.display()),
+            format!("the database has {}; how much is free is unknown", size(database)),
             "a full disk stops the audit log",
             "set --data-dir to a folder on the database's disk",
         );
-        return Ok(());
+        return;
     };
-    let free = disk.f_bavail.saturating_mul(disk.f_frsize);
     let days = free as f64 / (day.max(1) as f64);
     let what = format!("the database has {}, its largest day {}; {} are free", size(database), size(day), size(free as i64));
-    // Small databases have no growth to speak of: then a full disk is not theirs.
-    let level = if days < DISK_DAYS && day > 100 << 20 { Level::Warning } else { Level::Good };
-    match level {
-        Level::Good => report.good("disk", what),
-        _ => report.warning(
-            "disk",
-            format!("{what}: enough for {days:.0} days"),
-            "a full disk stops the audit log",
-            "set KEEP_CONTENT_DAYS or KEEP_ROWS_DAYS, or give it more disk",
-        ),
+    const MEND: &str = "set KEEP_CONTENT_DAYS or KEEP_ROWS_DAYS, or give it more disk";
+    if free < LEAST_FREE_BYTES {
+        report.problem("disk", what, "PostgreSQL and the spool are about to stop", MEND);
+    } else if days < DISK_DAYS && day > SMALL_DAY_BYTES {
+        report.warning("disk", format!("{what}: enough for {days:.0} days"), "a full disk stops the audit log", MEND);
+    } else {
+        report.good("disk", what);
     }
-    Ok(())
 }
 
 fn size(bytes: i64) -> String {
@@ -177,5 +228,41 @@ fn duration(seconds: i64) -> String {
         120..=7_199 => format!("{} min", seconds / 60),
         7_200..=172_799 => format!("{} h", seconds / 3_600),
         _ => format!("{} days", seconds / 86_400),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Level;
+    use super::*;
+
+    fn disk_finding(largest_day_bytes: i64, free: Option<u64>) -> (Level, String) {
+        let recent = Recent { rows: 0, with_key: 0, without_audit: 0, cut: 0 };
+        let contents = Contents {
+            newest_seconds: None,
+            days_ahead: 7,
+            rows_without_day: 0,
+            rejected: 0,
+            lost: 0,
+            recent,
+            database_bytes: 3 << 30,
+            largest_day_bytes,
+        };
+        let mut report = Report::default();
+        disk(&contents, free, &mut report);
+        let finding = &report.findings[0];
+        assert_eq!((report.findings.len(), finding.check), (1, "disk"));
+        (finding.level, finding.what.clone())
+    }
+
+    #[test]
+    fn free_space_is_held_against_the_growth_of_a_day() {
+        assert_eq!(disk_finding(1 << 30, Some(100 << 30)).0, Level::Good);
+        let (level, what) = disk_finding(10 << 30, Some(100 << 30));
+        assert_eq!(level, Level::Warning);
+        assert!(what.contains("3.0 GiB") && what.contains("10.0 GiB") && what.contains("enough for 10 days"), "{what}");
+        assert_eq!(disk_finding(1 << 20, Some(1 << 30)).0, Level::Good, "a small database is not what fills the disk");
+        assert_eq!(disk_finding(1 << 20, Some(100 << 20)).0, Level::Problem);
+        assert_eq!(disk_finding(1 << 30, None).0, Level::Warning);
     }
 }

@@ -1,60 +1,55 @@
-//! Kong, through its Admin API: what makes 401, 500 and 504, and what makes holes in the audit log.
+//! Kong, through its Admin API: version, workers, where calls go and what is measured. Its plugins are in [`super::plugins`].
 
 use serde_json::Value;
 
 use super::database::Facts;
-use super::services::get;
-use super::{Level, Report};
+use super::services::{Answer, get};
+use super::{CONFIGURE, Report, plugins};
 use crate::config::DoctorSettings;
 
-/// Shorter and long prompts on a busy GPU run into 504.
+/// Kong's own default, 60 s, is too short: a long prompt that waits behind others on a busy GPU takes longer.
 const SHORT_READ_TIMEOUT_MS: i64 = 60_000;
-/// Shorter and a collector that is restarted costs entries.
-const SHORT_RETRY_SECONDS: f64 = 3_600.0;
+/// vLLM's server closes idle connections after 5 s.
+const VLLM_KEEPALIVE_SECONDS: f64 = 5.0;
+/// Kong's default of 8 KiB sends most prompts over a file.
+const SMALL_BODY_BUFFER_BYTES: u64 = 64 << 10;
 /// Connections that PostgreSQL keeps for superusers, and some for people.
 const SPARE_CONNECTIONS: i64 = 10;
-const CONFIGURE: &str = "gateway apply, or deploy/kong/configure.sh";
-
-pub(super) fn examine(settings: &DoctorSettings, token: Option<&str>, facts: &Facts, report: &mut Report) {
-    let url = &settings.kong_admin_url;
-    let about = match get(url, None) {
-        Ok(answer) if answer.status == 200 => answer.json(),
-        Ok(answer) => {
-            report.problem(
-                "kong",
-                format!("the Admin API at {url} answers with status {}", answer.status),
-                WHY_UNKNOWN,
-                "gateway logs kong",
-            );
-            return;
-        }
-        Err(error) => {
-            report.problem(
-                "kong",
-                format!("no Admin API answers at {url}: {error}"),
-                WHY_UNKNOWN,
-                "gateway up; gateway logs kong",
-            );
-            return;
-        }
-    };
-    version(&about, report);
-    process(&about, settings, facts, report);
-    let list = |path: &str| -> Vec<Value> {
-        let answer = get(&format!("{}/{path}?size=1000", url.trim_end_matches('/')), None);
-        answer.ok().and_then(|answer| answer.json()["data"].as_array().cloned()).unwrap_or_default()
-    };
-    let plugins = list("plugins");
-    let plugin = |name: &str| {
-        plugins.iter().find(|plugin| plugin["name"] == name && plugin["enabled"] != false).map(|plugin| &plugin["config"])
-    };
-    keys(plugin("pre-function"), plugin("key-auth"), report);
-    audit(plugin("llm-audit"), plugin("http-log"), settings, token, report);
-    prometheus(plugin("prometheus"), report);
-    services(&list("services"), settings, report);
-}
 
 const WHY_UNKNOWN: &str = "users cannot be served or changed, and nothing about Kong could be checked";
+
+pub(super) fn examine(settings: &DoctorSettings, token: Option<&str>, facts: &Facts, report: &mut Report) {
+    let url = settings.kong_admin_url.trim_end_matches('/');
+    let page = |path: &str| match get(&format!("{url}/{path}"), None) {
+        Ok(Answer { status: 200, body }) => serde_json::from_str::<Value>(&body).map_err(|_| "answers with no JSON".to_owned()),
+        Ok(answer) => Err(format!("answers with status {}", answer.status)),
+        Err(error) => Err(format!("does not answer: {error}")),
+    };
+    let all = ["", "status", "services?size=1000", "plugins?size=1000"].map(page);
+    let [about, status, services, plugins] = match all {
+        [Ok(about), Ok(status), Ok(services), Ok(plugins)] => [about, status, services, plugins],
+        all => {
+            let error = all.into_iter().find_map(Result::err).unwrap_or_default();
+            report.problem("kong", format!("the Admin API at {url} {error}"), WHY_UNKNOWN, "gateway up; gateway logs kong");
+            return;
+        }
+    };
+    report.good("kong", format!("its Admin API answers at {url}"));
+    version(&about, report);
+    reach(&status, report);
+    let configuration = &about["configuration"];
+    outside(configuration, report);
+    buffers(configuration, report);
+    process(configuration, settings, facts, report);
+    let empty = Vec::new();
+    let services = services["data"].as_array().unwrap_or(&empty);
+    let service = to_vllm(services, settings, report);
+    let list = plugins["data"].as_array().unwrap_or(&empty);
+    let plugins = plugins::Plugins { list, service: service.and_then(|service| service["id"].as_str()) };
+    plugins.keys(&about["plugins"]["available_on_server"], report);
+    plugins.audit(settings, token, report);
+    plugins.prometheus(report);
+}
 
 fn version(about: &Value, report: &mut Report) {
     let version = about["version"].as_str().unwrap_or("?");
@@ -72,16 +67,66 @@ fn version(about: &Value, report: &mut Report) {
     }
 }
 
-fn process(about: &Value, settings: &DoctorSettings, facts: &Facts, report: &mut Report) {
-    let configuration = &about["configuration"];
-    if configuration["anonymous_reports"] == true {
-        report.warning(
-            "kong.reports",
-            "anonymous_reports is on",
-            "Kong tries to reach the internet",
-            "KONG_ANONYMOUS_REPORTS=off; gateway apply",
+fn reach(status: &Value, report: &mut Report) {
+    if status["database"]["reachable"] == false {
+        report.problem(
+            "kong.database",
+            "Kong does not reach its database",
+            "keys that it has not looked up yet get 500, and changes have no effect",
+            "gateway status; gateway logs postgresql; gateway apply",
         );
     }
+}
+
+fn outside(configuration: &Value, report: &mut Report) {
+    if configuration["anonymous_reports"] == true {
+        report.problem(
+            "kong.reports",
+            "anonymous_reports is on",
+            "Kong reports to its makers over the internet, or waits in vain for a way there",
+            "KONG_ANONYMOUS_REPORTS=off in Kong's environment; gateway apply",
+        );
+    } else {
+        report.good("kong.reports", "Kong does not phone home");
+    }
+}
+
+fn buffers(configuration: &Value, report: &mut Report) {
+    let idle = &configuration["upstream_keepalive_idle_timeout"];
+    if idle.as_f64().is_some_and(|seconds| seconds >= VLLM_KEEPALIVE_SECONDS) {
+        report.warning(
+            "kong.keepalive",
+            format!("Kong keeps idle connections to vLLM for {idle} s, vLLM closes them after 5"),
+            "a call that goes out just then gets 502",
+            "KONG_UPSTREAM_KEEPALIVE_IDLE_TIMEOUT=4 in Kong's environment; gateway apply",
+        );
+    }
+    let buffer = &configuration["nginx_http_client_body_buffer_size"];
+    if let Some(bytes) = buffer.as_str().and_then(nginx_size).filter(|bytes| *bytes < SMALL_BODY_BUFFER_BYTES) {
+        report.warning(
+            "kong.body-buffer",
+            format!("request bodies over {bytes} bytes go through a file"),
+            "llm-audit reads them there, but each costs a write; other plugins find no body at all",
+            "KONG_NGINX_HTTP_CLIENT_BODY_BUFFER_SIZE=1m in Kong's environment; gateway apply",
+        );
+    }
+}
+
+/// A size as nginx writes it: `8k`, `1m`, `100`.
+fn nginx_size(text: &str) -> Option<u64> {
+    let number = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let factor = match text.strip_prefix(number)?.to_ascii_lowercase().as_str() {
+        "" => 1,
+        "k" => 1 << 10,
+        "m" => 1 << 20,
+        "g" => 1 << 30,
+        _ => return None,
+    };
+    number.parse::<u64>().ok()?.checked_mul(factor)
+}
+
+/// 500: the workers' connections against PostgreSQL's.
+fn process(configuration: &Value, settings: &DoctorSettings, facts: &Facts, report: &mut Report) {
     // "auto" or nothing is one a core, whatever KONG_WORKER_PROCESSES says: that is no property of Kong.
     let workers = configuration["nginx_worker_processes"].as_str().and_then(|text| text.parse::<i64>().ok());
     let workers = workers.or_else(|| configuration["nginx_worker_processes"].as_i64());
@@ -117,180 +162,56 @@ fn process(about: &Value, settings: &DoctorSettings, facts: &Facts, report: &mut
     }
 }
 
-/// 401: the pre-function writes the key into a header, and key-auth has to read that very one.
-fn keys(pre_function: Option<&Value>, key_auth: Option<&Value>, report: &mut Report) {
-    let code = pre_function
-        .and_then(|config| config["access"].as_array())
-        .map(|parts| parts.iter().filter_map(Value::as_str).collect::<Vec<_>>().join("\n"));
-    let Some(key_auth) = key_auth else {
-        report.problem(
-            "kong.key-auth",
-            "the plugin is not there",
-            "everybody may call the model, without a name in the log",
-            CONFIGURE,
-        );
-        return;
+/// 404 and 504, and answers that are generated twice. Returns the service that leads to vLLM.
+fn to_vllm<'s>(services: &'s [Value], settings: &DoctorSettings, report: &mut Report) -> Option<&'s Value> {
+    let Some((host, port)) = super::network::host_and_port(&settings.vllm_url) else {
+        report.problem("kong.service", format!("{} is no URL", settings.vllm_url), "where vLLM is, is unknown", "set VLLM_URL");
+        return None;
     };
-    let empty = Vec::new();
-    let names: Vec<&str> = key_auth["key_names"].as_array().unwrap_or(&empty).iter().filter_map(Value::as_str).collect();
-    match code.filter(|code| !code.is_empty()) {
-        None => report.problem(
-            "kong.pre-function",
-            "the plugin is not there or has no code for the access phase",
-            "OpenAI SDKs send the key as Authorization: Bearer, which key-auth does not know: 401",
-            CONFIGURE,
-        ),
-        Some(code) if !names.iter().any(|name| code.to_ascii_lowercase().contains(&name.to_ascii_lowercase())) => report.problem(
-            "kong.pre-function",
-            format!("it does not write the header that key-auth reads ({})", names.join(", ")),
-            "right keys get 401",
-            CONFIGURE,
-        ),
-        Some(_) => report.good("kong.keys", format!("the pre-function hands keys to key-auth in {}", names.join(", "))),
-    }
-    if key_auth["hide_credentials"] != true {
-        report.problem(
-            "kong.key-auth",
-            "hide_credentials is off",
-            "keys reach vLLM, and every log entry in clear text",
-            CONFIGURE,
-        );
-    }
-    if key_auth["key_in_query"] != false {
-        report.problem("kong.key-auth", "key_in_query is on", "keys in URLs end up in logs and browser histories", CONFIGURE);
-    }
-}
-
-fn audit(
-    llm_audit: Option<&Value>,
-    http_log: Option<&Value>,
-    settings: &DoctorSettings,
-    token: Option<&str>,
-    report: &mut Report,
-) {
-    match llm_audit {
-        None => report.problem(
-            "kong.llm-audit",
-            "the plugin is not there",
-            "rows have neither prompts nor answers nor tokens",
-            CONFIGURE,
-        ),
-        Some(config) if config["capture"] == "metadata" => {
-            report.good("kong.llm-audit", "is there; by its settings it keeps no prompts and answers");
-        }
-        Some(_) => report.good("kong.llm-audit", "is there and keeps prompts and answers"),
-    }
-    let Some(config) = http_log else {
-        report.problem("kong.http-log", "the plugin is not there", "no call reaches the audit log", CONFIGURE);
-        return;
+    let leads_there = |service: &&Value| {
+        let name = service["host"].as_str().unwrap_or_default();
+        let same = name == host || name.replace("localhost", "127.0.0.1") == host.replace("localhost", "127.0.0.1");
+        same && service["port"].as_i64() == Some(i64::from(port)) && service["enabled"] != false
     };
-    let endpoint = config["http_endpoint"].as_str().unwrap_or_default();
-    let wanted = format!("{}/log", settings.collector_url.trim_end_matches('/'));
-    if endpoint.replace("localhost", "127.0.0.1") == wanted.replace("localhost", "127.0.0.1") {
-        report.good("kong.http-log", format!("sends entries to {endpoint}"));
-    } else {
-        report.problem(
-            "kong.http-log",
-            format!("it sends to {endpoint}, the collector is at {wanted}"),
-            "entries do not arrive",
-            CONFIGURE,
-        );
-    }
-    let headers = config["headers"].as_object();
-    let sent = headers
-        .and_then(|headers| headers.iter().find(|(name, _)| name.eq_ignore_ascii_case("x-collector-token")))
-        .and_then(|(_, value)| value.as_str());
-    match (token, sent) {
-        (Some(token), Some(sent)) if token == sent => report.good("kong.token", "Kong sends the token that the collector wants"),
-        (Some(_), _) => report.problem(
-            "kong.token",
-            "Kong does not send the token that the collector wants",
-            "the collector answers 401, and entries are dropped after the retries",
-            CONFIGURE,
-        ),
-        (None, _) => {}
-    }
-    let queue = &config["queue"];
-    let mut weak = |condition: bool, level: Level, what: String, why: &'static str| {
-        if condition {
-            report.add(level, "kong.queue", what, why, CONFIGURE);
-        }
-    };
-    let batch = queue["max_batch_size"].as_i64().unwrap_or(1);
-    weak(
-        batch <= 1,
-        Level::Warning,
-        "every entry is sent alone (queue.max_batch_size is 1)".to_owned(),
-        "costs Kong and the collector a request for each call",
-    );
-    let retry = queue["max_retry_time"].as_f64().unwrap_or(60.0);
-    weak(
-        retry < SHORT_RETRY_SECONDS,
-        Level::Warning,
-        format!("a batch is given up after {retry} s"),
-        "a collector that is away longer costs entries",
-    );
-    weak(
-        queue["max_bytes"].as_i64().is_none(),
-        Level::Warning,
-        "the queue has no limit in bytes (queue.max_bytes)".to_owned(),
-        "a collector that is away long fills Kong's memory",
-    );
-}
-
-fn prometheus(config: Option<&Value>, report: &mut Report) {
-    let Some(config) = config else {
-        report.problem("kong.prometheus", "the plugin is not there", "the gateway's dashboards stay empty", CONFIGURE);
-        return;
-    };
-    let flags = ["status_code_metrics", "latency_metrics", "bandwidth_metrics", "upstream_health_metrics", "per_consumer"];
-    let off: Vec<&str> = flags.into_iter().filter(|flag| config[*flag] != true).collect();
-    if off.is_empty() {
-        report.good("kong.prometheus", "exports all groups of metrics, per consumer");
-    } else {
-        report.problem(
-            "kong.prometheus",
-            format!("off: {}", off.join(", ")),
-            "each is off by default, and dashboards need it",
-            CONFIGURE,
-        );
-    }
-}
-
-/// 504, and answers that are generated twice.
-fn services(services: &[Value], settings: &DoctorSettings, report: &mut Report) {
-    let port = settings.vllm_url.rsplit_once(':').and_then(|(_, port)| port.trim_end_matches('/').parse::<i64>().ok());
-    let to_vllm = services.iter().filter(|service| port.is_none() || service["port"].as_i64() == port);
-    let mut any = false;
-    for service in to_vllm {
-        any = true;
-        let name = service["name"].as_str().unwrap_or("?");
-        let read = service["read_timeout"].as_i64().unwrap_or(0);
-        if read < SHORT_READ_TIMEOUT_MS {
-            report.warning(
-                "kong.timeouts",
-                format!("service {name} waits {read} ms for an answer"),
-                "long prompts on a busy GPU get 504",
-                "VLLM_READ_TIMEOUT_SECONDS in gateway.env; gateway apply",
-            );
-        } else {
-            report.good("kong.timeouts", format!("service {name} waits {} s for an answer", read / 1_000));
-        }
-        if service["retries"].as_i64().unwrap_or(0) > 0 {
-            report.warning(
-                "kong.retries",
-                format!("service {name} repeats failed calls"),
-                "an answer may be generated twice on a GPU that is already busy",
-                CONFIGURE,
-            );
-        }
-    }
-    if !any {
+    let Some(service) = services.iter().find(leads_there) else {
         report.problem(
             "kong.service",
             format!("no service of Kong leads to {}", settings.vllm_url),
-            "every call gets 404",
+            "every call gets 404, or goes elsewhere",
             CONFIGURE,
         );
+        return None;
+    };
+    let name = service["name"].as_str().unwrap_or("?");
+    let read = service["read_timeout"].as_i64().unwrap_or(0);
+    if read <= SHORT_READ_TIMEOUT_MS {
+        report.problem(
+            "kong.timeouts",
+            format!("service {name} waits {read} ms for an answer"),
+            "long prompts on a busy GPU get 504",
+            "VLLM_READ_TIMEOUT_SECONDS=300 in gateway.env; gateway apply",
+        );
+    } else {
+        report.good("kong.timeouts", format!("service {name} waits {} s for an answer", read / 1_000));
+    }
+    if service["retries"].as_i64().unwrap_or(0) > 0 {
+        report.warning(
+            "kong.retries",
+            format!("service {name} repeats failed calls"),
+            "an answer may be generated twice on a GPU that is already busy",
+            CONFIGURE,
+        );
+    }
+    Some(service)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_read_as_nginx_reads_them() {
+        assert_eq!(["8k", "1M", "100", "2g"].map(nginx_size), [Some(8192), Some(1_048_576), Some(100), Some(2_147_483_648)]);
+        assert_eq!(["", "k", "8x", "-1k"].map(nginx_size), [None; 4]);
     }
 }

@@ -17,6 +17,7 @@ pub(super) fn examine(settings: &DoctorSettings, report: &mut Report) {
     let database_port = settings.database.config().ok().and_then(|config| config.get_ports().first().copied()).unwrap_or(5432);
     let parts = [
         ("Kong's Admin API", port_of(&settings.kong_admin_url), "whoever reaches it makes keys, routes and plugins"),
+        ("Kong's status address", port_of(&settings.kong_status_url), "its metrics tell who calls what, and it has no password"),
         ("PostgreSQL", Some(database_port), "every conversation is behind one password"),
         ("Prometheus", port_of(&settings.prometheus_url), "it has no password"),
         ("vLLM", port_of(&settings.vllm_url), "calls to it pass by keys, limits and the audit log"),
@@ -38,10 +39,19 @@ pub(super) fn examine(settings: &DoctorSettings, report: &mut Report) {
     }
 }
 
-/// The port of a URL.
 fn port_of(url: &str) -> Option<u16> {
-    let authority = url.split("://").nth(1)?.split('/').next()?;
-    authority.rsplit_once(':')?.1.parse().ok()
+    host_and_port(url).map(|(_, port)| port)
+}
+
+/// Host and port of a URL. Brackets of an IPv6 address stay, as in Kong's services.
+pub(super) fn host_and_port(url: &str) -> Option<(&str, u16)> {
+    let (scheme, rest) = url.split_once("://")?;
+    let authority = rest.split('/').next()?;
+    let (host, port) = match authority.rsplit_once(':') {
+        Some((host, port)) if !port.ends_with(']') => (host, port.parse().ok()?),
+        _ => (authority, if scheme == "https" { 443 } else { 80 }),
+    };
+    (!host.is_empty()).then_some((host, port))
 }
 
 /// Ports that listen on anything but the loopback addresses, from a table of `/proc/net`.
@@ -75,9 +85,12 @@ mod tests {
     }
 
     #[test]
-    fn the_port_of_a_url_is_found() {
-        assert_eq!(port_of("http://127.0.0.1:8001/x"), Some(8001));
-        assert_eq!(port_of("http://[::1]:8001"), Some(8001));
-        assert_eq!(port_of("http://kong"), None);
+    fn host_and_port_of_a_url_are_found() {
+        assert_eq!(host_and_port("http://127.0.0.1:8001/x"), Some(("127.0.0.1", 8001)));
+        assert_eq!(host_and_port("http://[::1]:8001"), Some(("[::1]", 8001)));
+        assert_eq!(host_and_port("http://[::1]/"), Some(("[::1]", 80)));
+        assert_eq!(host_and_port("https://vllm"), Some(("vllm", 443)));
+        assert_eq!(host_and_port("127.0.0.1:8000"), None);
+        assert_eq!(host_and_port("http://:8000"), None);
     }
 }

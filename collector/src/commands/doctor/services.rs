@@ -6,11 +6,14 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::Value;
 
-use super::Report;
+use super::{Level, Report};
 use crate::config::DoctorSettings;
+use crate::measure::page;
 
 /// Longest wait for an answer: everything is on this host.
 const TIMEOUT: Duration = Duration::from_secs(5);
+/// The spool of a collector that drains is empty after seconds; what is older waits for something to be mended.
+const OLD_SPOOL_SECONDS: f64 = 300.0;
 
 /// An answer: status and body.
 #[derive(Debug)]
@@ -89,20 +92,22 @@ fn collector(settings: &DoctorSettings, report: &mut Report) {
             "gateway logs collector; free space on the disk of the data folder",
         ),
     }
-    let Ok(page) = get(&format!("{url}/metrics"), None) else { return };
-    let spooled = sum_of(&page.body, "llm_collector_spool_bytes");
-    let oldest = sum_of(&page.body, "llm_collector_spool_oldest_seconds");
+    let Ok(metrics) = get(&format!("{url}/metrics"), None) else { return };
+    let spooled = sum_of(&metrics.body, page::SPOOL_BYTES);
+    let oldest = sum_of(&metrics.body, page::SPOOL_OLDEST_SECONDS);
     if spooled > 0.0 {
-        report.warning(
+        let level = if oldest > OLD_SPOOL_SECONDS { Level::Problem } else { Level::Warning };
+        report.add(
+            level,
             "collector.spool",
             format!("{spooled} bytes wait on disk, the oldest for {oldest:.0} s"),
             "entries in the spool are safe, but not visible yet; it should be empty while PostgreSQL is up",
-            "gateway logs collector",
+            "gateway status; gateway logs collector",
         );
     } else {
         report.good("collector.spool", "is empty");
     }
-    let missing = sum_of(&page.body, "llm_usage_missing_total");
+    let missing = sum_of(&metrics.body, page::USAGE_MISSING);
     if missing > 0.0 {
         report.warning(
             "collector.usage",
@@ -196,8 +201,8 @@ fn grafana(settings: &DoctorSettings, report: &mut Report) {
             return;
         }
     }
-    let default_password = format!("Basic {}", STANDARD.encode("admin:admin"));
-    match get(&format!("{url}/api/org"), Some(&default_password)) {
+    let answer = get(&format!("{url}/api/org"), Some(&administrator("admin")));
+    match answer {
         Ok(answer) if answer.status == 200 && answer.json().get("id").is_some() => report.problem(
             "grafana.password",
             "the administrator's password is the default, admin",
@@ -205,6 +210,57 @@ fn grafana(settings: &DoctorSettings, report: &mut Report) {
             "gateway compose exec grafana grafana cli admin reset-admin-password NEW",
         ),
         _ => report.good("grafana", format!("answers at {url}, and not to the default password")),
+    }
+    if let Some(password) = settings.grafana_password.as_deref() {
+        data_sources(url, &administrator(password), report);
+    }
+}
+
+/// The header with which Grafana's administrator logs in.
+fn administrator(password: &str) -> String {
+    format!("Basic {}", STANDARD.encode(format!("admin:{password}")))
+}
+
+/// Panels without data: Grafana itself asks each source.
+fn data_sources(url: &str, authorization: &str, report: &mut Report) {
+    const WHY: &str = "panels stay empty";
+    let list = match get(&format!("{url}/api/datasources"), Some(authorization)) {
+        Ok(answer) if answer.status == 200 => answer.json(),
+        Ok(Answer { status: 401, .. }) => {
+            let what = "the administrator's password is another one than the installation made: data sources were not checked";
+            report.warning(
+                "grafana.datasources",
+                what,
+                "nothing is wrong with a password of your own",
+                "look in Grafana: Connections → Data sources",
+            );
+            return;
+        }
+        Ok(answer) => {
+            let what = format!("Grafana lists none: status {}", answer.status);
+            return report.problem("grafana.datasources", what, WHY, "gateway logs grafana");
+        }
+        Err(error) => return report.problem("grafana.datasources", error, WHY, "gateway logs grafana"),
+    };
+    let empty = Vec::new();
+    let sources = list.as_array().unwrap_or(&empty);
+    let failure = |source: &Value| {
+        let health = format!("{url}/api/datasources/uid/{}/health", source["uid"].as_str().unwrap_or_default());
+        let said = match get(&health, Some(authorization)) {
+            Ok(answer) if answer.status == 200 && answer.json()["status"] == "OK" => return None,
+            Ok(answer) => answer.json()["message"].as_str().map_or(format!("status {}", answer.status), str::to_owned),
+            Err(error) => error,
+        };
+        Some(format!("{} ({said})", source["name"].as_str().unwrap_or("?")))
+    };
+    let failed: Vec<String> = sources.iter().filter_map(failure).collect();
+    if sources.is_empty() {
+        report.problem("grafana.datasources", "there are none", WHY, "gateway restart grafana; gateway logs grafana");
+    } else if failed.is_empty() {
+        report.good("grafana.datasources", format!("all {} answer", sources.len()));
+    } else {
+        let what = format!("without an answer: {}", failed.join(", "));
+        report.problem("grafana.datasources", what, WHY, "gateway status; gateway apply (sets passwords on both sides)");
     }
 }
 

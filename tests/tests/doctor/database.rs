@@ -1,0 +1,158 @@
+//! PostgreSQL, and what is in it. Each test has a database of its own, with the collector's schema and one row.
+
+use gateway_tests::collector::{Process, post, run};
+use gateway_tests::fixtures;
+use gateway_tests::postgres::Database;
+use gateway_tests::process::free_port;
+
+use super::{Site, with_password};
+
+impl Site {
+    /// Lets doctor look at an own database.
+    async fn own_database(&mut self) -> Database {
+        let database = Database::create().await;
+        let variables = [("DATABASE_URL", database.url.as_str())];
+        assert!(run(&["migrate"], &variables).await.status.success());
+        self.set("DATABASE_URL", with_password(&database.url, "a-long-and-random-one"));
+        database
+    }
+}
+
+async fn execute(database: &Database, statement: &str) {
+    database.connect().await.batch_execute(statement).await.unwrap();
+}
+
+const ONE_ROW: &str =
+    "INSERT INTO llm_logs (request_id, consumer_username, started_at, status, raw_log) VALUES ('r', 'z1', now(), 200,
+    '{\"service\":{},\"llm\":{},\"request\":{\"headers\":{},\"body\":{\"prompt\":\"my key is sk-0123456789abcdef\"}}}')";
+
+#[tokio::test]
+async fn a_database_that_is_away_or_refuses_is_a_problem_and_its_password_stays_secret() {
+    let mut site = Site::healthy().await;
+    let port = free_port().to_string();
+    site.set("DATABASE_URL", format!("postgres://u:pa55w0rd-of-u@127.0.0.1:{port}/x"));
+    let said = site.doctor().await;
+    said.assert_problem("postgresql", &[&port]);
+    assert!(!said.stdout.contains("pa55w0rd"), "{}", said.stdout);
+    site.variables.remove("DATABASE_URL");
+    site.doctor().await.assert_problem("postgresql", &["DATABASE_URL"]);
+}
+
+#[tokio::test]
+async fn a_password_that_everybody_tries_first_is_a_problem() {
+    let mut site = Site::healthy().await;
+    let bare = site.session.gateway.database.url.clone();
+    for password in ["postgres", "Password", "changeme"] {
+        site.set("DATABASE_URL", with_password(&bare, password));
+        site.doctor().await.assert_problem("postgresql.password", &["tries first"]);
+    }
+    site.set("DATABASE_URL", bare);
+    site.doctor().await.assert_problem("postgresql.password", &["asks for no password"]);
+}
+
+#[tokio::test]
+async fn a_database_without_the_schema_is_a_problem() {
+    let mut site = Site::healthy().await;
+    let empty = Database::create().await;
+    site.set("DATABASE_URL", with_password(&empty.url, "a-long-and-random-one"));
+    site.doctor().await.assert_problem("postgresql.schema", &["llm_logs"]);
+}
+
+#[tokio::test]
+async fn a_table_without_rows_is_a_warning() {
+    let mut site = Site::healthy().await;
+    let database = site.own_database().await;
+    let said = site.doctor().await;
+    said.assert_warning("rows", &["no row yet"]);
+    assert_eq!(said.status, Some(0), "{said:?}");
+    execute(&database, ONE_ROW).await;
+    let said = site.doctor().await;
+    said.assert_quiet("rows");
+    // What people write is not looked at for keys.
+    said.assert_quiet("keys");
+}
+
+#[tokio::test]
+async fn missing_partitions_and_rows_outside_of_them_are_found() {
+    let mut site = Site::healthy().await;
+    let database = site.own_database().await;
+    let drop_ahead = "DO $$ DECLARE name text; BEGIN
+        FOR name IN SELECT relname FROM pg_class WHERE relname ~ '^llm_logs_[0-9]{8}$'
+                    AND right(relname, 8) > to_char(now() AT TIME ZONE 'UTC' + interval '1 day', 'YYYYMMDD')
+        LOOP EXECUTE 'DROP TABLE ' || name; END LOOP; END $$";
+    execute(&database, drop_ahead).await;
+    execute(&database, "INSERT INTO llm_logs (request_id, consumer_username, started_at) VALUES ('r', 'z1', '1999-01-01')").await;
+    let said = site.doctor().await;
+    said.assert_problem("partitions", &["1 days ahead"]);
+    said.assert_warning("partitions.default", &["1 rows"]);
+}
+
+#[tokio::test]
+async fn rejected_and_lost_entries_are_problems() {
+    let mut site = Site::healthy().await;
+    let database = site.own_database().await;
+    execute(&database, "INSERT INTO llm_rejected (reason, raw, raw_sha256) VALUES ('x', 'x', 'x'), ('y', 'y', 'y')").await;
+    execute(&database, "INSERT INTO llm_sequence_gaps (worker, first_seq, last_seq) VALUES ('w', 11, 20), ('w', 31, 31)").await;
+    let old =
+        "INSERT INTO llm_sequence_gaps (worker, first_seq, last_seq, found_at) VALUES ('v', 1, 500, now() - interval '8 days')";
+    execute(&database, old).await;
+    let said = site.doctor().await;
+    said.assert_problem("rejected", &["2 entries"]);
+    said.assert_problem("lost", &["11 entries"]);
+}
+
+#[tokio::test]
+async fn keys_in_rows_are_a_problem_wherever_they_stand() {
+    let leaks = [
+        r#"{"request":{"headers":{"x-api-key":"short"}}}"#,
+        r#"{"request":{"headers":{},"uri":"/v1/models?apikey=sk-0123456789abcdef"}}"#,
+        r#"{"request":{"headers":{"x-own":"sk-0123456789abcdef"}}}"#,
+    ];
+    let mut site = Site::healthy().await;
+    let database = site.own_database().await;
+    execute(&database, ONE_ROW).await;
+    for (number, leak) in leaks.iter().enumerate() {
+        let insert = format!(
+            "INSERT INTO llm_logs (request_id, consumer_username, started_at, raw_log) VALUES ('leak-{number}', 'z1', now(), '{leak}')"
+        );
+        execute(&database, &insert).await;
+        site.doctor().await.assert_problem("keys", &[&format!("{} of the newest {} rows", number + 1, number + 2)]);
+    }
+}
+
+#[tokio::test]
+async fn rows_without_bodies_and_with_cut_ones_are_found() {
+    let mut site = Site::healthy().await;
+    let database = site.own_database().await;
+    execute(&database, ONE_ROW).await;
+    execute(&database, "UPDATE llm_logs SET truncated = true").await;
+    // As a real Kong logs a call without the plugin.
+    let file = site.data.path().join("entry.json");
+    std::fs::write(&file, fixtures::entry("kong-key-in-header-no-bodies")).unwrap();
+    let variables = [("DATABASE_URL", database.url.as_str())];
+    assert!(run(&["replay", file.to_str().unwrap()], &variables).await.status.success());
+    let said = site.doctor().await;
+    said.assert_problem("bodies", &["1 of the newest 2 rows"]);
+    said.assert_warning("bodies.cut", &["1 of the newest 2 rows"]);
+}
+
+#[tokio::test]
+async fn entries_that_wait_on_disk_are_a_warning() {
+    let mut site = Site::healthy().await;
+    let database = Database::create().await;
+    let collector = Process::serve(&["--database-url", &database.url]).await;
+    // Nobody may connect any more, and those who are there have to go.
+    let name = database.url.rsplit('/').next().unwrap();
+    let shut = format!(
+        "ALTER DATABASE {name} ALLOW_CONNECTIONS false;
+         SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'"
+    );
+    site.session.gateway.database.connect().await.batch_execute(&shut).await.unwrap();
+    let answer = post(&format!("{}/log", collector.url), fixtures::small_batch("s", 3)).await.unwrap();
+    assert_eq!(answer.count("spooled"), 3);
+    site.set("COLLECTOR_URL", &collector.url);
+    let said = site.doctor().await;
+    said.assert_warning("collector", &["PostgreSQL does not"]);
+    said.assert_warning("collector.spool", &["bytes wait on disk"]);
+    said.assert_problem("kong.http-log", &[&collector.url]);
+}
