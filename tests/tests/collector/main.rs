@@ -13,5 +13,7 @@ mod erase;
 mod metrics;
 mod privacy;
 mod receive;
+mod report;
 mod retention;
 mod rows;
+mod usage;
