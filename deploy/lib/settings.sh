@@ -63,8 +63,11 @@ check_settings() {
   for name in VLLM_READ_TIMEOUT_SECONDS KONG_WORKERS GATEWAY_HOSTS PROMETHEUS_KEEP_DAYS PROMETHEUS_KEEP_GB AUDIT_QUEUE_BYTES AUDIT_RETRY_SECONDS; do
     is_number "${setting[$name]}" 1 1000000000000 || wrong $name "a whole number from 1"
   done
-  for name in RATE_LIMIT_PER_HOUR KEEP_CONTENT_DAYS KEEP_ROWS_DAYS MINIMUM_FREE_GB AUDIT_MAX_REQUEST_BYTES AUDIT_MAX_RESPONSE_BYTES; do
+  for name in RATE_LIMIT_PER_HOUR MINIMUM_FREE_GB AUDIT_MAX_REQUEST_BYTES AUDIT_MAX_RESPONSE_BYTES; do
     is_number "${setting[$name]}" 0 1000000000 || wrong $name "a whole number"
+  done
+  for name in KEEP_CONTENT_DAYS KEEP_ROWS_DAYS; do
+    is_number "${setting[$name]}" 0 365000 || wrong $name "a number of days, 0 for ever"
   done
   for name in POSTGRES_MEMORY_MB KONG_MEMORY_MB COLLECTOR_MEMORY_MB PROMETHEUS_MEMORY_MB GRAFANA_MEMORY_MB; do
     is_number "${setting[$name]}" 64 10000000 || wrong $name "a number of megabytes from 64"

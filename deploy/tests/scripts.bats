@@ -72,6 +72,9 @@ says() { grep -qF -- "$1" <<<"$output" || { printf 'not said: %s\n%s\n' "$1" "$o
   grep -qx COLLECTOR_KEEP_ROWS_DAYS=30 "$WORK/collector"
   no grep -q KEEP_CONTENT "$WORK/collector"
   [[ $passed_on == *GF_SERVER_ROOT_URL=https://x/* && $passed_on == *KONG_LOG_LEVEL=info* ]]
+  settings KEEP_CONTENT_DAYS=7
+  collector_environment >"$WORK/collector"
+  grep -qx COLLECTOR_KEEP_CONTENT_DAYS=7 "$WORK/collector"
   run settings KONG_PG_HOST=elsewhere
   says 'derived from other settings'
   run settings GF_SECURITY_ADMIN_PASSWORD=x

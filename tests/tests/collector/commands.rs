@@ -143,7 +143,8 @@ async fn sigterm_finishes_what_is_in_flight() {
     blocker.batch_execute("BEGIN; LOCK TABLE llm_logs IN ACCESS EXCLUSIVE MODE").await.unwrap();
     let url = format!("{}/log", process.url);
     let request = tokio::spawn(reqwest::Client::new().post(url).body(fixtures::small_batch("t", 3)).send());
-    let waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()";
+    let waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()
+        AND query ~ 'INSERT INTO llm_logs|llm_create_partition'";
     gateway_tests::process::wait_until("the insert waits", Duration::from_secs(3), || async {
         database.number(waiting).await == 1
     })
