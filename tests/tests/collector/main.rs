@@ -11,4 +11,6 @@
 mod commands;
 mod metrics;
 mod receive;
+mod report;
 mod rows;
+mod usage;
