@@ -1,8 +1,8 @@
 //! What is due from time to time: partitions for the coming days, holes in Kong's numbers, usage that is to be added up, retention,
 //! and the gauges that need a look at the database or the disk.
 //!
-//! Each is a task of its own, so that none waits for another; all rest while PostgreSQL is away. Several collectors may do the
-//! same at once: who comes second finds nothing to do.
+//! Each is a task of its own, so that none waits for another; what needs PostgreSQL rests while it is away. Several collectors may
+//! do the same at once: who comes second finds nothing to do.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -133,7 +133,7 @@ impl Upkeep {
         }
     }
 
-    /// Brings the gauges up to date; that of the disk also while PostgreSQL is away and the spool grows.
+    /// Brings the gauges up to date.
     async fn look(self) {
         loop {
             match rustix::fs::statvfs(&self.data_dir) {
@@ -142,6 +142,7 @@ impl Upkeep {
                     .set_disk(disk.f_bavail.saturating_mul(disk.f_frsize), disk.f_blocks.saturating_mul(disk.f_frsize)),
                 Err(error) => warn!("cannot see how full the disk of {} is: {error}", self.data_dir.display()),
             }
+            // The disk matters most while PostgreSQL is away: then the spool grows.
             if self.health.is_up() {
                 match self.seen().await {
                     Ok(state) => self.metrics.set_state(&state),

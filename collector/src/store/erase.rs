@@ -1,6 +1,7 @@
 //! Erase on demand: what one person asked and was answered, while rows and token counts stay for the bills.
 //!
-//! Rows are changed in place, partition by partition, and vacuumed afterwards, so that the space of the text is used again. Never at the same time as retention, which would bring back what it copied before (see [`Session`]).
+//! Rows are changed in place, partition by partition, and vacuumed afterwards, so that the space of the text is used again. Never
+//! at the same time as retention, which would bring back what it copied before (see [`Session`]).
 //! Deliberately absent: spools of collectors. Entries that wait there are erased by erasing again after they arrived.
 
 use chrono::{DateTime, Utc};

@@ -5,7 +5,7 @@
 //! default partition, and rejected entries, whose raw bytes are content too.
 //!
 //! Invariants: one collector at a time (see [`Session`]); a crash at any point leaves every row where it was or done, and at
-//! most a table `llm_logs_YYYYMMDD_rewrite` that the next round removes; a day that cannot be done now does not hold up the others.
+//! most a table `llm_logs_YYYYMMDD_rewrite` that the next round removes; a day that cannot be done now holds up no other.
 //! Deliberately absent: any clock but PostgreSQL's.
 
 use chrono::NaiveDate;
