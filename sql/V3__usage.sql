@@ -146,6 +146,13 @@ BEGIN
         ON CONFLICT DO NOTHING
     )
     SELECT count(*) INTO compacted FROM taken;
+
+    -- PostgreSQL analyzes no table as small as these by itself, and expects so much of one without statistics, as after a restore,
+    -- that it compiles every question for a second.
+    IF EXISTS (SELECT FROM pg_class WHERE reltuples < 0 AND oid IN ('llm_usage'::regclass, 'llm_usage_deltas'::regclass,
+               'llm_usage_models'::regclass, 'llm_model_prices'::regclass)) THEN
+        ANALYZE llm_usage, llm_usage_deltas, llm_usage_models, llm_model_prices;
+    END IF;
     RETURN compacted;
 END $$;
 
@@ -171,7 +178,7 @@ COMMENT ON COLUMN llm_model_prices.cached_per_million IS 'For prompt tokens that
 CREATE VIEW llm_price_periods AS
 SELECT model, starts_at, lead(starts_at, 1, 'infinity') OVER (PARTITION BY model ORDER BY starts_at) AS ends_at,
     prompt_per_million, cached_per_million, completion_per_million, currency
-FROM (SELECT model FROM llm_usage_models UNION SELECT model FROM llm_usage_deltas) models
+FROM (SELECT model FROM llm_usage_models UNION SELECT DISTINCT model FROM llm_usage_deltas) models
 CROSS JOIN (SELECT DISTINCT valid_from AS starts_at FROM llm_model_prices) changes
 CROSS JOIN LATERAL (
     SELECT prompt_per_million, cached_per_million, completion_per_million, currency
@@ -223,3 +230,5 @@ FROM (
 ) days;
 
 COMMENT ON VIEW llm_usage_daily IS 'Usage, cost and latency by day (UTC), consumer and model. Currency is empty where the model has no price.';
+
+SELECT llm_compact_usage();

@@ -107,8 +107,11 @@ async fn report_views_rows_and_metrics_say_the_same() {
     other.stop().await;
 }
 
-/// Calls of 2026-11-20: consumer, model, time, status, latency, tokens.
-async fn small_world(calls: &[(&str, &str, &str, i32, i32, [i32; 3])]) -> Database {
+/// Consumer, model, time, status, latency, tokens.
+type SmallCall<'c> = (&'c str, &'c str, &'c str, i32, i32, [i32; 3]);
+
+/// A database with calls of 2026-11-20.
+async fn small_world(calls: &[SmallCall<'_>]) -> Database {
     let database = Database::create().await;
     assert!(run(&["migrate"], &[("DATABASE_URL", &database.url)]).await.status.success());
     let client = database.connect().await;
