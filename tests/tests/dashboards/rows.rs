@@ -156,7 +156,7 @@ async fn columns_that_a_panel_formats_or_links_are_there() {
     for dashboard in &grafana::dashboards() {
         let choices = choices(&grafana, dashboard).await;
         let queries = dashboard.queries();
-        for panel in dashboard.panels().iter().filter(|panel| text(panel, "/targets/0/rawSql") != "") {
+        for panel in dashboard.panels().iter().filter(|panel| !text(panel, "/targets/0/rawSql").is_empty()) {
             let place = format!("{}: {}: A", dashboard.file, text(panel, "/title"));
             let query = queries.iter().find(|query| query.place == place).expect("the query");
             let moment = Moment::before(grafana.end_ms, 30 * 86_400);
