@@ -126,20 +126,20 @@ fails() { [ "$(call /v1/models -H "Authorization: Bearer $1")" = 401 ]; }
 }
 
 @test "capture: one user's own, with the other settings of all, and back" {
-  key=$(users add peggy 2>/dev/null)
-  own() { admin GET consumers/peggy/plugins | tr -d ' \n'; }
-  users capture peggy metadata 2>/dev/null
+  key=$(users add quentin 2>/dev/null)
+  own() { admin GET consumers/quentin/plugins | tr -d ' \n'; }
+  users capture quentin metadata 2>/dev/null
   [[ $(own) == *'"capture":"metadata"'* ]]
   [[ $(own) == *'"max_request_body_size":1048576'* ]]
   [[ $(own) == *'"name":"llm-audit"'* ]]
   works "$key"
-  users capture peggy full 2>/dev/null
+  users capture quentin full 2>/dev/null
   [[ $(own) == *'"capture":"full"'* ]]
   [[ $(own) != *metadata* ]]
-  users capture peggy default 2>/dev/null
+  users capture quentin default 2>/dev/null
   [[ $(own) != *llm-audit* ]]
   for bad in none '' FULL; do
-    run users capture peggy "$bad"
+    run users capture quentin "$bad"
     [ "$status" -eq 2 ]
   done
 }
