@@ -16,7 +16,7 @@ test-e2e:
 	@tests/tools.sh test
 	@cargo test --package gateway-tests --test gateway --locked
 
-## Measure the collector next to \copy and a collector in Python, and what llm-audit costs the gateway. Seven minutes; prints a
+## Measure the collector next to \copy and a collector in Python, and what llm-audit costs the gateway. Five minutes; prints a
 ## table, writes target/bench.json.
 bench:
 	@tests/bench.sh

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# `make bench`: measures the collector; tests/bench/README.md says what, and how to read it. Takes about seven minutes once built.
+# `make bench`: measures the collector; tests/bench/README.md says what, and how to read it. Takes about five minutes once built.
 #
 #   BENCH_PYTHON=   (empty) leaves the Python collector out, for hosts that reach no package index
 # Arguments go to the benchmark: tests/bench.sh --rounds 1
