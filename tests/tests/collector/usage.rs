@@ -151,8 +151,11 @@ async fn rows_from_before_usage_was_counted_are_counted_by_the_migration() {
     for migration in [include_str!("../../../sql/V1__llm_logs.sql"), include_str!("../../../sql/V2__sequences.sql"), ROWS] {
         client.batch_execute(migration).await.unwrap();
     }
-    client.batch_execute(include_str!("../../../sql/V3__usage.sql")).await.unwrap();
-    assert_eq!(assert_views_agree_with_rows(&client).await, 1_000);
+    // Until V5 there are no days: what V3 has added up by hour is added up by day when V5 comes.
+    for migration in [include_str!("../../../sql/V3__usage.sql"), include_str!("../../../sql/V5__usage_days.sql")] {
+        client.batch_execute(migration).await.unwrap();
+        assert_eq!(assert_views_agree_with_rows(&client).await, 1_000);
+    }
     let priced = "SELECT model FROM llm_usage_models ORDER BY model";
     assert_eq!(texts(&client, priced).await, ["model1", "model2", "unknown"]);
 }
@@ -253,6 +256,69 @@ async fn cost_is_of_the_longest_pattern_that_matches_and_of_the_price_of_the_hou
         ["('a\\', '2020-01-01', 1, 1, 1, 'CNY')", "('a', '2020-01-01', -1, 1, 1, 'CNY')", "('a', '2020-01-01', 1, 1, 1, '')"]
     {
         assert!(client.batch_execute(&format!("INSERT INTO llm_model_prices VALUES {refused}")).await.is_err(), "{refused}");
+    }
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn any_stretch_of_time_adds_up_to_its_hours() {
+    let app = TestApp::start().await;
+    let client = app.database.connect().await;
+    // Every 7 minutes for nearly five days. Prices change at midnight in UTC, at midnight in Beijing, and long before.
+    client.batch_execute(ROWS).await.unwrap();
+    let prices =
+        "INSERT INTO llm_model_prices (model_pattern, valid_from, prompt_per_million, completion_per_million, currency) VALUES
+        ('%', '2020-01-01', 1, 3, 'CNY'), ('model1', '2031-03-02 16:00+00', 2, 5, 'USD'), ('model2', '2031-03-04', 7, 11, 'CNY')";
+    client.batch_execute(prices).await.unwrap();
+    let times = [
+        "-infinity",
+        "2031-02-27 13:00",
+        "2031-03-01 00:00",
+        "2031-03-01 05:59:59.999999",
+        "2031-03-01 23:59",
+        "2031-03-02 00:00",
+        "2031-03-02 16:30",
+        "2031-03-02 23:00",
+        "2031-03-03 00:00",
+        "2031-03-03 00:00:00.000001",
+        "2031-03-05 07:15",
+        "infinity",
+    ];
+    let sums = "consumer_username, model, date_trunc('day', {}, 'UTC'), currency, sum(calls), sum(errors), sum(prompt_tokens),
+        sum(completion_tokens), sum(cost), sum(latencies), sum(timed_calls)";
+    // Half of it added up, half of it not; then all.
+    client
+        .batch_execute("DELETE FROM llm_usage_deltas WHERE consumer_username <> 'user1'; SELECT llm_compact_usage()")
+        .await
+        .unwrap();
+    client.batch_execute(&ROWS.replace("'r' || n", "'again' || n")).await.unwrap();
+    for _ in 0..2 {
+        let mut found = 0;
+        for since in times {
+            for until in times {
+                let between = format!(
+                    "SELECT {} FROM llm_usage_between('{since}+00', '{until}+00') GROUP BY 1, 2, 3, 4",
+                    sums.replace("{}", "day")
+                );
+                let hours = format!(
+                    "SELECT {} FROM llm_usage_costs WHERE hour >= date_trunc('hour', '{since}+00'::timestamptz) AND hour <= '{until}+00'
+                    GROUP BY 1, 2, 3, 4",
+                    sums.replace("{}", "hour")
+                );
+                let query = format!(
+                    "WITH days AS ({between}), hours AS ({hours}) SELECT (SELECT count(*) FROM hours), difference::text
+                    FROM (SELECT 1) one LEFT JOIN (
+                        (TABLE days EXCEPT ALL TABLE hours) UNION ALL (TABLE hours EXCEPT ALL TABLE days)) difference ON true"
+                );
+                let query = query.replace("infinity+00", "infinity");
+                for row in client.query(&query, &[]).await.unwrap_or_else(|error| panic!("{query}: {error:?}")) {
+                    assert_eq!(row.get::<_, Option<&str>>(1), None, "from {since} to {until}");
+                    found += row.get::<_, i64>(0);
+                }
+            }
+        }
+        assert!(found > 1_000, "{found}");
+        client.query_one("SELECT llm_compact_usage()", &[]).await.unwrap();
     }
     app.stop().await;
 }
