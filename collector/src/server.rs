@@ -86,6 +86,7 @@ impl Application {
             data_dir: settings.data_dir.clone(),
             gap_grace: Duration::from_secs(settings.gap_grace_seconds),
             clocks: settings.retention.clocks(),
+            search_index: settings.search_index,
         };
         let mut background = upkeep.start();
         background.push(tokio::spawn(drain.run()));

@@ -18,6 +18,7 @@ pub mod pool;
 pub mod prices;
 pub mod rejected;
 pub mod retention;
+pub mod search;
 pub mod session;
 pub mod spool;
 pub mod state;

@@ -1,5 +1,5 @@
 //! What is due from time to time: partitions for the coming days, holes in Kong's numbers, usage that is to be added up, retention,
-//! and the gauges that need a look at the database or the disk.
+//! indexes of texts, and the gauges that need a look at the database or the disk.
 //!
 //! Each is a task of its own, so that none waits for another; what needs PostgreSQL rests while it is away. Several collectors may
 //! do the same at once: who comes second finds nothing to do.
@@ -15,7 +15,7 @@ use crate::measure::{MAX_CONSUMERS, Metrics};
 use crate::store::pool::{Database, StoreError};
 use crate::store::retention::{self, Clocks};
 use crate::store::session::Session;
-use crate::store::{Health, gaps, partitions, state, usage};
+use crate::store::{Health, gaps, partitions, search, state, usage};
 
 /// How often the partitions of the coming days are made.
 const PARTITION_INTERVAL: Duration = Duration::from_secs(3_600);
@@ -25,6 +25,12 @@ const GAP_INTERVAL: Duration = Duration::from_secs(15);
 
 /// How often retention looks for what is due. Days become due once a day; the hour is for what could not be done before.
 const RETENTION_INTERVAL: Duration = Duration::from_secs(3_600);
+
+/// How often it is looked whether an hour or a day is over whose texts are to be indexed.
+const SEARCH_INTERVAL: Duration = Duration::from_secs(60);
+
+/// How long nothing is indexed after that failed: a disk that is full would be filled again at once.
+const SEARCH_PAUSE: Duration = Duration::from_secs(1_800);
 
 /// How often new usage is added to what is there. Until then every question reads it row by row: a busy gateway makes some thousand
 /// rows a minute.
@@ -51,6 +57,8 @@ pub struct Upkeep {
     pub gap_grace: Duration,
     /// How long what is kept.
     pub clocks: Clocks,
+    /// Whether texts are indexed.
+    pub search_index: bool,
 }
 
 impl Upkeep {
@@ -63,7 +71,10 @@ impl Upkeep {
             tokio::spawn(self.clone().look()),
         ];
         if self.clocks.are_set() {
-            tasks.push(tokio::spawn(self.keep()));
+            tasks.push(tokio::spawn(self.clone().keep()));
+        }
+        if self.search_index {
+            tasks.push(tokio::spawn(self.index_texts()));
         }
         tasks
     }
@@ -172,8 +183,39 @@ impl Upkeep {
     }
 
     async fn kept(&self) -> Result<Option<retention::Round>, StoreError> {
+        retention::run(&self.session().await?, self.clocks, &self.metrics).await
+    }
+
+    /// Indexes the texts of hours and days that are over.
+    async fn index_texts(self) {
+        loop {
+            self.while_away().await;
+            let pause = match self.indexed().await {
+                Ok(Some(_)) => SEARCH_INTERVAL,
+                Ok(None) => {
+                    debug!("another collector makes the indexes for searching");
+                    SEARCH_INTERVAL
+                }
+                Err(error) => {
+                    error!(
+                        "could not index prompts and answers, so looking for text reads them; trying again in {} minutes: {error} \
+                         (pg_trgm: its files come with PostgreSQL's contrib package; where only a superuser may, let one say CREATE \
+                         EXTENSION pg_trgm in this database)",
+                        SEARCH_PAUSE.as_secs() / 60
+                    );
+                    SEARCH_PAUSE
+                }
+            };
+            tokio::time::sleep(pause).await;
+        }
+    }
+
+    async fn indexed(&self) -> Result<Option<usize>, StoreError> {
+        search::index(&self.session().await?).await
+    }
+
+    async fn session(&self) -> Result<Session, StoreError> {
         let settings = self.database.settings();
-        let session = Session::open(&settings.config, settings.timeout).await?;
-        retention::run(&session, self.clocks, &self.metrics).await
+        Session::open(&settings.config, settings.timeout).await
     }
 }

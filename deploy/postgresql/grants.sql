@@ -13,5 +13,6 @@ WHERE NOT has_schema_privilege('llm_grafana', 'public', 'USAGE') \gexec
 SELECT format('GRANT SELECT ON %I TO llm_grafana', relname)
 FROM pg_class
 WHERE relnamespace = 'public'::regnamespace
-  AND relname IN ('llm_logs', 'llm_usage_hourly', 'llm_usage_daily', 'llm_usage_costs', 'llm_usage_counts', 'llm_usage_day_costs', 'llm_model_prices', 'llm_partitions')
+  AND relname IN ('llm_logs', 'llm_usage_hourly', 'llm_usage_daily', 'llm_usage_costs', 'llm_usage_counts', 'llm_usage_day_costs', 'llm_model_prices',
+      'llm_partitions', 'llm_searchable')
   AND NOT has_table_privilege('llm_grafana', oid, 'SELECT') \gexec

@@ -163,6 +163,8 @@ impl Cluster {
             "trust",
             "-E",
             "UTF8",
+            // As deploy/compose.yaml has it: what a letter is, is known beyond ASCII.
+            "--locale=C.UTF-8",
             "--no-sync",
         ]))?;
         let port = free_port();

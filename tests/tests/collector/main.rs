@@ -16,4 +16,5 @@ mod receive;
 mod report;
 mod retention;
 mod rows;
+mod search;
 mod usage;

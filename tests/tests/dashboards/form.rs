@@ -3,7 +3,7 @@
 use std::cell::Cell;
 use std::collections::BTreeSet;
 
-use gateway_tests::grafana::{self, Dashboard, Language, list, text};
+use gateway_tests::grafana::{self, Dashboard, Language, Query, list, text};
 use serde_json::Value;
 
 /// Calls `check` with every panel and a name for it.
@@ -104,11 +104,16 @@ fn rates_are_taken_over_the_interval_that_fits_the_chosen_time() {
 #[test]
 fn the_audit_log_is_only_read_for_a_time() {
     for dashboard in &grafana::dashboards() {
-        for query in dashboard.queries().iter().filter(|query| query.text.contains("llm_logs")) {
+        let reads_calls = |query: &&Query| ["llm_logs", "llm_search("].iter().any(|name| query.text.contains(name));
+        for query in dashboard.queries().iter().filter(reads_calls) {
             assert!(!query.place.contains('$'), "{}: a list of choices that reads every call", query.place);
-            let selects = query.text.matches("FROM llm_logs").count();
+            let selects = query.text.matches("FROM llm_logs").count() + query.text.matches("FROM llm_search(").count();
             let bounded = query.text.matches("FROM llm_logs WHERE $__timeFilter(started_at)").count()
-                + query.text.matches("AND started_at >= to_timestamp(").count();
+                + query.text.matches("AND started_at >= to_timestamp(").count()
+                + query
+                    .text
+                    .matches("FROM llm_search(${text:sqlstring}, $__timeFrom()::timestamptz, $__timeTo()::timestamptz,")
+                    .count();
             assert_eq!(selects, bounded, "{}: without a condition on started_at", query.place);
         }
     }

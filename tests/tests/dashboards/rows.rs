@@ -183,7 +183,7 @@ async fn conversations(grafana: &Grafana, chosen: &[(&str, &[&str])]) -> Table {
     for (name, values) in chosen {
         variables.set(name, values);
     }
-    let query = dashboard.queries().into_iter().find(|query| query.text.contains("FROM llm_logs")).expect("the list");
+    let query = dashboard.queries().into_iter().find(|query| query.text.contains("FROM llm_search(")).expect("the list");
     grafana.ask(&query, Moment::before(grafana.end_ms, 30 * 86_400), &variables).await.unwrap()
 }
 
