@@ -3,9 +3,10 @@
 # target/bench-queries.txt; a query that takes longer than a second makes it fail. Needs some 15 GB in TMPDIR.
 #
 #   ROWS=10000000   how many rows; a million takes about two minutes
+#   SEARCH=1        index texts too, and look for some over all of the time; takes half an hour more for ten million rows
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 tests/tools.sh bench
 cargo build --locked --package gateway-tests --bin bench
-"${CARGO_TARGET_DIR:-target}/debug/bench" queries --rows "${ROWS:-10000000}"
+"${CARGO_TARGET_DIR:-target}/debug/bench" queries --rows "${ROWS:-10000000}" ${SEARCH:+--search-index}

@@ -49,6 +49,9 @@ enum Command {
         /// Rows of llm_logs, spread over 30 days
         #[arg(long, default_value_t = 10_000_000)]
         rows: u64,
+        /// Index texts as `serve --search-index` does, and look for texts over all of the time: half an hour for ten million rows
+        #[arg(long)]
+        search_index: bool,
     },
     /// Writes generated entries, one JSON object a line, as `llm-collector replay` reads them
     Generate {
@@ -95,7 +98,7 @@ async fn main() {
             report::finish(&settings, &measured, gateway.as_ref());
         }
         Command::Outage(settings) => outage::run(&settings).await,
-        Command::Queries { rows } => queries::run(rows).await,
+        Command::Queries { rows, search_index } => queries::run(rows, search_index).await,
         Command::Generate { entries, seed, file } => {
             let mut generator = Generator::new(&Settings { seed, ..Settings::default() });
             let mut out = String::new();

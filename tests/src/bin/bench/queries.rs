@@ -6,15 +6,15 @@
 
 use std::fmt::Write;
 use std::path::PathBuf;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use chrono::{NaiveTime, Utc};
 use gateway_tests::collector::TestApp;
 use gateway_tests::grafana::{self, Dashboard, Language, Moment, Query, Variables};
 use gateway_tests::postgres::{Cluster, Database, connect};
+use gateway_tests::process::wait_until;
 use tokio_postgres::{Client, SimpleQueryMessage};
 
-/// 2026-11-29T00:00:00Z, the end of the last day.
-const END_MS: i64 = 1_795_910_400_000;
 const DAYS: i64 = 30;
 /// Somebody waits for it.
 const LIMIT_MS: f64 = 1_000.0;
@@ -44,19 +44,25 @@ struct Case {
     sql: String,
 }
 
-/// Makes the rows, asks every query, prints a table; ends with status 1 when one takes too long.
-pub(crate) async fn run(rows: u64) {
+/// Makes the rows, asks every query, prints a table; ends with status 1 when one takes too long. Without `search_index` texts that
+/// few have are looked for over some hours only: every row of the time is read then, and no second is promised.
+pub(crate) async fn run(rows: u64, search_index: bool) {
+    // Midnight (UTC): the last day is over, so that it is indexed like the others.
+    let end_ms = Utc::now().date_naive().and_time(NaiveTime::MIN).and_utc().timestamp_millis();
     let cluster = Cluster::start(&SETTINGS).unwrap_or_else(|error| panic!("{error}"));
     let database = Database::create_on(&cluster.url()).await;
     // A collector migrates when it starts.
     TestApp::start_on(database.clone(), &[]).await.stop().await;
-    fill(&database, rows).await;
+    fill(&database, rows, end_ms).await;
+    if search_index {
+        index(&database).await;
+    }
 
     let client = database.connect().await;
     client.batch_execute("SET timezone = 'UTC'; SET statement_timeout = '60s'").await.expect("settings");
     let (mut plans, mut slow) = (String::new(), 0);
     println!("{:>9}  {:>6}  {:<6}  {:<40}  query", "median ms", "rows", "range", "choice");
-    for case in cases(&client).await {
+    for case in cases(&client, end_ms, search_index).await {
         let plan = plan(&client, &case.sql).await;
         let mut measured = Vec::new();
         let mut found = 0;
@@ -101,15 +107,15 @@ async fn plan(client: &Client, sql: &str) -> String {
 }
 
 /// Every query over a month, as the dashboard opens and as somebody who looks for something chooses.
-async fn cases(client: &Client) -> Vec<Case> {
-    let month = (Moment::before(END_MS, DAYS * 86_400), "30 d");
+async fn cases(client: &Client, end_ms: i64, search_index: bool) -> Vec<Case> {
+    let month = (Moment::before(end_ms, DAYS * 86_400), "30 d");
     let mut cases = Vec::new();
     for dashboard in &grafana::dashboards() {
         let mut choices = vec![("as it opens", dashboard.defaults(), month)];
         let mut choose = |name, range, values: &[(&str, &str)]| choices.push((name, chosen(dashboard, values), range));
         match dashboard.file.as_str() {
             "conversations" => {
-                let shift = (Moment::before(END_MS, 6 * 3_600), "6 h");
+                let shift = (Moment::before(end_ms, 6 * 3_600), "6 h");
                 choose("failed", month, &[("status", "failed")]);
                 choose("broken off", month, &[("status", "aborted")]);
                 choose("the busiest user", month, &[("consumer", "user-001")]);
@@ -120,9 +126,13 @@ async fn cases(client: &Client) -> Vec<Case> {
                 choose("a text that many have", month, &[("text", "quarterly")]);
                 choose("a text that nobody has, quiet user", month, &[("text", "no such text"), ("consumer", "user-199")]);
                 choose("a text that nobody has", shift, &[("text", "no such text")]);
-                if has_search_index(client).await {
+                if search_index {
                     choose("a text that nobody has", month, &[("text", "no such text")]);
-                    choose("a text that one has", month, &[("text", "needle 4711")]);
+                    choose("a text that one a day has", month, &[("text", "needle 47")]);
+                    choose("a text in Chinese that one a day has", month, &[("text", "绝密")]);
+                    choose("a text of many and a quiet user", month, &[("text", "quarterly"), ("consumer", "user-199")]);
+                    choose("a text of many who failed", month, &[("text", "季度"), ("status", "5xx")]);
+                    choose("a number that 1 of 100 has", month, &[("text", "number 27")]);
                 }
             }
             "conversation" => {
@@ -132,7 +142,7 @@ async fn cases(client: &Client) -> Vec<Case> {
             }
             "usage-and-cost" => {
                 choose("a user and a model", month, &[("consumer", "user-001"), ("model", "model-1")]);
-                choose("as it opens", (Moment::before(END_MS, 3_600), "1 h"), &[]);
+                choose("as it opens", (Moment::before(end_ms, 3_600), "1 h"), &[]);
             }
             _ => {}
         }
@@ -154,18 +164,26 @@ fn chosen(dashboard: &Dashboard, values: &[(&str, &str)]) -> Variables {
     variables
 }
 
-/// Whether texts are indexed: without, looking for a text reads every row of the chosen time, and no second is promised.
-async fn has_search_index(client: &Client) -> bool {
-    let row = client.query_one("SELECT EXISTS (SELECT FROM pg_indexes WHERE indexdef LIKE '%gin_trgm_ops%')", &[]).await;
-    row.expect("an answer").get(0)
+/// Lets a collector index the texts.
+async fn index(database: &Database) {
+    let started = Instant::now();
+    let app = TestApp::start_on(database.clone(), &["--search-index"]).await;
+    wait_until("all texts are indexed", Duration::from_secs(3 * 3_600), async || {
+        database.number("SELECT count(*) FROM llm_search_due").await == 0
+    })
+    .await;
+    app.stop().await;
+    let size = "SELECT sum(pg_relation_size(indexrelid))::bigint FROM pg_index JOIN pg_class ON oid = indexrelid WHERE relname LIKE '%\\_search'";
+    let megabytes = database.number(size).await / 1_000_000;
+    println!("texts indexed in {:.0} s, {megabytes} MB", started.elapsed().as_secs_f64());
 }
 
 /// A day at a time, two days at once.
-async fn fill(database: &Database, rows: u64) {
+async fn fill(database: &Database, rows: u64, end_ms: i64) {
     let started = Instant::now();
     let client = database.connect().await;
     let per_day = rows / DAYS.unsigned_abs();
-    let day = |back: i64| format!("to_timestamp({}) - interval '{back} days'", END_MS / 1_000);
+    let day = |back: i64| format!("to_timestamp({}) - interval '{back} days'", end_ms / 1_000);
     for back in 1..=DAYS {
         let made = format!("SELECT llm_create_partition((({}) AT TIME ZONE 'UTC')::date)", day(back));
         client.batch_execute(&made).await.expect("a partition");
@@ -198,7 +216,7 @@ INSERT INTO llm_logs (request_id, consumer_username, started_at, latency_ms, sta
     ttft_ms, upstream_latency_ms, gateway_latency_ms)
 SELECT md5($DAY || '-' || n), 'user-' || lpad(floor(200 ^ who)::text, 3, '0'),
     $DAY + n * (interval '1 day' / $ROWS), floor(200 * exp(4 * luck))::integer,
-    status, 'Please summarise the ' || word || ' report number ' || n || ' for the board: ' || repeat(word || ' figures and outlook ', 8),
+    status, 'Please summarise the ' || word || ' report number ' || n || ' for the board' || CASE WHEN n = 4711 THEN ' needle 4711 绝密: ' ELSE ': ' END || repeat(word || ' figures and outlook ', 8),
     CASE WHEN status = 200 THEN 'The ' || word || ' report says: ' || repeat('revenue of ' || n || ' in ' || word || ' grew, costs fell; ', 8) END,
     jsonb_build_object('request', jsonb_build_object('id', n, 'uri', '/v1/chat/completions', 'method', 'POST'),
         'response', jsonb_build_object('status', status), 'latencies', jsonb_build_object('request', 200, 'kong', 2)),
