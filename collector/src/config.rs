@@ -9,7 +9,6 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use chrono::{DateTime, NaiveDate, Utc};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use tokio_postgres::Config;
 
@@ -197,9 +196,9 @@ pub struct EraseSettings {
     /// Whose content
     #[arg(long)]
     pub consumer: String,
-    /// Only of calls before this day or time (UTC), as 2026-11-01 or 2026-11-01T08:00:00Z
-    #[arg(long, value_parser = time)]
-    pub before: Option<DateTime<Utc>>,
+    /// Only of calls before then (UTC): 90d (ago), 2026-11-01 or 2026-11-01T08:00
+    #[arg(long)]
+    pub before: Option<String>,
     /// Delete the rows as well: then they are in no report that reads rows
     #[arg(long)]
     pub rows: bool,
@@ -372,13 +371,6 @@ impl ServeSettings {
         }
         Ok(token)
     }
-}
-
-/// A day (its beginning, UTC) or a time.
-fn time(text: &str) -> std::result::Result<DateTime<Utc>, String> {
-    let day = text.parse::<NaiveDate>().ok().and_then(|day| day.and_hms_opt(0, 0, 0)).map(|midnight| midnight.and_utc());
-    let time = || text.parse::<DateTime<Utc>>().ok();
-    day.or_else(time).ok_or_else(|| "neither a day as 2026-11-01 nor a time as 2026-11-01T08:00:00Z".to_owned())
 }
 
 /// A secret given directly or in a file; an empty one is none.

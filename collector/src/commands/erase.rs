@@ -4,7 +4,9 @@ use std::io::{IsTerminal, Write};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use chrono::{TimeDelta, Utc};
 
+use super::moment;
 use crate::config::EraseSettings;
 use crate::store::erase::{self, Erasure, Found};
 use crate::store::session::Session;
@@ -14,9 +16,10 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Erases after asking; returns what to print.
 pub async fn run(settings: &EraseSettings) -> Result<String> {
+    let before = settings.before.as_deref().map(|text| moment::exact(text, TimeDelta::zero(), Utc::now())).transpose()?;
     let config = settings.database.config()?;
     let session = Session::open(&config, settings.database.timeout()).await?;
-    let erasure = Erasure { consumer: settings.consumer.clone(), before: settings.before, rows: settings.rows };
+    let erasure = Erasure { consumer: settings.consumer.clone(), before, rows: settings.rows };
     let found =
         erase::find(&session, &erasure).await.context("cannot look for rows (is the schema current? llm-collector migrate)")?;
     if settings.dry_run {

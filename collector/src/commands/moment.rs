@@ -1,17 +1,16 @@
-//! Points in time as people write them on a command line. Always whole hours, because usage is kept by the hour.
+//! Points in time as people write them on a command line; in whole hours where usage is asked for, which is kept by the hour.
 
 use anyhow::{Context, Result, bail};
 use chrono::{DateTime, DurationRound, NaiveDate, NaiveDateTime, TimeDelta, Utc};
 
-/// The hour that a moment lies in: `30d` or `12h` before `now`, `2026-11-01`, or `2026-11-01T08:00` on a clock that is `offset` ahead of
-/// UTC.
+/// The hour that a moment lies in; see [`exact`].
 pub(super) fn hour(text: &str, offset: TimeDelta, now: DateTime<Utc>) -> Result<DateTime<Utc>> {
-    floor(moment(text, offset, now)?)
+    floor(exact(text, offset, now)?)
 }
 
 /// The first full hour that does not begin before a moment.
 pub(super) fn hour_after(text: &str, offset: TimeDelta, now: DateTime<Utc>) -> Result<DateTime<Utc>> {
-    let moment = moment(text, offset, now)?;
+    let moment = exact(text, offset, now)?;
     let hour = floor(moment)?;
     Ok(if hour == moment { hour } else { next(hour)? })
 }
@@ -38,7 +37,9 @@ pub(super) fn offset(text: &str) -> Result<TimeDelta> {
     }
 }
 
-fn moment(text: &str, offset: TimeDelta, now: DateTime<Utc>) -> Result<DateTime<Utc>> {
+/// A moment: `30d` or `12h` before `now`; `2026-11-01` or `2026-11-01T08:00` on a clock that is `offset` ahead of UTC; or a time that says
+/// so itself, as RFC 3339 has it: `2026-11-01T08:00:00Z`.
+pub(super) fn exact(text: &str, offset: TimeDelta, now: DateTime<Utc>) -> Result<DateTime<Utc>> {
     let ago = |number: &str, unit: fn(i64) -> Option<TimeDelta>| now.checked_sub_signed(unit(number.parse().ok()?)?);
     let moment = match (text.strip_suffix('d'), text.strip_suffix('h')) {
         (Some(days), _) => ago(days, TimeDelta::try_days),
@@ -46,7 +47,8 @@ fn moment(text: &str, offset: TimeDelta, now: DateTime<Utc>) -> Result<DateTime<
         _ => {
             let date = NaiveDate::parse_from_str(text, "%Y-%m-%d").map(NaiveDateTime::from);
             let time = date.or_else(|_| NaiveDateTime::parse_from_str(text, "%Y-%m-%dT%H:%M"));
-            time.ok().and_then(|time| at(time, offset).ok())
+            let local = time.ok().and_then(|time| at(time, offset).ok());
+            local.or_else(|| text.parse().ok())
         }
     };
     moment.with_context(|| format!("\"{text}\" is no time; write it as 30d, 12h, 2026-11-01 or 2026-11-01T08:00"))
@@ -84,11 +86,15 @@ mod tests {
             ("30d", "2026-10-25 10:00:00", "2026-10-25 11:00:00"),
             ("2026-11-01", "2026-10-31 16:00:00", "2026-10-31 16:00:00"),
             ("2026-11-01T08:01", "2026-11-01 00:00:00", "2026-11-01 01:00:00"),
+            ("2026-11-01T08:01:00Z", "2026-11-01 08:00:00", "2026-11-01 09:00:00"),
+            ("2026-11-01T08:00:00-03:00", "2026-11-01 11:00:00", "2026-11-01 11:00:00"),
         ];
         for (text, down, up) in cases {
             assert_eq!(utc(hour(text, china, now())).as_deref(), Some(down), "{text}");
             assert_eq!(utc(hour_after(text, china, now())).as_deref(), Some(up), "{text}");
         }
+        assert_eq!(utc(exact("2026-11-01T08:01:30.5Z", china, now())).as_deref(), Some("2026-11-01 08:01:30"));
+        assert_eq!(utc(exact("1h", china, now())).as_deref(), Some("2026-11-24 09:20:30"));
         assert_eq!(utc(end_of_hour(now())).as_deref(), Some("2026-11-24 11:00:00"));
     }
 
