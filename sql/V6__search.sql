@@ -9,20 +9,18 @@
 -- character is doubled, in the texts and in what is looked for: two become four, and a text holds a word exactly when the
 -- doubled text holds the doubled word.
 
--- What is indexed of a row. Not inlined, for the planner to know that it is worth avoiding.
-CREATE FUNCTION llm_search_text(prompt text, response text) RETURNS text
-LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE COST 4000 AS $$
+-- A text as it is indexed and looked for: small letters, and characters doubled of scripts whose words may have one or two of them
+-- (radicals, kana, bopomofo, Hangul, ideographs).
+--
+-- Names nothing but what is in pg_catalog, because PostgreSQL makes and restores indexes with no other schema on the path. Not inlined
+-- (it is no SQL function), for the planner to know that it is worth avoiding.
+CREATE FUNCTION llm_search_text(words text) RETURNS text
+LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE COST 4000 AS $$
 BEGIN
-    RETURN llm_double_ideographs(lower(coalesce(prompt, '') || E'\n' || coalesce(response, '')));
-END $$;
-
--- Radicals, kana, bopomofo, Hangul and ideographs: scripts whose words may have one or two characters.
-CREATE FUNCTION llm_double_ideographs(words text) RETURNS text
-LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE AS $$
-    SELECT regexp_replace(words,
+    RETURN regexp_replace(lower(words),
         '([\u2e80-\u2fdf\u3005-\u3007\u3040-\u312f\u31a0-\u31bf\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff\U00020000-\U0003ffff])',
-        '\1\1', 'g')
-$$;
+        '\1\1', 'g');
+END $$;
 
 -- LIKE's pattern for texts that hold these words as they stand.
 CREATE FUNCTION llm_pattern(words text) RETURNS text
@@ -52,7 +50,7 @@ COMMENT ON VIEW llm_searchable IS 'Times whose texts llm_search need not all rea
 -- minutes. What comes later still is added to them, at the price named above.
 CREATE VIEW llm_search_due AS
 SELECT partition, index, starts_at, ends_at, whole_day,
-    format('CREATE INDEX CONCURRENTLY %I ON %I USING gin (llm_search_text(prompt, response) gin_trgm_ops)', index, partition)
+    format('CREATE INDEX CONCURRENTLY %I ON %I USING gin (llm_search_text(coalesce(prompt, '''') || E''\n'' || coalesce(response, '''')) gin_trgm_ops)', index, partition)
     || CASE WHEN whole_day THEN '' ELSE format(' WHERE started_at >= %L AND started_at < %L', starts_at, ends_at) END AS statement
 FROM (
     SELECT partition, partition || '_search' AS index, true AS whole_day, day::timestamp AT TIME ZONE 'UTC' AS starts_at,
@@ -81,7 +79,7 @@ LANGUAGE plpgsql STABLE AS $$
 DECLARE
     read_first CONSTANT integer := 5000;
     pattern    CONSTANT text    := llm_pattern(words);
-    doubled    CONSTANT text    := llm_pattern(llm_double_ideographs(lower(words)));
+    doubled    CONSTANT text    := llm_pattern(llm_search_text(words));
     upper      timestamptz := until + interval '1 microsecond';
     read_from  timestamptz;
     stretch    record;
@@ -117,7 +115,7 @@ BEGIN
     reading := chosen || holds || newest;
     remains := chosen || ' AND llm_has_content(prompt, response, reasoning, tool_calls, raw_log)' || holds || newest;
     -- Sorted afterwards, or the planner may think that reading the newest rows will do.
-    by_index := 'WITH hits AS MATERIALIZED (' || chosen || ' AND llm_search_text(prompt, response) LIKE $7)'
+    by_index := 'WITH hits AS MATERIALIZED (' || chosen || ' AND llm_search_text(coalesce(prompt, '''') || E''\n'' || coalesce(response, '''')) LIKE $7)'
         ' SELECT * FROM hits WHERE true' || holds || newest;
     IF doubled !~ '[[:alnum:]]{3}' THEN
         by_index := reading;
