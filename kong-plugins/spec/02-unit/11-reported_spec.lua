@@ -141,9 +141,13 @@ describe("reported", function()
         ["engine-killed-mid-stream-messages"] = false,
         ["disconnect-mid-stream"] = false,
       }) do
-        local result = read_stream(fixtures.response(name))
-        assert.equal(ended, result.ended or false, name)
+        local body = fixtures.response(name)
+        assert.equal(ended, read_stream(body).ended, name)
+        assert.equal(ended, read_stream(body:gsub("\n", "\r\n")).ended, name)
       end
+      assert.is_nil(read_stream("").ended)
+      assert.is_nil(read_stream(": ping\n\n").ended)
+      assert.is_nil(read_stream("data: " .. ("x"):rep(70000) .. "}\n\n").ended)
     end)
   end)
 
@@ -379,9 +383,10 @@ describe("reported", function()
 
     it("that broke off report what came", function()
       local body = chat_stream("a")
-      assert.same({ model = "m" }, read_stream(body:sub(1, -60)))
+      assert.same({ model = "m", ended = false },
+                  read_stream(body:sub(1, -60)))
       assert.same({}, read_stream('data: {"model":"m'))
-      assert.is_nil(read_stream(body:sub(1, -14)).ended)
+      assert.is_false(read_stream(body:sub(1, -14)).ended)
     end)
   end)
 

@@ -114,14 +114,17 @@ describe("llm-audit", function()
       assert.is_true(llm.aborted)
     end)
 
-    it("does not take a hang-up at the last event for an abort", function()
+    it("knows by its last event whether a stream was aborted", function()
       local stream = fixtures.response("chat-en-stream-usage")
-      for body, aborted in pairs({ [stream] = false,
-                                   [stream:sub(1, -50)] = true }) do
-        local result = running:call({
-          response = { headers = SSE, chunks = { body }, eof = false },
-        })
-        assert.equal(aborted, result.llm.aborted)
+      for _, eof in ipairs({ true, false }) do
+        for body, aborted in pairs({ [stream] = false,
+                                     [stream:sub(1, -50)] = true,
+                                     [""] = not eof }) do
+          local result = running:call({
+            response = { headers = SSE, chunks = { body }, eof = eof },
+          })
+          assert.equal(aborted, result.llm.aborted)
+        end
       end
     end)
 

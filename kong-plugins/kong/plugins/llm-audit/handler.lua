@@ -384,8 +384,11 @@ local function log(_, conf)
   if answer then
     llm.model = answer.model
     llm.usage = answer.usage
-    -- An SDK may hang up at the last event, before the last byte.
-    llm.aborted = llm.aborted and not answer.ended
+    -- An SDK may hang up at the last event, before the last byte; a server that
+    -- dies may end the body in good order. With bodies the collector sees that.
+    if answer.ended ~= nil then
+      llm.aborted = not answer.ended
+    end
   end
 
   set_value("llm", llm)

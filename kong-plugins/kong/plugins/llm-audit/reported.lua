@@ -273,6 +273,11 @@ local function read_end(found, text)
   end)
 
   if not TERMINAL_TYPES[kind] then
+    -- Of an event without its beginning the type may be missing, too.
+    if find(line, "^data:") then
+      found.ended = false
+    end
+
     return
   end
 
@@ -320,8 +325,9 @@ end
 -- @param body a capture that M.capture() has made
 -- @param is_stream whether the body is an event stream
 -- @param is_whole whether the end of the body was seen
--- @return table: model and usage, as far as they were reported; ended, true
--- when the event was seen after which nothing comes
+-- @return table: model and usage, as far as they were reported; ended, whether
+-- a stream's last event was the one after which nothing comes, nil when that
+-- cannot be told
 function M.read(body, is_stream, is_whole)
   local found = {}
   local head, tail = body:ends()
