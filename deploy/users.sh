@@ -10,8 +10,8 @@
 #   users.sh limit NAME N|default      calls an hour for this user, or as for all
 #   users.sh capture NAME full|metadata|default
 #                                      whether prompts and answers of this user are logged;
-#                                      metadata: who, when, how long, but no content, model
-#                                      or tokens (the content stays in Kong's memory)
+#                                      metadata: who, when, how long, model and tokens, but
+#                                      no content (that does not leave Kong's memory)
 #
 # A key is shown once, on standard output and nothing else there, so that
 # KEY=$(users.sh add NAME) works; it cannot be read back. --key takes over a key that

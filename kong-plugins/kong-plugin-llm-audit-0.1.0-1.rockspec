@@ -36,6 +36,10 @@ build = {
       "kong/plugins/llm-audit/json_edit.lua",
     ["kong.plugins.llm-audit.json_scan"] =
       "kong/plugins/llm-audit/json_scan.lua",
+    ["kong.plugins.llm-audit.json_tail"] =
+      "kong/plugins/llm-audit/json_tail.lua",
+    ["kong.plugins.llm-audit.reported"] =
+      "kong/plugins/llm-audit/reported.lua",
     ["kong.plugins.llm-audit.request_body"] =
       "kong/plugins/llm-audit/request_body.lua",
     ["kong.plugins.llm-audit.schema"] =

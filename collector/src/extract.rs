@@ -33,7 +33,7 @@ use stream::{Merged, merge};
 /// Characters that are kept of a text that no rule says how to read.
 const HEAD_CHARS: usize = 500;
 
-/// Longest consumer name that is kept, in characters: it is part of indexes, whose entries PostgreSQL bounds at 2,700 bytes.
+/// Longest name that is kept, in characters: a consumer's is part of indexes, whose entries PostgreSQL bounds at 2,700 bytes.
 const MAX_NAME_CHARS: usize = 255;
 
 /// Reads the meaning of an entry, and leaves out of it what is not to be stored.
@@ -59,10 +59,11 @@ pub fn call(entry: &Entry<'_>, secrets: &Secrets, privacy: &Privacy) -> Call {
         }
     };
 
-    let answer = match &response.document {
+    let mut answer = match &response.document {
         Document::Json(json) => read_answer(api, json),
         _ => Answer::default(),
     };
+    add_reported(&mut answer, api, fields);
     let error = error_message(&response.document, entry.response_body.as_ref(), failed);
     let served_model = answer.model.clone().filter(|_| status.is_some_and(|status| (200..300).contains(&status)));
     let asked_model = match &request {
@@ -189,7 +190,19 @@ fn read_answer(api: Api, json: &Json<'_>) -> Answer {
         Api::Chat | Api::Completions => choices::read(json),
         Api::Responses => responses::read(json),
         Api::Messages => messages::read(json),
-        _ => Answer { model: text_of(json, "model"), usage: usage::openai(json.get("usage")), ..Answer::default() },
+        _ => Answer { model: text_of(json, "model"), usage: usage::of(api, json.get("usage")), ..Answer::default() },
+    }
+}
+
+/// Adds what no body told and the plugin saw: with `capture=metadata` it reports model and usage of answers it does not log.
+fn add_reported(answer: &mut Answer, api: Api, fields: &Json<'_>) {
+    let Some(llm) = fields.get("llm") else { return };
+    if answer.model.is_none() {
+        answer.model = text_of(llm, "model").filter(|model| !model.is_empty()).map(|model| head(&model, MAX_NAME_CHARS));
+    }
+    let usage = usage::of(api, llm.get("usage"));
+    if usage.is_reported() && !answer.usage.is_reported() {
+        answer.usage = usage;
     }
 }
 

@@ -29,9 +29,16 @@ fn names() -> Vec<String> {
     names
 }
 
+fn entry(name: &str) -> Vec<u8> {
+    std::fs::read(fixtures().join("entries").join(format!("{name}.json"))).unwrap()
+}
+
 fn call_of(name: &str) -> Call {
-    let bytes = std::fs::read(fixtures().join("entries").join(format!("{name}.json"))).unwrap();
-    let text = decode::text(&bytes);
+    call_of_entry(&entry(name))
+}
+
+fn call_of_entry(bytes: &[u8]) -> Call {
+    let text = decode::text(bytes);
     let raw = decode::elements(&text).unwrap()[0];
     let mended = decode::entry::mended(raw);
     let entry = decode::entry::decode(&mended, LIMITS).unwrap();
@@ -121,6 +128,56 @@ fn raw_log_is_json_without_credentials_base64_or_vectors() {
         }
         assert!(!call.raw_log.contains("data:image"), "{name}");
     }
+}
+
+#[test]
+fn an_entry_without_bodies_has_the_model_and_the_tokens_that_the_plugin_reports() {
+    let mut with_usage = 0;
+    for name in names() {
+        let with_bodies = call_of(&name);
+        let answer = &serde_json::from_str::<Value>(&with_bodies.raw_log).unwrap()["response"]["body"];
+        let mut fields: Value = serde_json::from_str(&decode::text(&entry(&name))).unwrap();
+        for side in ["request", "response"] {
+            fields[side].as_object_mut().unwrap().remove("body");
+        }
+        let succeeded = with_bodies.status.is_some_and(|status| (200..300).contains(&status));
+        for field in ["model", "usage"] {
+            if succeeded && !answer[field].is_null() {
+                fields["llm"][field] = answer[field].clone();
+            }
+        }
+
+        let call = call_of_entry(fields.to_string().as_bytes());
+        assert_eq!((&call.model, &call.served_model), (&with_bodies.served_model, &with_bodies.served_model), "{name}");
+        assert_eq!(call.usage, with_bodies.usage, "{name}");
+        assert_eq!((&call.prompt, &call.response, &call.reasoning), (&None, &None, &None), "{name}");
+        let raw: Value = serde_json::from_str(&call.raw_log).unwrap();
+        assert_eq!(raw["llm"], fields["llm"], "{name}");
+        assert_eq!((raw["request"].get("body"), raw["response"].get("body")), (None, None), "{name}");
+        with_usage += usize::from(call.usage.is_reported());
+    }
+    assert!(with_usage > 90 || std::env::var("GOLDEN").is_ok(), "only {with_usage} entries have a usage");
+}
+
+#[test]
+fn what_a_body_says_counts_before_what_the_plugin_reports() {
+    let mut fields: Value = serde_json::from_slice(&entry("chat-en")).unwrap();
+    fields["llm"]["model"] = json!("other");
+    fields["llm"]["usage"] = json!({"prompt_tokens": 1, "completion_tokens": 2, "prompt_tokens_details": {"cached_tokens": 3}});
+    let call = call_of_entry(fields.to_string().as_bytes());
+    assert_eq!((call.model.as_deref(), call.served_model.as_deref()), (Some("qwen-tiny"), Some("qwen-tiny")));
+    assert_eq!(call.usage, call_of("chat-en").usage);
+    // A stream without usage has a model of its own and no counts.
+    let mut fields: Value = serde_json::from_slice(&entry("chat-en-stream")).unwrap();
+    fields["llm"]["usage"] = json!({"prompt_tokens": 1, "completion_tokens": 2});
+    assert_eq!(call_of_entry(fields.to_string().as_bytes()).usage.completion_tokens, Some(2));
+}
+
+#[test]
+fn a_reported_model_of_a_failed_call_is_no_served_one() {
+    let mut fields: Value = serde_json::from_slice(&entry("err-bad-model")).unwrap();
+    fields["llm"]["model"] = json!("made-up");
+    assert_eq!(call_of_entry(fields.to_string().as_bytes()).served_model, None);
 }
 
 #[test]

@@ -215,6 +215,19 @@ proptest! {
     }
 
     #[test]
+    fn reports_of_any_shape_become_rows(path in any_path(), model in any_json(), usage in any_json(), count in any_json()) {
+        for usage in [usage, serde_json::json!({"prompt_tokens": count, "input_tokens": count, "prompt_tokens_details": count})] {
+            let llm = serde_json::json!({"model": model, "usage": usage});
+            let (_, calls) = read(format!(r#"{{"started_at":1,"request":{{"uri":"{path}"}},"llm":{llm}}}"#).as_bytes());
+            prop_assert_eq!(calls.len(), 1);
+            assert_storable(&calls[0]);
+            let model = model.as_str().map(|model| model.replace('\0', "\u{FFFD}")).filter(|model| !model.is_empty());
+            prop_assert_eq!(calls[0].model.as_ref(), model.as_ref());
+            prop_assert!(calls[0].usage.prompt_tokens.is_none_or(|tokens| tokens >= 0));
+        }
+    }
+
+    #[test]
     fn text_of_any_kind_survives_into_raw_log(text in "\\PC{0,40}", escape in proptest::sample::select(vec!["", "\\ud800", "\\u0000", "\\\\u0000", "\\ude00\\ud83d"])) {
         let body = format!(r#"{{"messages":[{{"role":"user","content":{}}}],"x":"{escape}"}}"#, serde_json::json!(text));
         let (_, calls) = read(&entry_with("/v1/chat/completions", body.as_bytes(), b"{}", "{}"));

@@ -27,7 +27,7 @@
 #   COLLECTOR_URL             the collector              http://127.0.0.1:5000
 #   COLLECTOR_TOKEN[_FILE]    its token; unset: none
 #   COLLECTOR_MAX_BODY_BYTES  largest request it takes   67108864
-#   AUDIT_CAPTURE             full, or metadata: no bodies
+#   AUDIT_CAPTURE             full, or metadata: model and tokens, no bodies
 #   AUDIT_MAX_REQUEST_BYTES   of a request body          1048576
 #   AUDIT_MAX_RESPONSE_BYTES  of a response body         1048576
 #   AUDIT_INCLUDE_USAGE       true: ask vLLM for the usage of streamed answers

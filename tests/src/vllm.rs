@@ -282,6 +282,9 @@ impl Sending<'_> {
         if !out.is_empty() {
             self.connection.send(&out).await?;
         }
+        if self.directives.stall_after == Some(answer.chunks.len()) {
+            return self.wait_for_the_client_to_go().await;
+        }
         if self.directives.breaks.is_some_and(|breaks| breaks.after == answer.chunks.len()) {
             return self.tear().await;
         }

@@ -3,6 +3,17 @@
 use crate::call::Usage;
 use crate::decode::json::Json;
 
+use super::api::Api;
+
+/// Usage as `api` reports it.
+pub fn of(api: Api, usage: Option<&Json<'_>>) -> Usage {
+    match api {
+        Api::Responses => responses(usage),
+        Api::Messages => messages(usage),
+        _ => openai(usage),
+    }
+}
+
 /// Usage of chat completions, completions, embeddings and their like.
 pub fn openai(usage: Option<&Json<'_>>) -> Usage {
     read(

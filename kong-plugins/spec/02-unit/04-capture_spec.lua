@@ -169,6 +169,27 @@ describe("capture", function()
     assert.equal("data: a\n\ndata: b", kept:content())
   end)
 
+  it("keeps both ends of anything, uncut", function()
+    local body = ("a\n\n"):rep(100) .. ("b\n\n"):rep(100)
+    for length = 1, #body + 1 do
+      for _, limits in ipairs({ { 20, 10 }, { 250, 350 }, { 0, 7 } }) do
+        local kept = capture.new_ends(limits[1], limits[2])
+        for pos = 1, #body, length do
+          kept:put(body:sub(pos, pos + length - 1))
+        end
+        local head, tail = kept:ends()
+        if limits[1] + limits[2] >= #body then
+          assert.same({ body }, { head, tail })
+        else
+          assert.same({ body:sub(1, limits[1]), body:sub(-limits[2]) },
+                      { head, tail })
+        end
+        kept:free()
+      end
+    end
+    assert.same({ "" }, { capture.new_ends(9, 9):ends() })
+  end)
+
   it("gives its memory back at once", function()
     collectgarbage()
     local before = collectgarbage("count")

@@ -1,3 +1,4 @@
+local around = require "spec.helpers.around"
 local cjson = require "cjson"
 local fixtures = require "spec.helpers.fixtures"
 local gateway = require "spec.helpers.gateway"
@@ -10,19 +11,10 @@ local JSON = { ["Content-Type"] = "application/json" }
 
 
 describe("llm-audit", function()
-  local kong_before, ngx_before = _G.kong, _G.ngx
   local running
 
-  before_each(function()
-    running = gateway.new()
-  end)
-
-  after_each(function()
-    assert.same({}, running.errors)
-  end)
-
-  teardown(function()
-    _G.kong, _G.ngx = kong_before, ngx_before
+  around(function(gateway_of_test)
+    running = gateway_of_test
   end)
 
   it("has a place between other plugins and the log plugins", function()
@@ -230,51 +222,6 @@ describe("llm-audit", function()
         assert.equal(0, result.llm.request_bytes)
         assert.is_false(result.llm.request_truncated)
       end
-    end)
-  end)
-
-  describe("capture = metadata", function()
-    it("has sizes and times but no bodies", function()
-      running = gateway.new({ capture = "metadata", include_usage = false })
-      local result = running:call({
-        request = { body = '{"a":1}' },
-        response = { headers = JSON, chunks = { "abc", "de" } },
-        ttfb = 0.1,
-      })
-      assert.same({ request = {}, response = {}, llm = result.llm },
-                  result.entry)
-      assert.equal(7, result.llm.request_bytes)
-      assert.equal(5, result.llm.response_bytes)
-      assert.equal(100, result.llm.ttft_ms)
-      assert.is_false(result.llm.request_truncated)
-      assert.is_false(result.llm.response_truncated)
-      assert.is_false(result.was_read)
-    end)
-
-    it("counts a chunked request", function()
-      running = gateway.new({ capture = "metadata", include_usage = false })
-      for _, in_file in ipairs({ true, false }) do
-        local result = running:call({
-          request = { body = '{"a":1}', chunked = true, in_file = in_file },
-        })
-        assert.equal(7, result.llm.request_bytes)
-        assert.is_nil(result.entry.request.body)
-      end
-    end)
-
-    it("still asks for usage and hides it", function()
-      running = gateway.new({ capture = "metadata" })
-      local stream = fixtures.chunks("chat-en-stream-usage")
-      local result = running:call({
-        request = { body = fixtures.request("chat-en-stream") },
-        response = { headers = SSE, chunks = stream },
-      })
-      assert.is_true(result.service.edited)
-      assert.is_nil(result.client.body:find('"usage"', 1, true))
-      assert.is_nil(result.entry.request.body)
-      assert.is_nil(result.entry.response.body)
-      assert.equal(#fixtures.request("chat-en-stream"),
-                   result.llm.request_bytes)
     end)
   end)
 

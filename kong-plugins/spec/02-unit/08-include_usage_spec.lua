@@ -1,3 +1,4 @@
+local around = require "spec.helpers.around"
 local fixtures = require "spec.helpers.fixtures"
 local gateway = require "spec.helpers.gateway"
 
@@ -7,19 +8,10 @@ local SSE = { ["Content-Type"] = "text/event-stream; charset=utf-8" }
 
 
 describe("llm-audit", function()
-  local kong_before, ngx_before = _G.kong, _G.ngx
   local running
 
-  before_each(function()
-    running = gateway.new()
-  end)
-
-  after_each(function()
-    assert.same({}, running.errors)
-  end)
-
-  teardown(function()
-    _G.kong, _G.ngx = kong_before, ngx_before
+  around(function(gateway_of_test)
+    running = gateway_of_test
   end)
 
   describe("include_usage", function()

@@ -1,3 +1,4 @@
+local around = require "spec.helpers.around"
 local cjson = require "cjson"
 local fixtures = require "spec.helpers.fixtures"
 local gateway = require "spec.helpers.gateway"
@@ -9,19 +10,10 @@ local JSON = { ["Content-Type"] = "application/json" }
 
 
 describe("llm-audit", function()
-  local kong_before, ngx_before = _G.kong, _G.ngx
   local running
 
-  before_each(function()
-    running = gateway.new()
-  end)
-
-  after_each(function()
-    assert.same({}, running.errors)
-  end)
-
-  teardown(function()
-    _G.kong, _G.ngx = kong_before, ngx_before
+  around(function(gateway_of_test)
+    running = gateway_of_test
   end)
 
   describe("openai_errors", function()

@@ -85,7 +85,9 @@ function M.new(changes)
   end
   gateway.handler = require(MODULE .. "handler")
 
-  return setmetatable(gateway, { __index = M })
+  M.latest = setmetatable(gateway, { __index = M })
+
+  return gateway
 end
 
 

@@ -14,6 +14,7 @@ mod calls;
 mod closed;
 mod events;
 mod many;
+mod metadata;
 mod recordings;
 mod refused;
 mod scripts;

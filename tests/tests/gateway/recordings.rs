@@ -35,8 +35,8 @@ const OWN_HEADERS: [&str; 7] =
     ["host", "connection", "content-length", "authorization", "x-api-key", "transfer-encoding", "user-agent"];
 
 /// One recorded call.
-struct Recorded {
-    name: String,
+pub(crate) struct Recorded {
+    pub(crate) name: String,
     method: String,
     target: String,
     headers: Vec<(String, String)>,
@@ -61,7 +61,7 @@ impl Recorded {
         (models.contains(&path) || generation.contains(&path)) && !self.name.starts_with("disconnect-")
     }
 
-    async fn call(&self, session: &Session, key: &str) -> Reply {
+    pub(crate) async fn call(&self, session: &Session, key: &str) -> Reply {
         let mut call = session.call(&self.target).key(key).header("x-fixture", &self.name);
         if self.method != "GET" {
             call = call.raw_body(self.body.clone());
@@ -86,12 +86,18 @@ impl Recorded {
     }
 }
 
+/// The calls that the gateway lets through.
+pub(crate) fn recorded() -> Vec<Recorded> {
+    let recorded: Vec<Recorded> = fixtures::vllm_names().into_iter().map(Recorded::read).filter(Recorded::is_open).collect();
+    assert!(recorded.len() > 140, "only {} recordings", recorded.len());
+    recorded
+}
+
 #[tokio::test]
 async fn every_recorded_exchange_passes_untouched_and_becomes_the_row_written_for_it() {
     let session = Session::begin().await;
     let user = session.user().await;
-    let recorded: Vec<Recorded> = fixtures::vllm_names().into_iter().map(Recorded::read).filter(Recorded::is_open).collect();
-    assert!(recorded.len() > 140, "only {} recordings", recorded.len());
+    let recorded = recorded();
     let mut replies = Vec::new();
     for recorded in &recorded {
         let reply = recorded.call(&session, &user.key).await;
@@ -137,7 +143,7 @@ fn check_bytes(recorded: &Recorded, reply: &Reply, seen: &Seen) {
 }
 
 /// The row written for the entry that a real Kong sent. It did not ask for usage: where the stream has some now, that counts.
-fn expected_row(recorded: &Recorded, seen: &Seen) -> Value {
+pub(crate) fn expected_row(recorded: &Recorded, seen: &Seen) -> Value {
     let mut expected = fixtures::expected_row(&recorded.name);
     if recorded.method == "HEAD" {
         // The plugin of the recording did not know that such an answer has no body.

@@ -3,7 +3,8 @@
 -- Of a body that does not fit, the head is kept. Of an event stream the head
 -- and the tail are kept, half of the limit each, cut at event boundaries: the
 -- tail holds the usage and the finish reason, the middle only more of the
--- same. `size` is the true size in any case.
+-- same. `size` is the true size in any case. Who wants nothing but the two
+-- ends asks for them with new_ends().
 --
 -- Memory: never more than the limit's worth of body, in buffers that grow by
 -- doubling. free() gives it back at once instead of at the next collection.
@@ -31,6 +32,20 @@ function M.new(limit, is_event_stream)
     is_event_stream = is_event_stream,
     tail_limit = tail_limit,
     head_room = limit - tail_limit,
+    head = nil,
+    tail = nil,
+  }, Capture)
+end
+
+
+-- @return a capture of the first and the last bytes of whatever comes
+function M.new_ends(head_limit, tail_limit)
+  return setmetatable({
+    size = 0,
+    limit = head_limit + tail_limit,
+    is_event_stream = false,
+    tail_limit = tail_limit,
+    head_room = head_limit,
     head = nil,
     tail = nil,
   }, Capture)
@@ -102,6 +117,20 @@ function Capture:content()
 
   local content = tail == "" and head or head .. tail
   return content ~= "" and content or nil
+end
+
+
+-- @return the first bytes, and the last ones if any are missing in between,
+-- both uncut
+function Capture:ends()
+  local head = self.head and self.head:tostring() or ""
+  local tail = self.tail and self.tail:tostring() or ""
+
+  if not self:is_truncated() then
+    return head .. tail
+  end
+
+  return head, tail
 end
 
 

@@ -16,8 +16,8 @@ local M = {}
 
 -- @param write called with a line for the error log
 -- @param now returns seconds
--- @return guard(name, run, recover): a function that calls run(...) and, when
--- that fails, recover() if there is one
+-- @return guard(name, run, recover): a function that calls run(...) and gives
+-- its first result; when that fails, it calls recover() if there is one
 function M.new(write, now)
   local written_at
   local suppressed = 0
@@ -43,13 +43,13 @@ function M.new(write, now)
 
   return function(name, run, recover)
     return function(...)
-      local ok, err = pcall(run, ...)
+      local ok, result = pcall(run, ...)
       if ok then
-        return
+        return result
       end
 
       -- Even the log may fail; there is nobody left to tell.
-      pcall(report, name, err)
+      pcall(report, name, result)
       if recover then
         pcall(recover)
       end

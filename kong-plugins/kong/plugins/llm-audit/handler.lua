@@ -23,6 +23,7 @@ local capture = require "kong.plugins.llm-audit.capture"
 local errors = require "kong.plugins.llm-audit.errors"
 local guard = require "kong.plugins.llm-audit.guard"
 local json_edit = require "kong.plugins.llm-audit.json_edit"
+local reported = require "kong.plugins.llm-audit.reported"
 local request_body = require "kong.plugins.llm-audit.request_body"
 local usage_filter = require "kong.plugins.llm-audit.usage_filter"
 
@@ -187,8 +188,10 @@ local function header_filter(_, conf)
   local stream = is_event_stream(content_type)
 
   call.stream = stream
-  call.response = capture.new(conf.capture == "full"
-                              and conf.max_response_body_size or 0, stream)
+  call.response = conf.capture == "full"
+                  and capture.new(conf.max_response_body_size, stream)
+                  or reported.capture(status, content_type,
+                                      header["Content-Encoding"])
 
   local plan = plan_error(conf, status, content_type, content_length)
   if plan then
@@ -329,6 +332,11 @@ local function time_to_first_byte(call)
 end
 
 
+-- Reads what the server reported, guarded on its own: a fault in there must
+-- not cost the entry. Set below.
+local read_reported
+
+
 local function log(_, conf)
   local call = kong.ctx.plugin
   local response = call.response
@@ -341,7 +349,7 @@ local function log(_, conf)
 
   local request = call.request_body
   local request_bytes = call.request_bytes or request_body.declared_size() or 0
-  local content
+  local content, answer
 
   if is_full then
     if request and request ~= "" then
@@ -352,10 +360,13 @@ local function log(_, conf)
     if content then
       set_value("response.body", encode_base64(content))
     end
+
+  elseif response then
+    answer = read_reported(call)
   end
 
   local seq = last_seq + 1
-  set_value("llm", {
+  local llm = {
     v = LLM_VERSION,
     stream = call.stream or false,
     ttft_ms = time_to_first_byte(call),
@@ -368,7 +379,19 @@ local function log(_, conf)
     aborted = not is_complete(call),
     seq = seq,
     worker = worker_identity,
-  })
+  }
+
+  if answer then
+    llm.model = answer.model
+    llm.usage = answer.usage
+    -- An SDK may hang up at the last event, before the last byte; a server that
+    -- dies may end the body in good order. With bodies the collector sees that.
+    if answer.ended ~= nil then
+      llm.aborted = not answer.ended
+    end
+  end
+
+  set_value("llm", llm)
   last_seq = seq
 end
 
@@ -395,6 +418,10 @@ LlmAudit.init_worker = guarded("init_worker", make_worker_identity)
 LlmAudit.access = guarded("access", access)
 LlmAudit.header_filter = guarded("header_filter", header_filter)
 LlmAudit.body_filter = guarded("body_filter", body_filter, pass_held_bytes)
+
+read_reported = guarded("log", function(call)
+  return reported.read(call.response, call.stream, is_complete(call))
+end)
 
 local guarded_log = guarded("log", log)
 local guarded_release = guarded("log", release)

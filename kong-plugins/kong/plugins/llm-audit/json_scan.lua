@@ -127,7 +127,8 @@ end
 
 
 -- Keys are compared as what they mean: "str\u0065am" is "stream".
-local function key_of(text, from, to)
+-- @return what the string from quote to quote says, nil when it is none
+local function text_of(text, from, to)
   local raw = sub(text, from + 1, to - 1)
   if not find(raw, "\\", 1, true) then
     return raw
@@ -136,6 +137,8 @@ local function key_of(text, from, to)
   local decoded = cjson.decode('["' .. raw .. '"]')
   return decoded and decoded[1]
 end
+
+M.text_of = text_of
 
 
 -- Calls visit(key, from, to) for each member of the object at `open`, in the
@@ -165,7 +168,7 @@ function M.members(text, open, visit)
       return nil, M.INCOMPLETE
     end
 
-    local key = key_of(text, pos, key_end)
+    local key = text_of(text, pos, key_end)
     if not key or byte(text, colon) ~= COLON then
       return nil, M.INVALID
     end

@@ -31,9 +31,10 @@ return {
               between = { 0, MAX_BODY_SIZE }, }, },
           { capture = {
               description = "What goes into the log entry: `full` adds both "
-                            .. "bodies, `metadata` only sizes, times and "
-                            .. "flags. Scope the plugin to a consumer or a "
-                            .. "route to choose for them.",
+                            .. "bodies, `metadata` only sizes, times, flags "
+                            .. "and what the server reports: its model and "
+                            .. "the token counts. Scope the plugin to a "
+                            .. "consumer or a route to choose for them.",
               type = "string",
               required = true,
               default = "full",

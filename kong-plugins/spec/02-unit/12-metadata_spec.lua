@@ -1,0 +1,165 @@
+local around = require "spec.helpers.around"
+local fixtures = require "spec.helpers.fixtures"
+local gateway = require "spec.helpers.gateway"
+local kong_error = require "spec.helpers.kong_error"
+
+local SSE = { ["Content-Type"] = "text/event-stream; charset=utf-8" }
+local JSON = { ["Content-Type"] = "application/json" }
+
+
+describe("llm-audit", function()
+  local running
+
+  around(function(gateway_of_test)
+    running = gateway_of_test
+  end)
+
+  describe("capture = metadata", function()
+    before_each(function()
+      running = gateway.new({ capture = "metadata", include_usage = false })
+    end)
+
+    it("has sizes and times but no bodies", function()
+      local result = running:call({
+        request = { body = '{"a":1}' },
+        response = { headers = JSON, chunks = { "abc", "de" } },
+        ttfb = 0.1,
+      })
+      assert.same({ request = {}, response = {}, llm = result.llm },
+                  result.entry)
+      assert.equal(7, result.llm.request_bytes)
+      assert.equal(5, result.llm.response_bytes)
+      assert.equal(100, result.llm.ttft_ms)
+      assert.is_false(result.llm.request_truncated)
+      assert.is_false(result.llm.response_truncated)
+      assert.is_false(result.was_read)
+    end)
+
+    it("counts a chunked request", function()
+      for _, in_file in ipairs({ true, false }) do
+        local result = running:call({
+          request = { body = '{"a":1}', chunked = true, in_file = in_file },
+        })
+        assert.equal(7, result.llm.request_bytes)
+        assert.is_nil(result.entry.request.body)
+      end
+    end)
+
+    it("still asks for usage and hides it", function()
+      running = gateway.new({ capture = "metadata" })
+      local stream = fixtures.chunks("chat-en-stream-usage")
+      local result = running:call({
+        request = { body = fixtures.request("chat-en-stream") },
+        response = { headers = SSE, chunks = stream },
+      })
+      assert.is_true(result.service.edited)
+      assert.is_nil(result.client.body:find('"usage"', 1, true))
+      assert.is_nil(result.entry.request.body)
+      assert.is_nil(result.entry.response.body)
+      assert.equal(#fixtures.request("chat-en-stream"),
+                   result.llm.request_bytes)
+      assert.same({ prompt_tokens = 20, completion_tokens = 65,
+                    total_tokens = 85 }, result.llm.usage)
+    end)
+
+    it("has the model and the usage of an answer, and no word of it", function()
+      for name, headers in pairs({ ["chat-en"] = JSON, ["responses"] = JSON,
+                                   ["messages-stream"] = SSE,
+                                   ["chat-en-stream-usage"] = SSE }) do
+        local answer = fixtures.response(name)
+        local result = running:call({
+          request = { body = fixtures.request(name) },
+          response = { headers = headers, chunks = { answer } },
+        })
+        assert.equal(answer, result.client.body)
+        assert.equal("qwen-tiny", result.llm.model)
+        local usage = result.llm.usage
+        assert.is_true((usage.prompt_tokens or usage.input_tokens) > 10)
+        assert.is_true((usage.completion_tokens or usage.output_tokens) > 0)
+
+        result.llm.model, result.llm.usage = nil, nil
+        assert.same({ request = {}, response = {}, llm = {
+          v = 1,
+          stream = headers == SSE,
+          ttft_ms = 0,
+          request_bytes = #fixtures.request(name),
+          response_bytes = #answer,
+          request_truncated = false,
+          response_truncated = false,
+          aborted = false,
+          seq = result.llm.seq,
+          worker = result.llm.worker,
+        } }, result.entry)
+      end
+    end)
+
+    it("has neither of calls that failed or that cannot be read", function()
+      local answer = fixtures.response("chat-en")
+      for _, response in ipairs({
+        { status = 500, headers = JSON, chunks = { answer } },
+        { headers = { ["Content-Type"] = "application/json",
+                      ["Content-Encoding"] = "gzip" }, chunks = { answer } },
+        { headers = { ["Content-Type"] = "text/plain" }, chunks = { answer } },
+        { headers = JSON, chunks = { fixtures.response("err-bad-model") } },
+        { headers = JSON },
+        kong_error(401, "x"),
+      }) do
+        local result = running:call({ response = response })
+        assert.is_nil(result.llm.model)
+        assert.is_nil(result.llm.usage)
+      end
+
+      local llm = running:call({ no_answer = true }).llm
+      assert.is_nil(llm.model)
+      assert.is_true(llm.aborted)
+    end)
+
+    it("knows by its last event whether a stream was aborted", function()
+      local stream = fixtures.response("chat-en-stream-usage")
+      for _, eof in ipairs({ true, false }) do
+        for body, aborted in pairs({ [stream] = false,
+                                     [stream:sub(1, -50)] = true,
+                                     [""] = not eof }) do
+          local result = running:call({
+            response = { headers = SSE, chunks = { body }, eof = eof },
+          })
+          assert.equal(aborted, result.llm.aborted)
+        end
+      end
+    end)
+
+    it("has an entry even if the answer cannot be read", function()
+      package.loaded["kong.plugins.llm-audit.reported"].read = function()
+        error("broken")
+      end
+      local result = running:call({
+        response = { headers = JSON, chunks = { "{}" } },
+      })
+      assert.equal(1, result.llm.seq)
+      assert.is_nil(result.llm.model)
+      assert.equal(1, #running.errors)
+      assert.matches("log failed.*broken", running.errors[1])
+      running.errors = {}
+    end)
+
+    it("lets go of what was kept", function()
+      local answer = fixtures.response("chat-en")
+      local result = running:call({
+        response = { headers = JSON, chunks = { answer } },
+      })
+      for _, value in pairs(result.context) do
+        assert.is_true(type(value) ~= "table")
+      end
+    end)
+
+    it("is what model and usage are for: with bodies they are not", function()
+      running = gateway.new()
+      local answer = fixtures.response("chat-en")
+      local llm = running:call({
+        response = { headers = JSON, chunks = { answer } },
+      }).llm
+      assert.is_nil(llm.model)
+      assert.is_nil(llm.usage)
+    end)
+  end)
+end)
