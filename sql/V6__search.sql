@@ -18,8 +18,8 @@ CREATE FUNCTION llm_search_text(words text) RETURNS text
 LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE COST 4000 AS $$
 BEGIN
     RETURN regexp_replace(lower(words),
-        '([\u2e80-\u2fdf\u3005-\u3007\u3040-\u312f\u31a0-\u31bf\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff\U00020000-\U0003ffff])',
-        '\1\1', 'g');
+        '([\u2e80-\u2fdf\u3005-\u3007\u3040-\u312f\u31a0-\u31bf\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff'
+        '\U00020000-\U0003ffff])', '\1\1', 'g');
 END $$;
 
 -- LIKE's pattern for texts that hold these words as they stand.
@@ -33,7 +33,8 @@ $$;
 CREATE VIEW llm_searchable AS
 WITH indexes AS (
     SELECT relname::text AS name FROM pg_index JOIN pg_class c ON c.oid = indexrelid
-    WHERE indisvalid AND relname ~ '^llm_logs_[0-9]{8}_search' AND relnamespace = (SELECT relnamespace FROM pg_class WHERE oid = 'llm_logs'::regclass)
+    WHERE indisvalid AND relname ~ '^llm_logs_[0-9]{8}_search'
+        AND relnamespace = (SELECT relnamespace FROM pg_class WHERE oid = 'llm_logs'::regclass)
 )
 SELECT day::timestamp AT TIME ZONE 'UTC' AS starts_at, (day + 1)::timestamp AT TIME ZONE 'UTC' AS ends_at, content_removed
 FROM llm_partitions
@@ -50,7 +51,8 @@ COMMENT ON VIEW llm_searchable IS 'Times whose texts llm_search need not all rea
 -- minutes. What comes later still is added to them, at the price named above.
 CREATE VIEW llm_search_due AS
 SELECT partition, index, starts_at, ends_at, whole_day,
-    format('CREATE INDEX CONCURRENTLY %I ON %I USING gin (llm_search_text(coalesce(prompt, '''') || E''\n'' || coalesce(response, '''')) gin_trgm_ops)', index, partition)
+    format('CREATE INDEX CONCURRENTLY %I ON %I USING gin'
+           ' (llm_search_text(coalesce(prompt, '''') || E''\n'' || coalesce(response, '''')) gin_trgm_ops)', index, partition)
     || CASE WHEN whole_day THEN '' ELSE format(' WHERE started_at >= %L AND started_at < %L', starts_at, ends_at) END AS statement
 FROM (
     SELECT partition, partition || '_search' AS index, true AS whole_day, day::timestamp AT TIME ZONE 'UTC' AS starts_at,
@@ -105,7 +107,8 @@ BEGIN
                         WHEN '5xx' THEN ' AND status >= 500'
                         WHEN 'aborted' THEN ' AND aborted' END;
     IF chosen IS NULL THEN
-        RAISE invalid_parameter_value USING MESSAGE = format('outcome %L is none of any, good, failed, 4xx, 429, 5xx, aborted', outcome);
+        RAISE invalid_parameter_value
+            USING MESSAGE = format('outcome %L is none of any, good, failed, 4xx, 429, 5xx, aborted', outcome);
     END IF;
     IF coalesce(words, '') = '' THEN
         RETURN QUERY EXECUTE chosen || newest USING since, upper, max_rows, consumers, models;
@@ -115,7 +118,8 @@ BEGIN
     reading := chosen || holds || newest;
     remains := chosen || ' AND llm_has_content(prompt, response, reasoning, tool_calls, raw_log)' || holds || newest;
     -- Sorted afterwards, or the planner may think that reading the newest rows will do.
-    by_index := 'WITH hits AS MATERIALIZED (' || chosen || ' AND llm_search_text(coalesce(prompt, '''') || E''\n'' || coalesce(response, '''')) LIKE $7)'
+    by_index := 'WITH hits AS MATERIALIZED (' || chosen
+        || ' AND llm_search_text(coalesce(prompt, '''') || E''\n'' || coalesce(response, '''')) LIKE $7)'
         ' SELECT * FROM hits WHERE true' || holds || newest;
     IF doubled !~ '[[:alnum:]]{3}' THEN
         by_index := reading;

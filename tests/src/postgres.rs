@@ -84,7 +84,7 @@ async fn start_shared() -> Shared {
     };
     let cluster = Cluster::start(&["-c", "fsync=off"]).unwrap_or_else(|why_no_cluster| {
         panic!(
-            "no PostgreSQL for tests. Set TEST_DATABASE_URL, or install one (scripts/install-test-tools.sh).\n\
+            "no PostgreSQL for tests. Set TEST_DATABASE_URL, or install one (tests/tools.sh test).\n\
              container: {why_no_container}\nlocal cluster: {why_no_cluster}"
         )
     });
