@@ -1,9 +1,9 @@
 -- Looking for text in prompts and answers, in Chinese too.
 --
--- An index of texts costs too much to be kept up to date while rows come in: half a millisecond and more a row, three times what
--- the row itself takes, and as much disk as the texts (README, "Finding a conversation"). So it is off by default, and nothing
--- here needs it. Where it is on (`serve --search-index`), the collector makes it of what is closed: of each hour that is over, then
--- of each day that is over in their place. llm_search takes what is indexed from the indexes and reads the rest.
+-- An index of texts costs too much to be kept up to date while rows come in: some 0.7 ms for a call with 3 KB of text, which takes
+-- 0.04 ms to insert without. So the collector makes it of what is closed: of each hour that is over, then of each day that is over in
+-- their place. It takes disk as well (README, "Finding a conversation"), so it is off by default (`serve --search-index`), and nothing
+-- here needs it: llm_search takes what is indexed from the indexes and reads the rest.
 --
 -- The indexes are pg_trgm's, which finds whatever has three letters in a row. Words in Chinese have two characters, so each such
 -- character is doubled, in the texts and in what is looked for: two become four, and a text holds a word exactly when the

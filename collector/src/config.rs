@@ -157,7 +157,7 @@ pub struct ServeSettings {
     pub max_queue_bytes: usize,
     #[command(flatten)]
     pub retention: RetentionClocks,
-    /// Index prompts and answers of hours and days that are over, so that text is found fast; takes as much disk as the texts
+    /// Index prompts and answers of hours and days that are over, so that text is found fast; takes time and disk
     #[arg(long, env = "COLLECTOR_SEARCH_INDEX")]
     pub search_index: bool,
     #[command(flatten)]
