@@ -105,7 +105,6 @@ end
 
 
 local function access(_, conf)
-  local call = kong.ctx.plugin
   local edits = may_need_usage(conf)
   local keep = conf.capture == "full" and conf.max_request_body_size or 0
 
@@ -120,8 +119,9 @@ local function access(_, conf)
     error(size)
   end
 
+  local call = kong.ctx.plugin
   call.request_bytes = size
-  call.request_body = sub(body, 1, keep)
+  call.request_body = #body <= keep and body or sub(body, 1, keep)
 
   if edits and #body == size and size <= MAX_EDIT_BYTES then
     local edited = json_edit.add_include_usage(body)
@@ -329,8 +329,7 @@ local function time_to_first_byte(call)
 end
 
 
-local function log(_, conf)
-  local call = kong.ctx.plugin
+local function log(call, conf)
   local response = call.response
   local is_full = conf.capture == "full"
   local set_value = kong.log.set_serialize_value
@@ -373,9 +372,7 @@ local function log(_, conf)
 end
 
 
-local function release()
-  local call = kong.ctx.plugin
-
+local function release(call)
   if call.response then
     call.response:free()
   end
@@ -396,13 +393,15 @@ LlmAudit.access = guarded("access", access)
 LlmAudit.header_filter = guarded("header_filter", header_filter)
 LlmAudit.body_filter = guarded("body_filter", body_filter, pass_held_bytes)
 
-local guarded_log = guarded("log", log)
-local guarded_release = guarded("log", release)
 
-function LlmAudit:log(conf)
-  guarded_log(self, conf)
-  guarded_release()
-end
+-- What was kept is let go even when the entry could not be made.
+LlmAudit.log = guarded("log", function(_, conf)
+  local call = kong.ctx.plugin
+  log(call, conf)
+  release(call)
+end, function()
+  release(kong.ctx.plugin)
+end)
 
 
 return LlmAudit
