@@ -140,6 +140,19 @@ describe("json_edit", function()
         '{"Stream":true}',
         '{"stream_options":{}}',
         '{"stream_options":{"stream":true}}',
+        '{"stream":false,"a":"\\u00e4"}',
+        -- no JSON either, but that is not looked at: no key of that name has
+        -- true behind it
+        "stream",
+        " stream ",
+        '"stream"',
+        '["stream"]',
+        "{'stream':true}",
+        '{stream:true}',
+        '{"stream\\q":true}',
+        '{"stream":false',
+        -- UTF-16, which Python's parser would take
+        '{\0"\0stream"\0:\0t\0r\0u\0e\0}\0',
       },
       [REASONS.ASKED] = {
         '{"stream":true,"stream_options":{"include_usage":true}}',
@@ -169,10 +182,6 @@ describe("json_edit", function()
         '{"stream":true,"stream_options":{"include_usage":{}}}',
       },
       [REASONS.NOT_JSON] = {
-        "stream",
-        " stream ",
-        '"stream"',
-        '["stream"]',
         '[{"stream":true}]',
         '{"stream":true',
         '{"stream":true,',
@@ -197,14 +206,9 @@ describe("json_edit", function()
         '{"stream":true,"stream_options":{"a":[1 2]}}',
         '{"stream":true,"stream_options":{"a"}}',
         '{"stream":true,"stream_options":{"a":1,}}',
-        "{'stream':true}",
-        '{stream:true}',
-        '{"stream\\q":true}',
         '{"stream":true}\0',
         '\0{"stream":true}',
         BOM .. BOM .. '{"stream":true}',
-        -- UTF-16, which Python's parser would take
-        '{\0"\0stream"\0:\0t\0r\0u\0e\0}\0',
         -- deeper than parsers go
         '{"stream":true,"a":' .. ("["):rep(2000) .. ("]"):rep(2000) .. "}",
       },

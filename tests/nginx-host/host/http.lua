@@ -1,6 +1,9 @@
 --- A small HTTP/1.1 client over nginx's cosockets, for http-log.
 -- Plain HTTP, one request a time, the answer's body is read and dropped so that
 -- the connection can be used again.
+--
+-- The pieces of a body are sent one by one, as Kong's client does with those of a
+-- batch: one system call each, and never a second copy of the whole.
 
 local addresses = require "host.addresses"
 local uri = require "host.uri"
@@ -100,11 +103,15 @@ end
 
 
 local function request_text(options, target)
+  local length = 0
+  for _, piece in ipairs(options.body) do
+    length = length + #piece
+  end
   local lines = {
     ("%s %s HTTP/1.1"):format(options.method, target.path),
     ("Host: %s:%d"):format(target.host, target.port),
     "User-Agent: nginx-test-host",
-    "Content-Length: " .. #options.body,
+    "Content-Length: " .. length,
   }
   for name, value in pairs(options.headers) do
     lines[#lines + 1] = name .. ": " .. value
@@ -113,8 +120,20 @@ local function request_text(options, target)
 end
 
 
---- { status, body }; nil, err. options: method, url, headers, body, timeout and
---- keepalive in milliseconds.
+local function send(socket, head, pieces)
+  local ok, err = socket:send(head)
+  for _, piece in ipairs(pieces) do
+    if not ok then
+      return nil, err
+    end
+    ok, err = socket:send(piece)
+  end
+  return ok, err
+end
+
+
+--- { status, body }; nil, err. options: method, url, headers, body (a list of
+--- strings), timeout and keepalive in milliseconds.
 function http.request(options)
   local target, err = uri.parse(options.url)
   if not target then
@@ -131,7 +150,7 @@ function http.request(options)
   if not ok then
     return nil, err
   end
-  ok, err = socket:send({ request_text(options, target), options.body })
+  ok, err = send(socket, request_text(options, target), options.body)
   if not ok then
     socket:close()
     return nil, err

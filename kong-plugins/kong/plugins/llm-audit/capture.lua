@@ -8,6 +8,8 @@
 --
 -- Memory: never more than the limit's worth of body, in buffers that grow by
 -- doubling. free() gives it back at once instead of at the next collection.
+-- The first chunk stays the string that it is: most answers that are no stream
+-- have no other, and need neither a buffer nor a copy then.
 
 local buffer = require "string.buffer"
 local sse = require "kong.plugins.llm-audit.sse"
@@ -32,6 +34,8 @@ function M.new(limit, is_event_stream)
     is_event_stream = is_event_stream,
     tail_limit = tail_limit,
     head_room = limit - tail_limit,
+    -- the first chunk, until there is a second one
+    first = nil,
     head = nil,
     tail = nil,
   }, Capture)
@@ -46,9 +50,27 @@ function M.new_ends(head_limit, tail_limit)
     is_event_stream = false,
     tail_limit = tail_limit,
     head_room = head_limit,
+    first = nil,
     head = nil,
     tail = nil,
   }, Capture)
+end
+
+
+-- @return the buffer of the head, with all in it that came before
+local function head_buffer(self)
+  local head = self.head
+  if not head then
+    head = buffer.new()
+    self.head = head
+
+    if self.first then
+      head:put(self.first)
+      self.first = nil
+    end
+  end
+
+  return head
 end
 
 
@@ -58,19 +80,18 @@ function Capture:put(chunk)
 
   local room = self.head_room
   if room > 0 then
-    local head = self.head
-    if not head then
-      head = buffer.new()
-      self.head = head
-    end
-
     if length <= room then
-      head:put(chunk)
+      if self.size == length then
+        self.first = chunk
+      else
+        head_buffer(self):put(chunk)
+      end
+
       self.head_room = room - length
       return
     end
 
-    head:put(sub(chunk, 1, room))
+    head_buffer(self):put(sub(chunk, 1, room))
     self.head_room = 0
     chunk = sub(chunk, room + 1)
   end
@@ -98,13 +119,18 @@ function Capture:is_truncated()
 end
 
 
+local function kept_head(self)
+  return self.first or self.head and self.head:tostring()
+end
+
+
 -- @return what was kept, nil when there is nothing
 function Capture:content()
-  if not self.head then
+  local head = kept_head(self)
+  if not head then
     return nil
   end
 
-  local head = self.head:tostring()
   local tail = self.tail and self.tail:tostring() or ""
 
   if self.is_event_stream and self:is_truncated() then
@@ -123,7 +149,7 @@ end
 -- @return the first bytes, and the last ones if any are missing in between,
 -- both uncut
 function Capture:ends()
-  local head = self.head and self.head:tostring() or ""
+  local head = kept_head(self) or ""
   local tail = self.tail and self.tail:tostring() or ""
 
   if not self:is_truncated() then
@@ -135,6 +161,8 @@ end
 
 
 function Capture:free()
+  self.first = nil
+
   if self.head then
     self.head:free()
     self.head = nil

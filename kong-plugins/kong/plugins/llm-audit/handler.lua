@@ -106,7 +106,6 @@ end
 
 
 local function access(_, conf)
-  local call = kong.ctx.plugin
   local edits = may_need_usage(conf)
   local keep = conf.capture == "full" and conf.max_request_body_size or 0
 
@@ -121,8 +120,9 @@ local function access(_, conf)
     error(size)
   end
 
+  local call = kong.ctx.plugin
   call.request_bytes = size
-  call.request_body = sub(body, 1, keep)
+  call.request_body = #body <= keep and body or sub(body, 1, keep)
 
   if edits and #body == size and size <= MAX_EDIT_BYTES then
     local edited = json_edit.add_include_usage(body)
@@ -337,8 +337,7 @@ end
 local read_reported
 
 
-local function log(_, conf)
-  local call = kong.ctx.plugin
+local function log(call, conf)
   local response = call.response
   local is_full = conf.capture == "full"
   local set_value = kong.log.set_serialize_value
@@ -396,9 +395,7 @@ local function log(_, conf)
 end
 
 
-local function release()
-  local call = kong.ctx.plugin
-
+local function release(call)
   if call.response then
     call.response:free()
   end
@@ -423,13 +420,14 @@ read_reported = guarded("log", function(call)
   return reported.read(call.response, call.stream, is_complete(call))
 end)
 
-local guarded_log = guarded("log", log)
-local guarded_release = guarded("log", release)
-
-function LlmAudit:log(conf)
-  guarded_log(self, conf)
-  guarded_release()
-end
+-- What was kept is let go even when the entry could not be made.
+LlmAudit.log = guarded("log", function(_, conf)
+  local call = kong.ctx.plugin
+  log(call, conf)
+  release(call)
+end, function()
+  release(kong.ctx.plugin)
+end)
 
 
 return LlmAudit

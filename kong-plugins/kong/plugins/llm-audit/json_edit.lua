@@ -130,12 +130,31 @@ local function edit(text, open)
 end
 
 
+-- Most requests do not stream, and plain searches settle that: true must
+-- follow the key somewhere. Where the key may be spelled with escapes, which
+-- for its letters begin with \u00, only the scan can tell.
+local function may_stream(text)
+  if find(text, "\\u00", 1, true) then
+    return true
+  end
+
+  local _, key_end = find(text, '"stream"', 1, true)
+  while key_end do
+    if find(text, "^%s*:%s*true", key_end + 1) then
+      return true
+    end
+
+    _, key_end = find(text, '"stream"', key_end + 1, true)
+  end
+
+  return false
+end
+
+
 -- @param text a request body
 -- @return the edited text, or nil and one of M.REASONS
 function M.add_include_usage(text)
-  -- Most requests do not stream: two plain searches settle that. The key may
-  -- be spelled with escapes, hence the second one.
-  if not find(text, "stream", 1, true) and not find(text, "\\u", 1, true) then
+  if not may_stream(text) then
     return nil, M.REASONS.NOT_STREAMING
   end
 

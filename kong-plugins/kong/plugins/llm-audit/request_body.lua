@@ -58,7 +58,8 @@ function M.read(wanted)
 
   local data = ngx.req.get_body_data()
   if data then
-    return sub(data, 1, wanted), #data
+    local size = #data
+    return size <= wanted and data or sub(data, 1, wanted), size
   end
 
   local path = ngx.req.get_body_file()

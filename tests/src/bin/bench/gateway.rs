@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 use crate::arrival::{self, Arrival};
 use crate::cpu;
 use crate::load::{Request, send};
+use crate::report;
 
 /// Of the prompt, and so of the answer: the simulated vLLM echoes it.
 const BODY_BYTES: usize = 2_000;
@@ -54,14 +55,30 @@ pub(crate) async fn run() -> Measured {
     let arrival = arrival::measure(&session, &user).await;
     let visible_seconds = visible(&session, &user).await;
     let memory = memory(&session, &user).await;
+    let (plain_us, audit_us) = cpu_of_both(&session, &user, ROUNDS).await;
+    Measured { plain_us, audit_us, memory, visible_seconds, arrival }
+}
+
+/// Measures CPU time alone, as long as one likes: on a machine with other work, many rounds and their median tell more than a few.
+pub(crate) async fn run_cpu(rounds: usize) {
+    let session = Session::alone().await;
+    let user = session.user().await;
+    session.change(&[("AUDIT_BATCH_SECONDS", "")]).await;
+    let (plain_us, audit_us) = cpu_of_both(&session, &user, rounds).await;
+    report::print_cpu(&plain_us, &audit_us);
+}
+
+/// Microseconds of the workers' CPU for a call without and with `llm-audit`, in turn, so that whatever else the machine does
+/// meets both.
+async fn cpu_of_both(session: &Session, user: &User, rounds: usize) -> (Vec<f64>, Vec<f64>) {
     let (mut plain_us, mut audit_us) = (Vec::new(), Vec::new());
-    for _ in 0..ROUNDS {
+    for _ in 0..rounds {
         for (others, times) in [(&[][..], &mut plain_us), (&["llm-audit"], &mut audit_us)] {
-            switch(&session, &OTHERS, others).await;
-            times.push(cpu_of_calls(&session, &user).await);
+            switch(session, &OTHERS, others).await;
+            times.push(cpu_of_calls(session, user).await);
         }
     }
-    Measured { plain_us, audit_us, memory, visible_seconds, arrival }
+    (plain_us, audit_us)
 }
 
 /// Switches plugins on or off and waits until all workers know.

@@ -53,6 +53,12 @@ enum Command {
         #[arg(long)]
         search_index: bool,
     },
+    /// Measures the gateway's CPU time for a call without and with llm-audit, and nothing else
+    Cpu {
+        /// Times that both are measured, in turn; the median of the ratios counts
+        #[arg(long, default_value_t = 15)]
+        rounds: usize,
+    },
     /// Writes generated entries, one JSON object a line, as `llm-collector replay` reads them
     Generate {
         /// How many
@@ -99,6 +105,7 @@ async fn main() {
         }
         Command::Outage(settings) => outage::run(&settings).await,
         Command::Queries { rows, search_index } => queries::run(rows, search_index).await,
+        Command::Cpu { rounds } => gateway::run_cpu(rounds).await,
         Command::Generate { entries, seed, file } => {
             let mut generator = Generator::new(&Settings { seed, ..Settings::default() });
             let mut out = String::new();

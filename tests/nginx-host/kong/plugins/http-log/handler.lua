@@ -17,11 +17,18 @@ local http_log = {
 }
 
 
+-- In pieces: brackets, commas and entries.
 local function body_of(config, entries)
   if config.queue.max_batch_size == 1 then
-    return entries[1]
+    return { entries[1] }
   end
-  return "[" .. table.concat(entries, ",") .. "]"
+  local pieces = {}
+  for i, entry in ipairs(entries) do
+    pieces[2 * i - 1] = i == 1 and "[" or ","
+    pieces[2 * i] = entry
+  end
+  pieces[#pieces + 1] = "]"
+  return pieces
 end
 
 
