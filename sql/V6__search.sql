@@ -28,6 +28,22 @@ LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE AS $$
     SELECT '%' || replace(replace(replace(words, '\', '\\'), '%', '\%'), '_', '\_') || '%'
 $$;
 
+-- What a partition's name and comment tell, without a look at its files: every search asks that.
+CREATE VIEW llm_partition_days AS
+SELECT c.oid, c.relname::text AS partition,
+    CASE WHEN c.relname ~ '^llm_logs_[0-9]{8}$' THEN to_date(right(c.relname, 8), 'YYYYMMDD') END AS day,
+    coalesce(obj_description(c.oid, 'pg_class') LIKE 'Content removed%', false) AS content_removed
+FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
+WHERE i.inhparent = 'llm_logs'::regclass;
+
+-- As before: the same with rows and bytes, for which all files are looked at.
+CREATE OR REPLACE VIEW llm_partitions AS
+SELECT d.partition, d.day,
+    CASE WHEN c.reltuples >= 0 THEN c.reltuples::bigint ELSE pg_stat_get_live_tuples(c.oid) END AS rows_estimate,
+    pg_total_relation_size(c.oid) AS bytes, d.content_removed
+FROM llm_partition_days d JOIN pg_class c ON c.oid = d.oid
+ORDER BY day DESC NULLS LAST;
+
 -- Stretches of time whose texts need not all be read: days and hours with an index, and days whose content retention removed. None
 -- is inside another.
 CREATE VIEW llm_searchable AS
@@ -37,11 +53,11 @@ WITH indexes AS (
         AND relnamespace = (SELECT relnamespace FROM pg_class WHERE oid = 'llm_logs'::regclass)
 )
 SELECT day::timestamp AT TIME ZONE 'UTC' AS starts_at, (day + 1)::timestamp AT TIME ZONE 'UTC' AS ends_at, content_removed
-FROM llm_partitions
+FROM llm_partition_days
 WHERE day IS NOT NULL AND (content_removed OR partition || '_search' IN (SELECT name FROM indexes))
 UNION ALL
 SELECT (day + make_interval(hours => hour)) AT TIME ZONE 'UTC', (day + make_interval(hours => hour + 1)) AT TIME ZONE 'UTC', false
-FROM llm_partitions CROSS JOIN generate_series(0, 23) AS hour
+FROM llm_partition_days CROSS JOIN generate_series(0, 23) AS hour
 WHERE day IS NOT NULL AND NOT content_removed AND partition || '_search' NOT IN (SELECT name FROM indexes)
     AND partition || '_search_' || to_char(hour, 'FM00') IN (SELECT name FROM indexes);
 
@@ -57,12 +73,12 @@ SELECT partition, index, starts_at, ends_at, whole_day,
 FROM (
     SELECT partition, partition || '_search' AS index, true AS whole_day, day::timestamp AT TIME ZONE 'UTC' AS starts_at,
         (day + 1)::timestamp AT TIME ZONE 'UTC' AS ends_at
-    FROM llm_partitions
+    FROM llm_partition_days
     WHERE NOT content_removed AND (day + 1)::timestamp AT TIME ZONE 'UTC' + interval '1 hour' <= now()
     UNION ALL
     SELECT partition, partition || '_search_' || to_char(hour, 'FM00'), false, (day + make_interval(hours => hour)) AT TIME ZONE 'UTC',
         (day + make_interval(hours => hour + 1)) AT TIME ZONE 'UTC'
-    FROM llm_partitions CROSS JOIN generate_series(0, 23) AS hour
+    FROM llm_partition_days CROSS JOIN generate_series(0, 23) AS hour
     WHERE NOT content_removed AND (day + 1)::timestamp AT TIME ZONE 'UTC' + interval '1 hour' > now()
         AND (day + make_interval(hours => hour + 1)) AT TIME ZONE 'UTC' + interval '5 minutes' <= now()
 ) closed
