@@ -104,14 +104,32 @@ SELECT DISTINCT date_trunc('day', valid_from, 'UTC') AS day
 FROM llm_model_prices
 WHERE valid_from <> date_trunc('day', valid_from, 'UTC');
 
+-- What tokens cost at prices for a million. A model without a price costs nothing, and no count takes from the cost.
+CREATE FUNCTION llm_cost(uncached_prompt_tokens bigint, cached_tokens bigint, completion_tokens bigint,
+    prompt_per_million numeric, cached_per_million numeric, completion_per_million numeric) RETURNS numeric
+LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
+    SELECT coalesce(greatest(0, uncached_prompt_tokens) * prompt_per_million
+                    + greatest(0, cached_tokens) * cached_per_million
+                    + greatest(0, completion_tokens) * completion_per_million, 0) * 0.000001
+$$;
+
+-- As before.
+CREATE OR REPLACE VIEW llm_usage_costs AS
+SELECT u.hour, u.consumer_username, u.model, u.calls, u.errors, u.prompt_tokens, u.completion_tokens, u.cached_tokens,
+    u.reasoning_tokens, u.timed_calls, u.latencies,
+    llm_cost(u.uncached_prompt_tokens, u.cached_tokens, u.completion_tokens,
+             p.prompt_per_million, p.cached_per_million, p.completion_per_million) AS cost,
+    coalesce(p.currency, '') AS currency
+FROM llm_usage_counts u
+LEFT JOIN llm_price_periods p ON p.model = u.model AND u.hour >= p.starts_at AND u.hour < p.ends_at;
+
 -- All usage by day with its cost, some keys more than once: days on which one price holds, the hours of other days, and what is not
 -- added up yet. `day` is midnight in UTC.
 CREATE VIEW llm_usage_day_costs AS
 SELECT u.day, u.consumer_username, u.model, u.calls, u.errors, u.prompt_tokens, u.completion_tokens, u.cached_tokens,
     u.reasoning_tokens, u.timed_calls, u.latencies,
-    coalesce(greatest(0, u.uncached_prompt_tokens) * p.prompt_per_million
-             + greatest(0, u.cached_tokens) * p.cached_per_million
-             + greatest(0, u.completion_tokens) * p.completion_per_million, 0) * 0.000001 AS cost,
+    llm_cost(u.uncached_prompt_tokens, u.cached_tokens, u.completion_tokens,
+             p.prompt_per_million, p.cached_per_million, p.completion_per_million) AS cost,
     coalesce(p.currency, '') AS currency
 FROM (
     SELECT day AS starts_at, d.* FROM llm_usage_days d
