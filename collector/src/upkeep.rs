@@ -191,11 +191,7 @@ impl Upkeep {
         loop {
             self.while_away().await;
             let pause = match self.indexed().await {
-                Ok(Some(_)) => SEARCH_INTERVAL,
-                Ok(None) => {
-                    debug!("another collector makes the indexes for searching");
-                    SEARCH_INTERVAL
-                }
+                Ok(()) => SEARCH_INTERVAL,
                 Err(error) => {
                     error!(
                         "could not index prompts and answers, so looking for text reads them; trying again in {} minutes: {error} \
@@ -210,7 +206,7 @@ impl Upkeep {
         }
     }
 
-    async fn indexed(&self) -> Result<Option<usize>, StoreError> {
+    async fn indexed(&self) -> Result<(), StoreError> {
         search::index(&self.session().await?).await
     }
 

@@ -9,7 +9,7 @@ use chrono::{TimeDelta, Utc};
 use super::moment;
 use crate::config::EraseSettings;
 use crate::store::erase::{self, Erasure, Found};
-use crate::store::session::Session;
+use crate::store::session::{Session, Work};
 
 /// Longest wait for retention or another erasure.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -28,7 +28,7 @@ pub async fn run(settings: &EraseSettings) -> Result<String> {
     if !settings.yes && !confirmed(&erasure, &found)? {
         return Ok("nothing was changed\n".to_owned());
     }
-    if !session.lock_within(PATIENCE).await? {
+    if !session.lock_within(Work::Retention, PATIENCE).await? {
         bail!("retention or another erasure is at work: try again later");
     }
     let found = erase::carry_out(&session, &erasure).await?;

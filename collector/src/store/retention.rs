@@ -12,7 +12,7 @@ use chrono::NaiveDate;
 use log::{error, info, warn};
 
 use super::pool::StoreError;
-use super::session::Session;
+use super::session::{Session, Work};
 use crate::measure::Metrics;
 
 /// What takes content out of rows.
@@ -160,7 +160,7 @@ fn rejected() -> String {
 
 /// Does what is due; `None` when another collector is at it.
 pub async fn run(session: &Session, clocks: Clocks, metrics: &Metrics) -> Result<Option<Round>, StoreError> {
-    if !session.try_lock().await? {
+    if !session.try_lock(Work::Retention).await? {
         return Ok(None);
     }
     remove_leftovers(session).await?;

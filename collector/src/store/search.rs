@@ -6,25 +6,24 @@
 
 use std::time::Instant;
 
-use log::info;
+use log::{debug, info};
 
 use super::pool::StoreError;
-use super::session::Session;
+use super::session::{Session, Work};
 
-/// Makes the indexes that are due, one at least when there is one. Returns how many; `None` when another collector is at it.
+/// Makes the indexes that are due, unless another collector is at it.
 ///
 /// Needs the extension `pg_trgm`, which PostgreSQL lets the owner of a database create where its files are installed.
-pub async fn index(session: &Session) -> Result<Option<usize>, StoreError> {
-    let client = session.client();
-    let lock = "SELECT pg_try_advisory_lock(hashtext('llm_logs'), hashtext('search'))";
-    if !client.query_one(lock, &[]).await?.try_get::<_, bool>(0)? {
-        return Ok(None);
+pub async fn index(session: &Session) -> Result<(), StoreError> {
+    if !session.try_lock(Work::Search).await? {
+        debug!("another collector makes the indexes for searching");
+        return Ok(());
     }
+    let client = session.client();
     // Without the question, PostgreSQL says each time that it is there.
     if client.query_opt("SELECT FROM pg_extension WHERE extname = 'pg_trgm'", &[]).await?.is_none() {
         session.batch("CREATE EXTENSION IF NOT EXISTS pg_trgm").await?;
     }
-    let mut made = 0;
     while let Some(due) =
         client.query_opt("SELECT partition, index, statement, whole_day FROM llm_search_due LIMIT 1", &[]).await?
     {
@@ -33,13 +32,15 @@ pub async fn index(session: &Session) -> Result<Option<usize>, StoreError> {
         // One that was interrupted is there, but of no use.
         session.batch(&format!("DROP INDEX CONCURRENTLY IF EXISTS {index}")).await?;
         session.batch(&statement).await?;
-        info!(index = index.as_str(), partition = partition.as_str(); "search: made index {index} in {:.1} s", started.elapsed().as_secs_f64());
-        made += 1;
+        info!(
+            index = index.as_str(), partition = partition.as_str();
+            "search: made index {index} in {:.1} s", started.elapsed().as_secs_f64()
+        );
         if due.try_get(3)? {
             drop_hours(session, &partition).await?;
         }
     }
-    Ok(Some(made))
+    Ok(())
 }
 
 /// Drops the indexes of single hours, when that of their day is there.

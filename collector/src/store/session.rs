@@ -1,6 +1,7 @@
-//! A connection of its own for work that takes longer than a statement of the running collector may: retention and erasing.
+//! A connection of its own for work that takes longer than a statement of the running collector may: retention and erasing, and
+//! making indexes of texts.
 //!
-//! Invariant: at most one of them is at work on a database, whatever collectors there are. The advisory lock belongs to the
+//! Invariant: at most one of each kind is at work on a database, whatever collectors there are. The advisory lock belongs to the
 //! connection, so it is free again when its holder crashes.
 
 use std::time::Duration;
@@ -18,6 +19,25 @@ const LOCK_WAIT: &str = "150ms";
 /// round to be over.
 const ATTEMPTS: u32 = 60;
 const PAUSE: Duration = Duration::from_millis(500);
+
+/// Work of which one at a time is done on a database.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Work {
+    /// Retention and erasing.
+    Retention,
+    /// Making indexes of texts.
+    Search,
+}
+
+impl Work {
+    /// The second half of its advisory lock.
+    fn name(self) -> &'static str {
+        match self {
+            Work::Retention => "retention",
+            Work::Search => "search",
+        }
+    }
+}
 
 /// The connection.
 #[derive(Debug)]
@@ -45,17 +65,17 @@ impl Session {
         &self.client
     }
 
-    /// Takes the advisory lock of retention and erasing; `false` when another one holds it.
-    pub async fn try_lock(&self) -> Result<bool, StoreError> {
-        let query = "SELECT pg_try_advisory_lock(hashtext('llm_logs'), hashtext('retention'))";
-        Ok(self.client.query_one(query, &[]).await?.try_get(0)?)
+    /// Takes the advisory lock of some work; `false` when another one holds it.
+    pub async fn try_lock(&self, work: Work) -> Result<bool, StoreError> {
+        let query = "SELECT pg_try_advisory_lock(hashtext('llm_logs'), hashtext($1))";
+        Ok(self.client.query_one(query, &[&work.name()]).await?.try_get(0)?)
     }
 
-    /// Takes the advisory lock within `wait`.
-    pub async fn lock_within(&self, wait: Duration) -> Result<bool, StoreError> {
+    /// Takes the advisory lock of some work within `wait`.
+    pub async fn lock_within(&self, work: Work, wait: Duration) -> Result<bool, StoreError> {
         let started = std::time::Instant::now();
         loop {
-            if self.try_lock().await? {
+            if self.try_lock(work).await? {
                 return Ok(true);
             }
             if started.elapsed() >= wait {
