@@ -247,7 +247,7 @@ psql "$DATABASE_URL" -P pager=off -c "
     FROM llm_logs GROUP BY 1, 2 ORDER BY 6 DESC NULLS LAST, 1"
 
 say "addresses"
-echo "gateway    $KONG_PROXY_URL/v1   (base_url of an SDK; its key: a user's, from  $0  only: they end with it)"
+echo "gateway    $KONG_PROXY_URL/v1   (base_url of an SDK; key: the one of the call below; keys end with the demo)"
 echo "admin      $KONG_ADMIN_URL"
 echo "metrics    $COLLECTOR_URL/metrics"
 echo "entries    $COLLECTOR_URL/log"
