@@ -91,8 +91,8 @@ write_image_list() {
 
 check_kong_tag() {
   local tag=${1##*:}
-  [[ $tag =~ ^[0-9]+\.[0-9]+\.[0-9]+ ]] || fatal "$1 has no exact version" "Name a version of the 3.9 line, for instance kong:3.9.3."
-  version_at_least "$tag" 3.9.2 || fatal "Kong $tag has known security holes in its nginx, or is too old" "Take 3.9.2 or newer of the 3.9 line."
+  [[ $tag =~ ^[0-9]+\.[0-9]+\.[0-9]+ ]] || fatal "$1 has no exact version" "Name a version of the 3.9 line, for instance kong:3.9.5."
+  version_at_least "$tag" "$KONG_MINIMUM" || fatal "Kong $tag $KONG_TOO_OLD" "Take $KONG_MINIMUM or newer of the 3.9 line."
 }
 
 # --- the collector ---------------------------------------------------------------------------------------------------------

@@ -174,7 +174,7 @@ else
     echo "gateway: the project's nginx test host with the same plugins (no Docker image ${KONG_IMAGE:-kong:3.9}, no kong command)"
     start_gateway tests/nginx-host/run.sh
 fi
-AUDIT_BATCH_SECONDS=0.1 deploy/kong/configure.sh --wait >/dev/null
+KONG_ACCEPT_OLD=1 AUDIT_BATCH_SECONDS=0.1 deploy/kong/configure.sh --wait >/dev/null
 
 say "users: z123456, z200001, and z200002 who may make 3 calls an hour"
 for user in z123456 z200001 z200002; do

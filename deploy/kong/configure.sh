@@ -40,6 +40,7 @@
 #   KONG_SHARED               1: this Kong serves other things too. Audit and metrics
 #                             are bound to the vLLM service; calls to unknown paths
 #                             are then neither logged nor shaped
+#   KONG_ACCEPT_OLD           1: configure a Kong older than 3.9.4, too, which has known holes
 #   GATEWAY_PLUGINS_DIR       folder with pre-function/bearer.lua
 #                                                        ../../kong-plugins from here
 # A *_FILE holds the secret in its first line.
@@ -108,6 +109,7 @@ read_settings() {
   AUDIT_QUEUE_BYTES=${AUDIT_QUEUE_BYTES:-134217728}
   AUDIT_RETRY_SECONDS=${AUDIT_RETRY_SECONDS:-86400}
   KONG_SHARED=${KONG_SHARED:-0}
+  KONG_ACCEPT_OLD=${KONG_ACCEPT_OLD:-0}
   GATEWAY_PLUGINS_DIR=${GATEWAY_PLUGINS_DIR:-${here%/deploy/kong}/kong-plugins}
 
   local name
@@ -126,6 +128,7 @@ read_settings() {
   one_of AUDIT_INCLUDE_USAGE true false
   one_of AUDIT_OPENAI_ERRORS true false
   one_of KONG_SHARED 0 1
+  one_of KONG_ACCEPT_OLD 0 1
 
   vllm_api_key=$(read_secret VLLM_API_KEY)
   collector_token=$(read_secret COLLECTOR_TOKEN)
@@ -226,9 +229,12 @@ check_kong() {
   IFS=. read -r major minor patch _ <<<"$version"
   patch=${patch%%[!0-9]*}
   if [ "$major" -lt 3 ] || { [ "$major" = 3 ] && [ "$minor" -lt 9 ]; }; then
-    fatal "Kong $version is too old: the log plugin needs 3.9" "Use a 3.9 image, 3.9.2 or newer, and run 'kong migrations up'."
-  elif [ "$major" = 3 ] && [ "$minor" = 9 ] && [ "${patch:-0}" -lt 2 ]; then
-    warn "Kong $version has known holes in its nginx; upgrade to 3.9.2 or newer"
+    fatal "Kong $version is too old: the log plugin needs 3.9" "Use a 3.9 image, 3.9.4 or newer, and run 'kong migrations up'."
+  elif [ "$major" = 3 ] && [ "$minor" = 9 ] && [ "${patch:-0}" -lt 4 ]; then
+    local hole="Kong $version lets requests be smuggled past the key check (CVE-2026-6338)"
+    [ "$KONG_ACCEPT_OLD" = 1 ] || fatal "$hole" "Use 3.9.4 or newer, and run 'kong migrations up'." \
+      "For a Kong that nobody else reaches:  KONG_ACCEPT_OLD=1"
+    warn "$hole; upgrade to 3.9.4 or newer"
   elif [ "$major.$minor" != 3.9 ]; then
     warn "Kong $version: only the 3.9 line was tested"
   fi

@@ -4,6 +4,10 @@
 
 # Bytes are bytes, and the messages of tools are in one language.
 export LC_ALL=C
+# The oldest Kong that may run: 3.9.3 and older let one client slip a request into the connection of another
+# (CVE-2026-6338) and hold known holes of nginx.
+KONG_MINIMUM=3.9.4
+KONG_TOO_OLD="lets requests be smuggled past the key check (CVE-2026-6338), or is older still"
 # What is written here is for root alone unless it says otherwise.
 umask 077
 

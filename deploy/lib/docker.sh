@@ -234,13 +234,13 @@ look_into_image() {
     fatal "cannot look into the image $name" "Try:  docker run --rm --entrypoint id $name"
 }
 
-# 3.9.1 and older have known holes in nginx; 3.10 and later want a licence.
+# Older than KONG_MINIMUM is refused; 3.10 and later want a licence.
 check_kong_version() {
   local version
   version=$(grep -oE '[0-9]+\.[0-9]+\.[0-9]+' <<<"$1" | head -n 1) || true
   [ -n "$version" ] || fatal "the image ${image_name[KONG]} does not say which version of Kong it is" "${1%%$'\n'*}"
-  version_at_least "$version" 3.9.2 ||
-    fatal "Kong $version has known security holes in its nginx, or is too old" "Take 3.9.2 or newer of the 3.9 line in deploy/images.txt and make the bundle anew."
+  version_at_least "$version" "$KONG_MINIMUM" ||
+    fatal "Kong $version $KONG_TOO_OLD" "Take $KONG_MINIMUM or newer of the 3.9 line in deploy/images.txt and make the bundle anew."
   [[ $version == 3.9.* ]] || warn "Kong $version: only the 3.9 line was tested; 3.10 and later want a licence"
 }
 

@@ -290,17 +290,20 @@ WRAPPER
   [[ $output == *"Is this Kong's Admin API?"* ]]
 }
 
-@test "versions of Kong: too old is refused, an early 3.9 warned of" {
+@test "versions of Kong: too old is refused, an early 3.9 as well unless it is wanted" {
   NGINX_HOST_VERSION=3.8.1 start_host old
   run configure
   stop_host old
   [ "$status" -eq 1 ]
   [[ $output == *'Kong 3.8.1 is too old'* ]]
-  NGINX_HOST_VERSION=3.9.1 start_host early
+  NGINX_HOST_VERSION=3.9.3 start_host early
   run configure
+  [ "$status" -eq 1 ]
+  [[ $output == *'Kong 3.9.3 lets requests be smuggled'*'CVE-2026-6338'*'Use 3.9.4 or newer'* ]]
+  KONG_ACCEPT_OLD=1 run configure
   stop_host early
   [ "$status" -eq 0 ]
-  [[ $output == *'warning: Kong 3.9.1 has known holes'* ]]
+  [[ $output == *'warning: Kong 3.9.3 lets requests be smuggled'* ]]
 }
 
 @test "without the plugin it says how to load it" {

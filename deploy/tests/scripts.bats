@@ -213,10 +213,16 @@ says() { grep -qF -- "$1" <<<"$output" || { printf 'not said: %s\n%s\n' "$1" "$o
 
 @test "Kong's version: old ones are refused, later ones warned about" {
   image_name[KONG]=kong:x
-  for version in 3.9.1 3.8.4 2.8.1; do
+  for version in 3.9.3 3.9.0 3.8.9 2.8.1; do
     run check_kong_version "$version"
     [ "$status" = 1 ]
+    says CVE-2026-6338
   done
+  # What is shipped may run, and the other places where the number stands agree.
+  check_kong_version "$(sed -n 's/^kong://p' "$DEPLOY/images.txt")"
+  IFS=. read -r major minor patch <<<"$KONG_MINIMUM"
+  grep -q "OLDEST_KONG: \[u32; 3\] = \[$major, $minor, $patch\];" "$DEPLOY/../collector/src/commands/doctor/kong.rs"
+  grep -qF "\"\${patch:-0}\" -lt $patch ]" "$DEPLOY/kong/configure.sh"
   run check_kong_version 'Kong Enterprise 3.10.0.1'
   [ "$status" = 0 ]
   says 'only the 3.9 line'

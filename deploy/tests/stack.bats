@@ -76,7 +76,7 @@ PY
   mkdir "$WORK/few"
   cp "$WORK/images/kong.tar" "$WORK/few/"
   fails 'no file in .* holds .*postgres' "$DEPLOY/bundle.sh" --output "$WORK/none" --images-from "$WORK/few"
-  KONG_IMAGE=kong:3.9.1 fails 'Kong 3.9.1 has known security holes' "$DEPLOY/bundle.sh" --output "$WORK/none" --images-from "$WORK/images"
+  KONG_IMAGE=kong:3.9.3 fails 'Kong 3.9.3 lets requests be smuggled' "$DEPLOY/bundle.sh" --output "$WORK/none" --images-from "$WORK/images"
   KONG_IMAGE=kong:latest fails 'no exact version' "$DEPLOY/bundle.sh" --output "$WORK/none" --images-from "$WORK/images"
   [ -z "$(find "$WORK/none" -name 'vllm-gateway*' 2>/dev/null)" ]
 }

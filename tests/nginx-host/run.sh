@@ -32,7 +32,7 @@
 #                   KONG_WORKER_STATE_UPDATE_FREQUENCY  seconds until changes
 #                                                reach the router; default 0, at
 #                                                once (Kong: up to 5)
-#                   NGINX_HOST_VERSION           version it claims, default 3.9.3
+#                   NGINX_HOST_VERSION           version it claims, default 3.9.5
 #                   NGINX_HOST_WATCH_PID         stops when that process is gone
 #
 # Prints, when it listens, and writes to PREFIX/host.env:
@@ -157,7 +157,7 @@ prepare() {
   rm -f "$prefix/nginx.pid" "$prefix/host.env"
   export NGINX_HOST_PREFIX=$prefix NGINX_HOST_STATE=$state
   export NGINX_HOST_PLUGINS=${KONG_PLUGINS:-bundled,llm-audit}
-  export NGINX_HOST_VERSION=${NGINX_HOST_VERSION:-3.9.3}
+  export NGINX_HOST_VERSION=${NGINX_HOST_VERSION:-3.9.5}
   export NGINX_HOST_UPDATE_FREQUENCY=${KONG_WORKER_STATE_UPDATE_FREQUENCY:-0}
   export NGINX_HOST_WATCH_PID=${NGINX_HOST_WATCH_PID:-}
 

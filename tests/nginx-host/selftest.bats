@@ -97,7 +97,7 @@ body() { cat "$WORK/body"; }
   [ "$(call /v1/echo -H 'X-API-Key: sk-alice' -d hello)" = 200 ]
   [ -n "$(header x-kong-upstream-latency)" ]
   [ -n "$(header x-kong-proxy-latency)" ]
-  [ "$(header via)" = '1.1 kong/3.9.3' ]
+  [ "$(header via)" = '1.1 kong/3.9.5' ]
   [[ $(header x-kong-request-id) =~ ^[0-9a-f]{32}$ ]]
   python3 - "$WORK/body" "$UP" <<'PY'
 import json, sys
@@ -195,7 +195,7 @@ PY
   body | grep -q '"message":"An invalid response was received from the upstream server"'
   [ "$(header content-length)" = 126 ]
   [ "$(header x-probe)" = 'access=yes route=gone source=error' ]
-  [ "$(header via)" = '1.1 kong/3.9.3' ]
+  [ "$(header via)" = '1.1 kong/3.9.5' ]
   entry
   [ "$(field 'e["source"], e["upstream_status"], e["response"]["status"]')" = "('kong', '502', 502)" ]
   [ "$(field 'e["tries"][0]["state"], e["tries"][0]["code"], e["tries"][0]["port"]')" = "('failed', 502, 9)" ]

@@ -18,7 +18,7 @@ local function value(name, default)
 end
 
 
-local version = value("NGINX_HOST_VERSION", "3.9.3")
+local version = value("NGINX_HOST_VERSION", "3.9.5")
 
 return {
   prefix = value("NGINX_HOST_PREFIX", "."),

@@ -7,6 +7,8 @@ use super::services::{Answer, get};
 use super::{CONFIGURE, Report, plugins};
 use crate::config::DoctorSettings;
 
+/// 3.9.4 of October 2026 closes request smuggling (CVE-2026-6338), an SQL injection (CVE-2026-1907) and five holes of nginx.
+const OLDEST_KONG: [u32; 3] = [3, 9, 4];
 /// Kong's own default, 60 s, is too short: a long prompt that waits behind others on a busy GPU takes longer.
 const SHORT_READ_TIMEOUT_MS: i64 = 60_000;
 /// vLLM's server closes idle connections after 5 s.
@@ -55,12 +57,12 @@ fn version(about: &Value, report: &mut Report) {
     let version = about["version"].as_str().unwrap_or("?");
     let mut numbers = version.split(['.', '-']).map(|number| number.parse::<u32>().unwrap_or(0));
     let numbers = [numbers.next(), numbers.next(), numbers.next()].map(|number| number.unwrap_or(0));
-    if numbers < [3, 9, 2] {
+    if numbers < OLDEST_KONG {
         report.problem(
             "kong.version",
-            format!("Kong {version} has known holes in its nginx"),
-            "they were closed in 3.9.2 (June 2026)",
-            "gateway upgrade NEWBUNDLE, with a Kong image of 3.9.2 or newer",
+            format!("Kong {version} has known holes"),
+            "behind a proxy that reuses connections one client can slip a request into that of another (CVE-2026-6338)",
+            "gateway upgrade NEWBUNDLE, made with a Kong image of 3.9.4 or newer",
         );
     } else {
         report.good("kong.version", format!("Kong {version}"));
