@@ -4,7 +4,7 @@
 #
 # Usage:
 #   users.sh add NAME [--key KEY]      makes a user and prints the new key
-#   users.sh list                      names, number of keys, limit, since when
+#   users.sh list                      names, number of keys, limit, what is captured, since when
 #   users.sh rotate NAME [--key KEY]   prints a new key; the old ones stop working
 #   users.sh remove NAME               takes the user out; what is logged stays
 #   users.sh limit NAME N|default      calls an hour for this user, or as for all
@@ -19,7 +19,8 @@
 # process list and the shell's history.
 #
 # Settings, from the environment:
-#   KONG_ADMIN_URL   Kong's Admin API   http://127.0.0.1:8001
+#   KONG_ADMIN_URL                Kong's Admin API   http://127.0.0.1:8001
+#   COLLECTOR_METADATA_CONSUMERS  users of whose calls the collector stores no content, for the list; none
 #
 # Exit status: 0 done; 1 failed, with the reason; 2 wrong usage.
 
@@ -235,8 +236,10 @@ capture() {
   info "of $name is logged: $wanted; Kong takes up to 5 s to know"
 }
 
-# One pass over consumers, keys and plugins. Keys stay inside the pipe.
+# One pass over consumers, keys and plugins. Keys stay inside the pipe. What is captured of a user: as of all (default), what
+# an instance of llm-audit of the user's own says, or nothing, because the collector drops it (dropped).
 list() {
+  local of_all
   {
     admin_list '/consumers?size=500'
     printf 'keys\n'
@@ -252,21 +255,33 @@ list() {
     kind == "plugins" { plugin[item, name] = value }
     kind == "plugins" && name == "id" { plugins[item] }
     END {
-      for (item in plugins)
-        if (plugin[item, "name"] == "rate-limiting") limit[plugin[item, "consumer.id"]] = plugin[item, "config.hour"]
+      for (item in plugins) {
+        who = plugin[item, "consumer.id"]
+        # What is switched off does not count, nor what belongs to another service.
+        if (who == "" || plugin[item, "enabled"] == "false") continue
+        if (plugin[item, "service.id"] != "" && plugin[item, "service.id"] != service) continue
+        if (plugin[item, "name"] == "rate-limiting") limit[who] = plugin[item, "config.hour"]
+        if (plugin[item, "name"] == "llm-audit" && capture[who] != "metadata") capture[who] = plugin[item, "config.capture"]
+      }
+      count = split(ENVIRON["COLLECTOR_METADATA_CONSUMERS"], names, ",")
+      for (i = 1; i <= count; i++) { gsub(/^ +| +$/, "", names[i]); dropped[names[i]] }
       for (i = 1; i <= users; i++) {
-        item = items[i]; who = id[item]
-        printf "%s\t%d\t%s\t%s\n", user[item, "username"], keys[who], (who in limit) ? limit[who] : "default", user[item, "created_at"]
+        item = items[i]; who = id[item]; name = user[item, "username"]
+        captured = (name in dropped) ? "dropped" : (who in capture) ? capture[who] : "default"
+        printf "%s\t%d\t%s\t%s\t%s\n", name, keys[who], (who in limit) ? limit[who] : "default", captured, user[item, "created_at"]
       }
     }
-  ' | sort | {
-    printf '%-24s %4s %8s  %s\n' NAME KEYS LIMIT SINCE
-    local name keys calls since day
-    while IFS=$'\t' read -r name keys calls since; do
+  ' service="$SERVICE_ID" | sort | {
+    printf '%-24s %4s %8s %-8s  %s\n' NAME KEYS LIMIT CAPTURE SINCE
+    local name keys calls captured since day
+    while IFS=$'\t' read -r name keys calls captured since; do
       day=$(date -u -d "@$since" +%F 2>/dev/null || echo "$since")
-      printf '%-24s %4s %8s  %s\n' "$(printf '%b' "$name")" "$keys" "$calls" "$day"
+      printf '%-24s %4s %8s %-8s  %s\n' "$(printf '%b' "$name")" "$keys" "$calls" "$captured" "$day"
     done
   }
+  admin GET "/plugins/$(gateway_id 205)"
+  of_all=$(json_value config.capture <<<"$reply")
+  [ "$of_all" != metadata ] || info "default: metadata (AUDIT_CAPTURE)"
 }
 
 # --- arguments -----------------------------------------------------------------------

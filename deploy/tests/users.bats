@@ -133,8 +133,18 @@ fails() { [ "$(call /v1/models -H "Authorization: Bearer $1")" = 401 ]; }
   [[ $(own) == *'"max_request_body_size":1048576'* ]]
   [[ $(own) == *'"name":"llm-audit"'* ]]
   works "$key"
+  says '^quentin  *1  *default metadata ' users list
+  users add rupert >/dev/null 2>&1
+  says '^rupert  *1  *default default ' users list
+  # An instance that is switched off says nothing.
+  own_id=$(admin GET consumers/quentin/plugins | json 'j["data"][0]["id"]')
+  admin PATCH "plugins/$own_id" '{"enabled":false}' >/dev/null
+  says '^quentin  *1  *default default ' users list
   users capture quentin full 2>/dev/null
   [[ $(own) == *'"capture":"full"'* ]]
+  says '^quentin  *1  *default full ' users list
+  # What the collector drops weighs more than what Kong hands over.
+  COLLECTOR_METADATA_CONSUMERS='nobody, quentin' says '^quentin  *1  *default dropped ' users list
   [[ $(own) != *metadata* ]]
   users capture quentin default 2>/dev/null
   [[ $(own) != *llm-audit* ]]
@@ -150,7 +160,7 @@ fails() { [ "$(call /v1/models -H "Authorization: Bearer $1")" = 401 ]; }
   works "$key"; sleep 0.1
   works "$key"; sleep 0.1
   [ "$(call /v1/models -H "Authorization: Bearer $key")" = 429 ]
-  says '^olivia  *1  *2 ' users list
+  says '^olivia  *1  *2 default ' users list
   users limit olivia 3 2>/dev/null
   works "$key"
   users limit olivia default 2>/dev/null
