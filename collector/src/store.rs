@@ -16,6 +16,7 @@ pub mod migrate;
 pub mod partitions;
 pub mod pool;
 pub mod prices;
+pub mod refused;
 pub mod rejected;
 pub mod retention;
 pub mod search;

@@ -15,7 +15,7 @@ use crate::measure::{MAX_CONSUMERS, Metrics};
 use crate::store::pool::{Database, StoreError};
 use crate::store::retention::{self, Clocks};
 use crate::store::session::Session;
-use crate::store::{Health, gaps, partitions, search, state, usage};
+use crate::store::{Health, gaps, partitions, refused, search, state, usage};
 
 /// How often the partitions of the coming days are made.
 const PARTITION_INTERVAL: Duration = Duration::from_secs(3_600);
@@ -35,6 +35,9 @@ const SEARCH_PAUSE: Duration = Duration::from_secs(1_800);
 /// How often new usage is added to what is there. Until then every question reads it row by row: a busy gateway makes some thousand
 /// rows a minute.
 const COMPACTION_INTERVAL: Duration = Duration::from_secs(60);
+
+/// How often old counts of refused calls are removed.
+const TRIM_INTERVAL: Duration = Duration::from_secs(600);
 
 /// How often the gauges are brought up to date.
 const STATE_INTERVAL: Duration = Duration::from_secs(60);
@@ -69,6 +72,7 @@ impl Upkeep {
             tokio::spawn(self.clone().find_gaps()),
             tokio::spawn(self.clone().compact_usage()),
             tokio::spawn(self.clone().look()),
+            tokio::spawn(self.clone().trim_refused_calls()),
         ];
         if self.clocks.are_set() {
             tasks.push(tokio::spawn(self.clone().keep()));
@@ -142,6 +146,23 @@ impl Upkeep {
                 warn!("could not add up usage; reports are right nevertheless, but slower: {error}");
             }
         }
+    }
+
+    /// Removes old counts of refused calls, and what was only kept to count each once.
+    async fn trim_refused_calls(self) {
+        loop {
+            tokio::time::sleep(TRIM_INTERVAL).await;
+            self.while_away().await;
+            if let Err(error) = self.trimmed().await {
+                warn!("could not remove old counts of refused calls: {error}");
+            }
+        }
+    }
+
+    async fn trimmed(&self) -> Result<(), StoreError> {
+        let connection = self.database.connection().await?;
+        while refused::trim(&connection, self.clocks.rows_days).await? {}
+        Ok(())
     }
 
     /// Brings the gauges up to date.

@@ -13,6 +13,7 @@ mod erase;
 mod metrics;
 mod privacy;
 mod receive;
+mod refused;
 mod report;
 mod retention;
 mod rows;

@@ -1,0 +1,74 @@
+//! Calls without a valid key: counted once, whatever comes twice.
+
+use chrono::{DateTime, Utc};
+use gateway_tests::postgres::Database;
+use llm_collector::store::pool::{self, DatabaseSettings};
+use llm_collector::store::refused::{self, Entry, Refused, count, counted, report};
+
+fn refused_at(minute: i64, address: &str, status: i32) -> Refused {
+    Refused { minute: DateTime::<Utc>::from_timestamp(minute, 0).unwrap(), address: address.to_owned(), status }
+}
+
+fn entry(name: &str) -> Entry {
+    let started_at = DateTime::<Utc>::from_timestamp(1_795_400_050, 0).unwrap();
+    Entry { refused: refused_at(1_795_400_040, "10.0.0.7", 401), request_id: name.to_owned(), started_at }
+}
+
+async fn migrated() -> (Database, pool::Database) {
+    let database = Database::create().await;
+    let config: tokio_postgres::Config = database.url.parse().unwrap();
+    let timeout = std::time::Duration::from_secs(10);
+    llm_collector::store::migrate::migrate(&config, timeout).await.unwrap();
+    let pool = pool::Database::new(DatabaseSettings { config, connections: 2, timeout });
+    (database, pool)
+}
+
+#[tokio::test]
+async fn a_node_reports_totals_so_a_report_may_come_again_or_late() {
+    let (database, pool) = migrated().await;
+    let connection = pool.connection().await.unwrap();
+    let (one, two) = (refused_at(60, "10.0.0.7", 401), refused_at(60, "2001:db8::/64", 403));
+    report(&connection, "node-1", &[(one.clone(), 5), (two.clone(), 1)]).await.unwrap();
+    report(&connection, "node-1", &[(two.clone(), 1), (one.clone(), 5)]).await.unwrap();
+    report(&connection, "node-1", &[(one.clone(), 7), (one.clone(), 2)]).await.unwrap();
+    report(&connection, "node-1", &[(one.clone(), 6)]).await.unwrap();
+    report(&connection, "node-2", &[(one.clone(), 10), (two, 0)]).await.unwrap();
+    report(&connection, "node-2", &[]).await.unwrap();
+    assert_eq!(database.number("SELECT sum(count)::bigint FROM llm_refused_calls WHERE address = '10.0.0.7'").await, 17);
+    assert_eq!(database.number("SELECT sum(count)::bigint FROM llm_refused_calls").await, 18);
+    let hostile = format!("n\0{}", "x".repeat(10_000));
+    report(&connection, &hostile, &[(one, 1)]).await.unwrap();
+}
+
+#[tokio::test]
+async fn an_entry_is_counted_once_whoever_sends_it_again() {
+    let (database, pool) = migrated().await;
+    let connection = pool.connection().await.unwrap();
+    let [a, b, c] = ["a", "b", "c"].map(entry);
+    assert_eq!(count(&connection, &[&a, &b, &a]).await.unwrap(), [true, true, false]);
+    assert_eq!(count(&connection, &[&b, &c]).await.unwrap(), [false, true]);
+    assert_eq!(counted(&connection, &[&a, &entry("d")]).await.unwrap(), [true, false]);
+    assert_eq!(database.number("SELECT count FROM llm_refused_calls").await, 3);
+    // What is a row already is not counted as well.
+    let row = "INSERT INTO llm_logs (request_id, consumer_username, started_at, raw_log, stream, aborted, truncated)
+        VALUES ('d', 'anonymous', to_timestamp(1795400050), '{}', false, false, false)";
+    database.connect().await.execute(row, &[]).await.unwrap();
+    assert_eq!(count(&connection, &[&entry("d")]).await.unwrap(), [false]);
+}
+
+#[tokio::test]
+async fn old_counts_go_and_recent_ones_stay() {
+    let (database, pool) = migrated().await;
+    let connection = pool.connection().await.unwrap();
+    let client = database.connect().await;
+    let seen = "INSERT INTO llm_refused_seen SELECT now() - hours * interval '1 hour', n
+        FROM generate_series(1, 12000) n, (VALUES (25), (1)) AS age (hours) WHERE hours > 1 OR n = 1";
+    client.execute(seen, &[]).await.unwrap();
+    let counts = "INSERT INTO llm_refused_calls SELECT now() - days * interval '1 day', 'other', 401, '', 1
+        FROM generate_series(1, 20) days";
+    client.execute(counts, &[]).await.unwrap();
+    assert!(refused::trim(&connection, 0).await.unwrap(), "there is more than one piece");
+    assert!(!refused::trim(&connection, 10).await.unwrap());
+    assert_eq!(database.number("SELECT count(*) FROM llm_refused_seen").await, 1);
+    assert_eq!(database.number("SELECT count(*) FROM llm_refused_calls").await, 9);
+}
