@@ -6,7 +6,7 @@
 local http = require "host.http"
 local json = require "host.json"
 local meta = require "kong.meta"
-local queue = require "host.queue"
+local queue = require "kong.tools.queue"
 local sandbox = require "host.sandbox"
 local uri = require "host.uri"
 
@@ -76,9 +76,8 @@ function http_log:log(config)
   for key, code in pairs(config.custom_fields_by_lua or {}) do
     kong.log.set_serialize_value(key, assert(sandbox.compile(code))())
   end
-  local ok, err = queue.enqueue(queue_name(config), "http-log plugin " .. kong.plugin.get_id(),
-                                config.queue, send, config,
-                                json.encode_entry(kong.log.serialize()))
+  local conf = queue.get_plugin_params("http-log", config, queue_name(config))
+  local ok, err = queue.enqueue(conf, send, config, json.encode_entry(kong.log.serialize()))
   if not ok then
     kong.log.err("Failed to enqueue log entry to log server: ", err)
   end

@@ -2,6 +2,7 @@
 -- Response header X-Probe: whether access ran, the route, the source of the answer.
 -- Log entry `probe`: the phases that ran, whether the end of the body was seen, what
 -- get_raw_body said, which calls did not raise although Kong forbids them there.
+-- A call with ?mark=… leaves a line in nginx's log, too.
 -- Request headers ask it to misbehave: X-Replace, X-Replace-Response, X-Exit, X-Raise.
 
 local kong = kong
@@ -142,6 +143,9 @@ end
 
 function probe:log()
   local mine = enter("log")
+  if ngx.var.arg_mark then
+    kong.log.notice("probe logged the call with mark=", ngx.var.arg_mark)
+  end
   kong.log.set_serialize_value("probe", {
     phases = table.concat(mine.phases, ","),
     forbidden = mine.forbidden,

@@ -1,0 +1,36 @@
+--- Test equipment: the part of lua-resty-http (which comes with Kong) that a plugin
+--- needs to send one request, over the host's own client.
+
+local client = require "host.http"
+
+local http = {}
+http.__index = http
+
+local DEFAULT_TIMEOUT = 60000  -- milliseconds
+
+
+function http.new()
+  return setmetatable({ timeout = DEFAULT_TIMEOUT }, http)
+end
+
+
+function http:set_timeout(milliseconds)
+  self.timeout = milliseconds
+end
+
+
+--- { status, body }; nil, err. options: method, headers, body, keepalive_timeout in
+--- milliseconds; ssl_verify is taken and means nothing here.
+function http:request_uri(url, options)
+  return client.request({
+    method = options.method or "GET",
+    url = url,
+    headers = options.headers or {},
+    body = { options.body },
+    timeout = self.timeout,
+    keepalive = options.keepalive_timeout or DEFAULT_TIMEOUT,
+  })
+end
+
+
+return http
