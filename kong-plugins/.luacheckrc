@@ -6,7 +6,12 @@ read_globals = {
     other_fields = true,
     fields = {
       ctx = {
-        fields = { plugin = { read_only = false, other_fields = true } },
+        fields = {
+          plugin = { read_only = false, other_fields = true },
+          shared = {
+            fields = { llm_audit_entry = { read_only = false } },
+          },
+        },
       },
     },
   },

@@ -24,6 +24,8 @@ dependencies = {
 build = {
   type = "builtin",
   modules = {
+    ["kong.plugins.llm-audit.admission"] =
+      "kong/plugins/llm-audit/admission.lua",
     ["kong.plugins.llm-audit.capture"] =
       "kong/plugins/llm-audit/capture.lua",
     ["kong.plugins.llm-audit.errors"] =
@@ -38,6 +40,10 @@ build = {
       "kong/plugins/llm-audit/json_scan.lua",
     ["kong.plugins.llm-audit.json_tail"] =
       "kong/plugins/llm-audit/json_tail.lua",
+    ["kong.plugins.llm-audit.log_queue"] =
+      "kong/plugins/llm-audit/log_queue.lua",
+    ["kong.plugins.llm-audit.refused"] =
+      "kong/plugins/llm-audit/refused.lua",
     ["kong.plugins.llm-audit.reported"] =
       "kong/plugins/llm-audit/reported.lua",
     ["kong.plugins.llm-audit.request_body"] =
@@ -46,6 +52,10 @@ build = {
       "kong/plugins/llm-audit/schema.lua",
     ["kong.plugins.llm-audit.sse"] =
       "kong/plugins/llm-audit/sse.lua",
+    ["kong.plugins.llm-audit.sequence"] =
+      "kong/plugins/llm-audit/sequence.lua",
+    ["kong.plugins.llm-audit.sync"] =
+      "kong/plugins/llm-audit/sync.lua",
     ["kong.plugins.llm-audit.usage_filter"] =
       "kong/plugins/llm-audit/usage_filter.lua",
   },

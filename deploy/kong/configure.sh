@@ -32,6 +32,8 @@
 #   AUDIT_MAX_RESPONSE_BYTES  of a response body         1048576
 #   AUDIT_INCLUDE_USAGE       true: ask vLLM for the usage of streamed answers
 #   AUDIT_OPENAI_ERRORS       true: Kong's errors in the form OpenAI's SDKs expect
+#   ANONYMOUS_PER_MINUTE      refused calls without a valid key from one address, until
+#                             they are counted only and wait; 0: no limit          60
 #   AUDIT_BATCH_SECONDS       how long an entry waits for others   0.5
 #   AUDIT_QUEUE_BYTES         entries each worker keeps while the collector is away
 #                                                        134217728
@@ -105,6 +107,7 @@ read_settings() {
   AUDIT_MAX_RESPONSE_BYTES=${AUDIT_MAX_RESPONSE_BYTES:-1048576}
   AUDIT_INCLUDE_USAGE=${AUDIT_INCLUDE_USAGE:-true}
   AUDIT_OPENAI_ERRORS=${AUDIT_OPENAI_ERRORS:-true}
+  ANONYMOUS_PER_MINUTE=${ANONYMOUS_PER_MINUTE:-60}
   AUDIT_BATCH_SECONDS=${AUDIT_BATCH_SECONDS:-0.5}
   AUDIT_QUEUE_BYTES=${AUDIT_QUEUE_BYTES:-134217728}
   AUDIT_RETRY_SECONDS=${AUDIT_RETRY_SECONDS:-86400}
@@ -120,6 +123,7 @@ read_settings() {
   whole_number COLLECTOR_MAX_BODY_BYTES 1 1099511627776
   whole_number AUDIT_MAX_REQUEST_BYTES 0 67108864
   whole_number AUDIT_MAX_RESPONSE_BYTES 0 67108864
+  whole_number ANONYMOUS_PER_MINUTE 0 1000000
   whole_number AUDIT_QUEUE_BYTES 1 1099511627776
   whole_number AUDIT_RETRY_SECONDS 1 31536000
   [[ $AUDIT_BATCH_SECONDS =~ ^(0|[1-9][0-9]{0,2})(\.[0-9]{1,3})?$ ]] ||
@@ -375,7 +379,7 @@ configure_plugins() {
 
   plugin 5 llm-audit "$audit_scope" "{\"capture\":\"$AUDIT_CAPTURE\",\"max_request_body_size\":$AUDIT_MAX_REQUEST_BYTES,
     \"max_response_body_size\":$AUDIT_MAX_RESPONSE_BYTES,\"include_usage\":$AUDIT_INCLUDE_USAGE,
-    \"openai_errors\":$AUDIT_OPENAI_ERRORS}"
+    \"openai_errors\":$AUDIT_OPENAI_ERRORS,\"anonymous_per_minute\":$ANONYMOUS_PER_MINUTE}"
   local headers=null
   [ -z "$collector_token" ] || headers="{\"X-Collector-Token\":$(json_string "$collector_token")}"
   plugin 6 http-log "$audit_scope" "{\"http_endpoint\":$(json_string "$collector_endpoint"),\"method\":\"POST\",

@@ -8,6 +8,8 @@
 -- Invariant: an Authorization header that names the scheme Bearer never goes
 -- on to the model server, whatever else the request carries.
 --
+-- An address that keeps calling without a key is told to wait (429).
+--
 -- What it does not do: it does not check the key (key-auth does), it does not
 -- turn other schemes into keys and leaves them where they are, and it does
 -- not touch X-API-Key when there is no Bearer key. With both, Bearer wins.
@@ -27,12 +29,12 @@ local function read_bearer(value)
 end
 
 local first = kong.request.get_header("Authorization")
-if not first then
-  return
+local is_bearer, key
+if first then
+  is_bearer, key = read_bearer(first)
 end
 
-local is_bearer, key = read_bearer(first)
-if not key then
+if first and not key then
   -- A repeated header: the key may stand behind another scheme, where it
   -- would be sent on to the model server. 1000 is the most that Kong reads;
   -- its default of 100 would let a client hide the header.
@@ -52,4 +54,20 @@ end
 
 if is_bearer then
   kong.service.request.clear_header("Authorization")
+end
+
+-- llm-audit notes addresses that made too many calls without a valid key.
+-- Whoever brings a key is left to key-auth: the next one may be right, and
+-- belong to somebody else behind the same address.
+local noted = ngx.shared.llm_gateway
+if not key and noted and not kong.request.get_header("X-API-Key")
+  and noted:get("over:" .. ngx.var.remote_addr)
+then
+  kong.response.exit(429, {
+    message = "Too many calls without a valid key from this address",
+  }, {
+    ["Retry-After"] = tostring(60 - math.floor(ngx.now()) % 60),
+    -- Trying again without a key leads nowhere.
+    ["X-Should-Retry"] = "false",
+  })
 end

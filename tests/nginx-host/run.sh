@@ -162,6 +162,7 @@ prepare() {
   export NGINX_HOST_WATCH_PID=${NGINX_HOST_WATCH_PID:-}
 
   proxy_at=$(with_port "$proxy") admin_at=$(with_port "$admin") status_at=$(with_port "$status")
+  export NGINX_HOST_PROXY_PORT=${proxy_at##*:}
   local at output
   for at in "$proxy_at" "$admin_at" "$status_at"; do
     at=$(url "$at")

@@ -41,6 +41,7 @@ describe("schema", function()
       capture = "full",
       include_usage = true,
       openai_errors = true,
+      anonymous_per_minute = 60,
     }, defaults)
 
     local here = debug.getinfo(1, "S").source:match("^@(.*)/[^/]*$")

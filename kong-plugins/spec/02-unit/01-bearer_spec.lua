@@ -2,15 +2,33 @@ local here = debug.getinfo(1, "S").source:match("^@(.*)/[^/]*$")
 local SNIPPET = here .. "/../../pre-function/bearer.lua"
 
 -- What Kong's sandbox offers and the snippet may use; no require, no io.
-local function sandbox(kong)
-  return { kong = kong, ngx = {}, ipairs = ipairs, type = type }
+local function sandbox(kong, over)
+  local ngx = {
+    shared = {
+      llm_gateway = over and {
+        get = function(_, key)
+          return over[key]
+        end,
+      },
+    },
+    var = { remote_addr = "192.0.2.7" },
+    now = function()
+      return 1700000045.5
+    end,
+  }
+
+  return { kong = kong, ngx = ngx, ipairs = ipairs, type = type, math = math,
+           tostring = tostring }
 end
 
 
 -- Runs the snippet on a request, as nginx and Kong would show it.
 -- @param headers values by lower case name: a string, or a list if repeated
--- @return the headers that go on to key-auth and the model server
-local function run(headers)
+-- @param over what llm-audit notes in the shared dict; nil: there is no dict
+-- @return the headers that go on to key-auth and the model server, and what
+-- the snippet answered, if it did
+local function run(headers, over)
+  local answer
   local function values_of(name)
     return headers[name:lower()]
   end
@@ -39,11 +57,17 @@ local function run(headers)
     },
   }
 
+  kong.response = {
+    exit = function(status, body, given)
+      answer = { status = status, body = body, headers = given }
+    end,
+  }
+
   local chunk = assert(loadfile(SNIPPET))
-  setfenv(chunk, sandbox(kong))
+  setfenv(chunk, sandbox(kong, over))
   assert.is_nil(chunk(), "a result would be taken for the phase function")
 
-  return headers
+  return headers, answer
 end
 
 
@@ -161,5 +185,35 @@ describe("bearer.lua", function()
       run({ authorization = value })
     end
     assert.is_true(os.clock() - started < 1)
+  end)
+
+  describe("from an address with too many failed calls", function()
+    local over = { ["over:192.0.2.7"] = true }
+
+    it("refuses a call without a key until the minute is over", function()
+      local _, answer = run({}, over)
+      assert.equal(429, answer.status)
+      -- 1700000045 is 5 seconds into a minute
+      assert.equal("55", answer.headers["Retry-After"])
+      assert.equal("false", answer.headers["X-Should-Retry"])
+      _, answer = run({ authorization = "Basic dXNlcjpwYXNz" }, over)
+      assert.equal(429, answer.status)
+    end)
+
+    it("leaves every key to key-auth", function()
+      for _, headers in ipairs({
+        { authorization = "Bearer sk-1" },
+        { ["x-api-key"] = "sk-1" },
+        { authorization = { "Basic dXNlcjpwYXNz", "Bearer sk-1" } },
+      }) do
+        local _, answer = run(headers, over)
+        assert.is_nil(answer)
+      end
+    end)
+
+    it("lets other addresses alone", function()
+      local _, answer = run({}, { ["over:192.0.2.8"] = true })
+      assert.is_nil(answer)
+    end)
   end)
 end)

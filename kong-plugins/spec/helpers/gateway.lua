@@ -11,6 +11,7 @@ local DEFAULTS = {
   capture = "full",
   include_usage = true,
   openai_errors = true,
+  anonymous_per_minute = 60,
 }
 
 local MODULE = "kong.plugins.llm-audit."
@@ -71,7 +72,16 @@ function M.new(changes)
       err = function(line)
         gateway.errors[#gateway.errors + 1] = line
       end,
+      warn = function() end,
     },
+    -- Somebody is behind the call, unless a test says otherwise.
+    client = {
+      get_consumer = function()
+        return { username = "alice" }
+      end,
+      get_credential = function() end,
+    },
+    timer = { every = function() end },
     request = {},
     response = {},
     router = {},
@@ -229,6 +239,7 @@ function M:call(exchange)
   local chunks = response.chunks or {}
 
   kong.ctx.plugin = {}
+  kong.ctx.shared = {}
   self.started_at = self.time * 1000
   self.replaced_chunks = 0
 

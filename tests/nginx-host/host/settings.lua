@@ -30,6 +30,7 @@ return {
   -- Kong's worker_state_update_frequency: seconds between two looks for a new
   -- router and new plugin settings. 0 looks at every request.
   update_frequency = tonumber(value("NGINX_HOST_UPDATE_FREQUENCY", "0")) or 0,
+  proxy_port = tonumber(value("NGINX_HOST_PROXY_PORT")),
   watch_pid = tonumber(value("NGINX_HOST_WATCH_PID")),
   workspace = "0c9d3a77-e8a6-4187-9315-b899d7150be9",
   workspace_name = "default",

@@ -9,9 +9,12 @@
 --   runs guarded, and nothing here opens a connection.
 --   An event of a stream leaves in the same call in which it came.
 --   What is kept of a call is bounded by its settings and let go in `log`.
---   `seq` is taken in `log`, where the entry is made, and nowhere else.
+--   A number of `seq` is given away when its entry enters the queue, or finds
+--   it full, and never else (sequence.lua, log_queue.lua).
 --
--- Not here: sending the entry (http-log does), reading what the bodies mean
+-- Not here: sending the entry (http-log does), keeping its queue alive
+-- (log_queue.lua), telling the collector what no entry can (sync.lua), bounding
+-- what calls without a key leave (refused.lua), reading what the bodies mean
 -- (the collector does), removing keys from headers (key-auth and the collector
 -- do).
 --
@@ -23,22 +26,25 @@ local capture = require "kong.plugins.llm-audit.capture"
 local errors = require "kong.plugins.llm-audit.errors"
 local guard = require "kong.plugins.llm-audit.guard"
 local json_edit = require "kong.plugins.llm-audit.json_edit"
+local log_queue = require "kong.plugins.llm-audit.log_queue"
+local refused = require "kong.plugins.llm-audit.refused"
 local reported = require "kong.plugins.llm-audit.reported"
 local request_body = require "kong.plugins.llm-audit.request_body"
+local sequence = require "kong.plugins.llm-audit.sequence"
+local sync = require "kong.plugins.llm-audit.sync"
 local usage_filter = require "kong.plugins.llm-audit.usage_filter"
 
-local byte = string.byte
 local concat = table.concat
 local encode_base64 = ngx.encode_base64
 local find = string.find
 local floor = math.floor
-local format = string.format
-local gsub = string.gsub
 local kong = kong
 local lower = string.lower
 local max = math.max
 local ngx = ngx
 local now = ngx.now
+local pcall = pcall
+local require = require
 local sub = string.sub
 local tonumber = tonumber
 
@@ -58,33 +64,21 @@ local LlmAudit = {
   VERSION = "0.1.0",
 }
 
--- New at every worker start, different in every worker: made in init_worker,
--- since code at module level runs before the workers are forked.
-local worker_identity
-local last_seq = 0
 
-
-local function random_hex()
-  local file = io.open("/dev/urandom", "rb")
-  local bytes = file and file:read(4)
-  if file then
-    file:close()
+local function init_worker()
+  if not sequence.start() then
+    kong.log.warn("the shared dict llm_gateway has no place for this worker: ",
+                  "what it loses when it is killed stays unseen")
   end
 
-  if not bytes then
-    return format("%08x", math.random(0, 0x7fffffff))
+  local found, module = pcall(require, "kong.tools.queue")
+  local ok, err = log_queue.install(found and module)
+  if not ok then
+    kong.log.warn("the queue of log entries is as Kong has it, and breaks ",
+                  "when it overflows: ", err)
   end
 
-  return (gsub(bytes, ".", function(char)
-    return format("%02x", byte(char))
-  end))
-end
-
-
-local function make_worker_identity()
-  worker_identity = format("%d-%d-%s", ngx.worker.pid(), floor(now() * 1000),
-                           random_hex())
-  last_seq = 0
+  sync.start()
 end
 
 
@@ -105,7 +99,27 @@ local function may_need_usage(conf)
 end
 
 
+-- nginx ends a call whose client goes away while its body is read: what stands
+-- behind the read never runs, and neither does http-log, which Kong had not
+-- come to. `log` has to know.
+local function read_request(wanted)
+  local call = kong.ctx.plugin
+  call.is_reading = true
+  local ok, body, size = pcall(request_body.read, wanted)
+  call.is_reading = nil
+
+  if not ok then
+    return nil, body
+  end
+
+  return body, size
+end
+
+
 local function access(_, conf)
+  sync.begin_call()
+  kong.ctx.plugin.in_flight = true
+
   local edits = may_need_usage(conf)
   local keep = conf.capture == "full" and conf.max_request_body_size or 0
 
@@ -114,8 +128,7 @@ local function access(_, conf)
     return
   end
 
-  local body, size = request_body.read(edits and max(keep, MAX_EDIT_BYTES)
-                                       or keep)
+  local body, size = read_request(edits and max(keep, MAX_EDIT_BYTES) or keep)
   if not body then
     error(size)
   end
@@ -176,6 +189,19 @@ local function plan_error(conf, status, content_type, content_length)
     content_length = content_length,
     request_id = ngx.var.kong_request_id,
   })
+end
+
+
+-- Counts a call that nobody is known to have made.
+-- @return "counted" or, beyond the limit, "over"; nil for other calls
+local function look_at_refused(conf, status)
+  if not refused.is_refused(status) then
+    return nil
+  end
+
+  -- Without its queue nobody keeps the entry out.
+  return log_queue.is_installed() and refused.is_over(conf.anonymous_per_minute)
+         and "over" or "counted"
 end
 
 
@@ -342,8 +368,20 @@ local function log(call, conf)
   local is_full = conf.capture == "full"
   local set_value = kong.log.set_serialize_value
 
-  if not worker_identity then
-    make_worker_identity()
+  if call.in_flight then
+    call.in_flight = nil
+    sync.end_call()
+  end
+
+  local status = kong.response.get_status()
+  local refusal = look_at_refused(conf, status)
+  if refusal == "over" then
+    refused.note(status)
+    log_queue.expect({ kept_out = true })
+    return
+  end
+  if refusal then
+    refused.shorten()
   end
 
   local request = call.request_body
@@ -364,7 +402,6 @@ local function log(call, conf)
     answer = read_reported(call)
   end
 
-  local seq = last_seq + 1
   local llm = {
     v = LLM_VERSION,
     stream = call.stream or false,
@@ -376,8 +413,8 @@ local function log(call, conf)
     response_truncated = is_full and response ~= nil
                          and response:is_truncated(),
     aborted = not is_complete(call),
-    seq = seq,
-    worker = worker_identity,
+    seq = sequence.next(),
+    worker = sequence.worker(),
   }
 
   if answer then
@@ -391,7 +428,17 @@ local function log(call, conf)
   end
 
   set_value("llm", llm)
-  last_seq = seq
+
+  local entry = {
+    seq = llm.seq,
+    refused = refusal ~= nil,
+    has_bodies = request ~= nil and request ~= "" or content ~= nil,
+  }
+  if call.is_reading then
+    log_queue.add_alone(entry, llm)
+  else
+    log_queue.expect(entry)
+  end
 end
 
 
@@ -411,7 +458,7 @@ local guarded = guard.new(function(line)
   kong.log.err(line)
 end, now)
 
-LlmAudit.init_worker = guarded("init_worker", make_worker_identity)
+LlmAudit.init_worker = guarded("init_worker", init_worker)
 LlmAudit.access = guarded("access", access)
 LlmAudit.header_filter = guarded("header_filter", header_filter)
 LlmAudit.body_filter = guarded("body_filter", body_filter, pass_held_bytes)

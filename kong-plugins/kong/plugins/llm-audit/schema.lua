@@ -54,6 +54,15 @@ return {
               type = "boolean",
               required = true,
               default = true, }, },
+          { anonymous_per_minute = {
+              description = "How many refused calls without a valid key a "
+                            .. "client address may make in a minute until "
+                            .. "they are only counted, and answered with 429. "
+                            .. "0: no limit.",
+              type = "integer",
+              required = true,
+              default = 60,
+              between = { 0, 1000000 }, }, },
         }, }, },
   },
 }

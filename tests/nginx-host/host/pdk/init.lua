@@ -68,6 +68,7 @@ function pdk.new(settings)
       router_flavor = "traditional_compatible",
       log_level = "notice",
       loaded_plugins = {},
+      proxy_listeners = { { port = settings.proxy_port } },
       remove_sensitive = function()
         return {}
       end,
