@@ -14,6 +14,7 @@ use log::{error, info, warn};
 use tokio_postgres::Config;
 
 use crate::decode::json::Json;
+use crate::panics;
 use crate::pipeline::Pipeline;
 use crate::store::pool::StoreError;
 use crate::store::rejected::Rejected;
@@ -107,7 +108,7 @@ impl Drain {
             Ok(Ok(Some(content))) => content,
             Ok(Ok(None)) => return Ok(()),
             Ok(Err(error)) => return Err(StoreError::Unavailable(error.to_string())),
-            Err(error) => return Err(StoreError::Unavailable(error.to_string())),
+            Err(error) => return Err(StoreError::Unavailable(panics::reason(&error).to_owned())),
         };
         let (entries, rejected) = split(&Bytes::from(content));
         let mut batch = self.pipeline.read(entries).await;
@@ -121,7 +122,9 @@ impl Drain {
         match tokio::task::spawn_blocking(move || spool.remove(&done)).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => warn!("entries are stored, but their spool file stays and will be stored again: {error}"),
-            Err(error) => warn!("entries are stored, but their spool file stays and will be stored again: {error}"),
+            Err(error) => {
+                warn!("entries are stored, but their spool file stays and will be stored again: {}", panics::reason(&error));
+            }
         }
         Ok(())
     }

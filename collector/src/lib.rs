@@ -27,3 +27,4 @@ pub mod measure;
 
 pub mod commands;
 pub mod logging;
+pub mod panics;

@@ -1,6 +1,6 @@
 //! The log: plain lines for a person, or one JSON object a line.
 //!
-//! A failure is logged once, where it is handled. Never logged: bodies, keys, the database URL.
+//! A failure is logged once, where it is handled. Never logged: bodies, keys, the database URL; whatever level is set.
 
 use std::io::Write;
 
@@ -13,6 +13,8 @@ use crate::config::{LogFormat, LogSettings};
 pub fn start(settings: &LogSettings) {
     let mut builder = Builder::new();
     builder.parse_filters(&settings.log_level).target(Target::Stderr);
+    // At debug it logs the parameters of statements, which are what people wrote, and at info what functions of others raise.
+    builder.filter_module("tokio_postgres", log::LevelFilter::Warn);
     if settings.log_format == LogFormat::Json {
         builder.format(|out, record| {
             let mut object = serde_json::Map::new();

@@ -8,6 +8,7 @@ use crate::decode::json::Json;
 use crate::decode::{self, DecodeError, Limits};
 use crate::extract::{self, privacy::Privacy, redact::Secrets};
 use crate::measure::Metrics;
+use crate::panics;
 use crate::store::pool::StoreError;
 use crate::store::rejected::Rejected;
 use crate::store::{Batch, Item, Outcome, Sequence, Store};
@@ -76,7 +77,7 @@ impl Pipeline {
                 items: Vec::new(),
                 rejected: on_record
                     .iter()
-                    .map(|raw| rejected(&String::from_utf8_lossy(raw), &self.secrets, format!("internal error: {error}")))
+                    .map(|raw| rejected(&String::from_utf8_lossy(raw), &self.secrets, panics::reason(&error).to_owned()))
                     .collect(),
             },
         }

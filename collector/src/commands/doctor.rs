@@ -16,6 +16,7 @@ use anyhow::Result;
 use serde_json::{Value, json};
 
 use crate::config::DoctorSettings;
+use crate::panics;
 
 /// Mends what is wrong in Kong's configuration.
 const CONFIGURE: &str = "gateway apply, or deploy/kong/configure.sh";
@@ -142,5 +143,5 @@ pub async fn run(settings: &DoctorSettings) -> Result<Report> {
         network::examine(&settings, &mut report);
         report
     });
-    Ok(over_http.await?)
+    over_http.await.map_err(|error| anyhow::anyhow!(panics::reason(&error)))
 }

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bb8_postgres::PostgresConnectionManager;
-use tokio_postgres::error::SqlState;
+use tokio_postgres::error::{DbError, SqlState};
 use tokio_postgres::{Client, Config, NoTls};
 
 /// How the database is reached.
@@ -31,9 +31,10 @@ pub enum StoreError {
     /// No answer in time.
     #[error("no answer from PostgreSQL within {0:?}")]
     NoAnswer(Duration),
-    /// An error of PostgreSQL or of the connection.
+    /// An error of PostgreSQL or of the connection. It is no source of this one: whoever prints a chain of causes would print
+    /// PostgreSQL's DETAIL.
     #[error("{}", describe(.0))]
-    Postgres(#[from] tokio_postgres::Error),
+    Postgres(tokio_postgres::Error),
     /// Neither PostgreSQL nor the spool takes entries.
     #[error("{0}")]
     Unavailable(String),
@@ -42,18 +43,49 @@ pub enum StoreError {
     Migration(String),
 }
 
-/// The server's message with its code and detail; tokio-postgres itself only says "db error".
-fn describe(error: &tokio_postgres::Error) -> String {
+impl From<tokio_postgres::Error> for StoreError {
+    fn from(error: tokio_postgres::Error) -> Self {
+        StoreError::Postgres(error)
+    }
+}
+
+/// Classes of errors whose messages name servers, roles, tables and limits, and never quote a value of a row: connection,
+/// transaction, authorization, missing objects, limits, resources, intervention, I/O, corruption. 22 (data) does quote values,
+/// 23 (integrity) may where a trigger raises it, and so may P0 (functions).
+const CLASSES_WITHOUT_VALUES: [&str; 13] = ["08", "25", "28", "3D", "3F", "40", "42", "53", "54", "55", "57", "58", "XX"];
+
+/// What PostgreSQL says, without any value of a row: reasons are logged and kept, and rows hold what people wrote. Its DETAIL
+/// ("Failing row contains (…)") is never told, and its message only where it cannot quote a value.
+pub(super) fn describe(error: &tokio_postgres::Error) -> String {
     match error.as_db_error() {
-        Some(db) => {
-            let detail = db.detail().map(|detail| format!(" ({detail})")).unwrap_or_default();
-            format!("{} [{}]{detail}", db.message(), db.code().code())
-        }
+        Some(db) => describe_refusal(db),
         None => {
             let cause = std::error::Error::source(error).map(|cause| format!(": {cause}")).unwrap_or_default();
             format!("{error}{cause}")
         }
     }
+}
+
+fn describe_refusal(db: &DbError) -> String {
+    let code = db.code().code();
+    let class = code.get(..2).unwrap_or_default();
+    // A function of somebody's may raise any code with any text.
+    let is_of_a_function = db.routine() == Some("exec_stmt_raise");
+    if CLASSES_WITHOUT_VALUES.contains(&class) && !is_of_a_function {
+        return format!("{} [{code}]", db.message());
+    }
+    let what = match class {
+        "22" => "a value that the column cannot hold",
+        "23" => "a row that violates a constraint",
+        "P0" => "a function or trigger refused the row",
+        _ => "refused",
+    };
+    let named: String =
+        [("constraint", db.constraint()), ("column", db.column()), ("table", db.table()), ("type", db.datatype())]
+            .into_iter()
+            .filter_map(|(kind, name)| name.map(|name| format!(", {kind} {name}")))
+            .collect();
+    format!("{what}{named} [{code}]")
 }
 
 impl StoreError {

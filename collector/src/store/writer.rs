@@ -16,6 +16,7 @@ use super::{Batch, Health, Item, Job, Outcome, Sequence, insert, partitions};
 use crate::decode::json::write_string;
 use crate::extract::redact::Secrets;
 use crate::measure::Metrics;
+use crate::panics;
 
 /// Rows in one statement at most. Beyond a few hundred nothing is gained, and a refused row takes longer to find.
 const MAX_ROWS: usize = 1_000;
@@ -234,7 +235,7 @@ impl Writer {
         let written = tokio::task::spawn_blocking(move || spool.write(&lines(&raws, &rejected, &secrets), entries, state)).await;
         let result = match written {
             Ok(result) => result.map_err(|error: SpoolError| error.to_string()),
-            Err(panicked) => Err(panicked.to_string()),
+            Err(error) => Err(panics::reason(&error).to_owned()),
         };
         match result {
             Ok(()) => {

@@ -12,6 +12,7 @@ mod commands;
 mod erase;
 mod metrics;
 mod privacy;
+mod reasons;
 mod receive;
 mod refused;
 mod report;
