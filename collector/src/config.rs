@@ -193,7 +193,7 @@ pub struct RetentionSettings {
 /// Settings of `erase`.
 #[derive(Debug, Args)]
 pub struct EraseSettings {
-    /// Whose content
+    /// Whose content; an error when nobody is known by that name
     #[arg(long)]
     pub consumer: String,
     /// Only of calls before then (UTC): 90d (ago), 2026-11-01 or 2026-11-01T08:00

@@ -7,8 +7,8 @@ use anyhow::{Context, Result};
 use clap::Parser;
 use llm_collector::commands::{self, doctor, erase, healthcheck, prices, rejected, replay, report, retention};
 use llm_collector::config::{Cli, Command, ServeSettings};
-use llm_collector::logging;
 use llm_collector::server::Application;
+use llm_collector::{logging, panics};
 use log::{error, info};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -16,6 +16,7 @@ use tokio::signal::unix::{SignalKind, signal};
 async fn main() -> ExitCode {
     let cli = Cli::parse();
     logging::start(&cli.log);
+    panics::log_places();
     match run(&cli.command).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -37,13 +38,25 @@ async fn run(command: &Command) -> Result<()> {
             })
         }
         Command::Replay(settings) => {
-            let outcome = replay::run(settings).await?;
+            let replay::Replayed { outcome, damaged } = replay::run(settings).await?;
             print(format!(
                 "{} stored, {} duplicates, {} spooled, {} rejected\n",
                 outcome.stored, outcome.duplicates, outcome.spooled, outcome.rejected
-            ))
+            ))?;
+            match damaged {
+                0 => Ok(()),
+                1 => anyhow::bail!("one place is damaged and was passed over, see above; everything else was taken"),
+                _ => anyhow::bail!("{damaged} places are damaged and were passed over, see above; everything else was taken"),
+            }
         }
-        Command::Rejected(settings) => print(rejected::run(settings).await?),
+        Command::Rejected(settings) => {
+            let (result, left) = rejected::run(settings).await?;
+            print(result)?;
+            match left {
+                0 => Ok(()),
+                _ => anyhow::bail!("{left} entries are no rows, see above"),
+            }
+        }
         Command::Report(settings) => print(report::run(settings).await?),
         Command::Prices(settings) => print(prices::run(settings).await?),
         Command::Retention(settings) => print(retention::run(settings).await?),

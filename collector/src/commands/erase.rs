@@ -16,12 +16,20 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Erases after asking; returns what to print.
 pub async fn run(settings: &EraseSettings) -> Result<String> {
+    if settings.consumer.trim().is_empty() {
+        bail!("--consumer names nobody: say whose content is to be erased");
+    }
     let before = settings.before.as_deref().map(|text| moment::exact(text, TimeDelta::zero(), Utc::now())).transpose()?;
     let config = settings.database.config()?;
     let session = Session::open(&config, settings.database.timeout()).await?;
     let erasure = Erasure { consumer: settings.consumer.clone(), before, rows: settings.rows };
-    let found =
-        erase::find(&session, &erasure).await.context("cannot look for rows (is the schema current? llm-collector migrate)")?;
+    const SCHEMA: &str = "cannot look for rows (is the schema current? llm-collector migrate)";
+    if !erase::is_known(&session, &erasure.consumer).await.context(SCHEMA)? {
+        let similar = erase::similar_names(&session, &erasure.consumer).await?;
+        let hint = if similar.is_empty() { String::new() } else { format!("; did you mean {}?", similar.join(", ")) };
+        bail!("there is no consumer {}: no row, no usage and no rejected entry has that name{hint}", erasure.consumer);
+    }
+    let found = erase::find(&session, &erasure).await.context(SCHEMA)?;
     if settings.dry_run {
         return Ok(format!("{}; nothing was changed\n", described(&erasure, &found)));
     }

@@ -7,18 +7,25 @@ use log::warn;
 
 use crate::commands;
 use crate::config::{DatabaseArgs, PipelineSettings, RejectedAction, RejectedSettings};
-use crate::store::rejected;
+use crate::pipeline::PipelineError;
+use crate::store::{Outcome, rejected};
 
 /// Records that are read at once by `retry`.
 const PAGE: i64 = 1_000;
 
-/// Carries out the action; returns what to print.
-pub async fn run(settings: &RejectedSettings) -> Result<Vec<u8>> {
+/// Entries that are named each when they are still rejected.
+const MAX_NAMED: usize = 100;
+
+/// Carries out the action; returns what to print, and how many entries are no rows although that was asked for.
+pub async fn run(settings: &RejectedSettings) -> Result<(Vec<u8>, usize)> {
     let args = &settings.database;
     match &settings.action {
-        RejectedAction::List { limit } => list(args, i64::from(*limit)).await.map(String::into_bytes),
-        RejectedAction::Show { id } => show(args, *id).await,
-        RejectedAction::Retry { ids, pipeline } => retry(args, pipeline, ids).await.map(String::into_bytes),
+        RejectedAction::List { limit } => Ok((list(args, i64::from(*limit)).await?.into_bytes(), 0)),
+        RejectedAction::Show { id } => Ok((show(args, *id).await?, 0)),
+        RejectedAction::Retry { ids, pipeline } => {
+            let (text, left) = retry(args, pipeline, ids).await?;
+            Ok((text.into_bytes(), left))
+        }
     }
 }
 
@@ -47,36 +54,45 @@ async fn show(args: &DatabaseArgs, id: i64) -> Result<Vec<u8>> {
     Ok(raw)
 }
 
-async fn retry(args: &DatabaseArgs, settings: &PipelineSettings, ids: &[i64]) -> Result<String> {
+async fn retry(args: &DatabaseArgs, settings: &PipelineSettings, ids: &[i64]) -> Result<(String, usize)> {
     let (pipeline, writers) = commands::pipeline(args, settings).await?;
     let database = pipeline.store.database().clone();
     let connection = || async { database.connection().await };
-    let (mut stored, mut still) = (0, 0);
+    let (mut stored, mut still, mut missing) = (0, 0, 0);
     let mut last = 0;
     let mut page = ids.to_vec();
+    // What is rejected anew has a number beyond.
+    let end = rejected::last_id(&connection().await?).await?;
     loop {
         if ids.is_empty() {
-            page = rejected::ids_after(&connection().await?, last, PAGE).await?;
+            page = rejected::ids_between(&connection().await?, last, end, PAGE).await?;
         }
         for id in &page {
             last = *id;
             let Some((raw, _)) = rejected::get(&connection().await?, *id).await? else {
                 warn!("there is no rejected entry {id}");
+                missing += 1;
                 continue;
             };
+            // One of which more is removed today than when it was rejected is put on record anew, without that.
+            let is_changed = pipeline.secrets.scrub_raw(&String::from_utf8_lossy(&raw)).as_bytes() != raw;
             // Bytes that are no JSON at all are refused before they reach the store: they stay on record.
-            let is_row = match pipeline.take(raw.into()).await {
-                Ok(outcome) => outcome.rejected == 0 && outcome.stored + outcome.duplicates > 0,
-                Err(commands_error) => match commands_error {
-                    crate::pipeline::PipelineError::Decode(_) => false,
-                    crate::pipeline::PipelineError::Store(error) => return Err(error).context("the database does not answer"),
-                },
+            let outcome = match pipeline.take(raw.into()).await {
+                Ok(outcome) => outcome,
+                Err(PipelineError::Decode(_)) => Outcome::default(),
+                Err(PipelineError::Store(error)) => return Err(error).context("the database does not answer"),
             };
-            if is_row {
+            let is_row = outcome.rejected == 0 && outcome.stored + outcome.duplicates > 0;
+            if is_row || is_changed && outcome.rejected > 0 {
                 rejected::delete(&connection().await?, *id).await?;
+            }
+            if is_row {
                 stored += 1;
-            } else {
-                still += 1;
+                continue;
+            }
+            still += 1;
+            if still <= MAX_NAMED {
+                warn!("entry {id} is still rejected");
             }
         }
         if !ids.is_empty() || page.is_empty() {
@@ -85,5 +101,5 @@ async fn retry(args: &DatabaseArgs, settings: &PipelineSettings, ids: &[i64]) ->
     }
     drop(pipeline);
     writers.finish().await;
-    Ok(format!("{stored} entries are rows now, {still} are still rejected\n"))
+    Ok((format!("{stored} entries are rows now, {still} are still rejected\n"), still + missing))
 }

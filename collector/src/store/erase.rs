@@ -41,6 +41,25 @@ const ROWS: &str = "consumer_username = $1 AND ($2::timestamptz IS NULL OR start
 const REJECTED: &str = "($2::timestamptz IS NULL OR rejected_at < $2) AND coalesce(llm_rejected_consumer(raw) = $1,
     position(convert_to(to_json($1::text)::text, 'UTF8') IN raw) > 0)";
 
+/// Whether anything is known of a consumer: rows, usage that outlived them, or rejected entries. Usage keeps names to 200 characters.
+const IS_KNOWN: &str = "SELECT EXISTS (SELECT FROM llm_logs WHERE consumer_username = $1)
+    OR EXISTS (SELECT FROM llm_usage_counts WHERE consumer_username = left($1, 200))
+    OR EXISTS (SELECT FROM llm_rejected WHERE coalesce(llm_rejected_consumer(raw) = $1,
+        position(convert_to(to_json($1::text)::text, 'UTF8') IN raw) > 0))";
+
+/// Whether the database knows a consumer of this name.
+pub async fn is_known(session: &Session, consumer: &str) -> Result<bool, StoreError> {
+    Ok(session.client().query_one(IS_KNOWN, &[&consumer]).await?.try_get(0)?)
+}
+
+/// Names that differ from this one by case or blanks alone, at most five.
+pub async fn similar_names(session: &Session, consumer: &str) -> Result<Vec<String>, StoreError> {
+    let query = "SELECT DISTINCT consumer_username FROM llm_usage_counts
+        WHERE lower(btrim(consumer_username)) = lower(btrim($1)) ORDER BY 1 LIMIT 5";
+    let rows = session.client().query(query, &[&consumer]).await?;
+    rows.iter().map(|row| Ok(row.try_get(0)?)).collect()
+}
+
 /// Counts. Changes nothing.
 pub async fn find(session: &Session, erasure: &Erasure) -> Result<Found, StoreError> {
     let client = session.client();

@@ -68,10 +68,16 @@ pub async fn get(connection: &PooledConnection<'_>, id: i64) -> Result<Option<(V
     }
 }
 
-/// The numbers of all records after `id`, oldest first, at most `limit`.
-pub async fn ids_after(connection: &PooledConnection<'_>, id: i64, limit: i64) -> Result<Vec<i64>, StoreError> {
-    let query = "SELECT id FROM llm_rejected WHERE id > $1 ORDER BY id LIMIT $2";
-    let rows = connection.bounded(connection.client().query(query, &[&id, &limit])).await?;
+/// The number of the newest record, 0 when there is none.
+pub async fn last_id(connection: &PooledConnection<'_>) -> Result<i64, StoreError> {
+    let query = "SELECT coalesce(max(id), 0) FROM llm_rejected";
+    Ok(connection.bounded(connection.client().query_one(query, &[])).await?.try_get(0)?)
+}
+
+/// The numbers of the records after `id` up to `end`, oldest first, at most `limit`.
+pub async fn ids_between(connection: &PooledConnection<'_>, id: i64, end: i64, limit: i64) -> Result<Vec<i64>, StoreError> {
+    let query = "SELECT id FROM llm_rejected WHERE id > $1 AND id <= $2 ORDER BY id LIMIT $3";
+    let rows = connection.bounded(connection.client().query(query, &[&id, &end, &limit])).await?;
     rows.iter().map(|row| Ok(row.try_get(0)?)).collect()
 }
 

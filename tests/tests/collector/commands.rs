@@ -100,12 +100,34 @@ async fn replay_takes_arrays_lines_and_spread_out_entries() {
     let spread = file("spread", serde_json::to_string_pretty(&spread).unwrap().as_bytes());
     let array = file("array", &fixtures::batch("mixed-50"));
     let finished = run(&["replay", &lines, &spread, &array], &[("DATABASE_URL", &database.url)]).await;
-    assert!(finished.status.success(), "{finished:?}");
+    // One line is no entry: all others are taken, and the command says so at its end.
+    assert_eq!(finished.status.code(), Some(1), "{finished:?}");
     assert!(finished.stdout.ends_with("spooled, 0 rejected\n"), "{}", finished.stdout);
-    assert!(finished.stderr.contains("line 4: not JSON"), "{}", finished.stderr);
+    assert!(finished.stderr.contains("line 4: not JSON") && !finished.stderr.contains("not json"), "{}", finished.stderr);
+    let again = run(&["replay", &spread, &array], &[("DATABASE_URL", &database.url)]).await;
+    assert!(again.status.success() && again.stdout.starts_with("0 stored"), "{again:?}");
     for name in ["chat-en", "kong-latin1-request-header", "kong-no-key-401", "chat-emoji"] {
         let id = fixtures::expected_row(name)["request_id"].as_str().unwrap().to_owned();
         assert_eq!(database.number(&format!("SELECT count(*) FROM llm_logs WHERE request_id = '{id}'")).await, 1, "{name}");
+    }
+}
+
+#[tokio::test]
+async fn replay_passes_over_a_damaged_line_wherever_it_stands() {
+    let database = Database::create().await;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("lines");
+    let entries: Vec<String> = (0..3).map(|n| fixtures::small_entry(&format!("l{n}"), 1_795_400_000_000)).collect();
+    let cut = entries[1].split_at(entries[1].len() / 2).0;
+    for (at, lines) in
+        [[cut, &entries[0], &entries[2]], [&entries[0], cut, &entries[2]], [&entries[0], &entries[2], cut]].iter().enumerate()
+    {
+        std::fs::write(&path, lines.join("\n")).unwrap();
+        let finished = run(&["replay", path.to_str().unwrap()], &[("DATABASE_URL", &database.url)]).await;
+        assert_fails_saying(&finished, &[&format!("lines, line {}: not JSON", at + 1), "one place is damaged"]);
+        let taken = if at == 0 { "2 stored, 0 duplicates" } else { "0 stored, 2 duplicates" };
+        assert!(finished.stdout.starts_with(taken), "{finished:?}");
+        assert!(!finished.stderr.contains("hi l"), "{finished:?}");
     }
 }
 
@@ -126,7 +148,10 @@ async fn rejected_entries_can_be_listed_shown_and_retried() {
     assert_eq!(serde_json::from_str::<serde_json::Value>(&shown).unwrap()["request"]["id"], "later");
     assert_fails_saying(&run(&["rejected", "show", "4711"], &variables).await, &["4711"]);
 
-    assert_eq!(run(&["rejected", "retry"], &variables).await.stdout, "0 entries are rows now, 2 are still rejected\n");
+    let retried = run(&["rejected", "retry"], &variables).await;
+    assert_eq!(retried.stdout, "0 entries are rows now, 2 are still rejected\n");
+    assert_fails_saying(&retried, &[&format!("entry {id} is still rejected"), "2 entries are no rows"]);
+    assert_fails_saying(&run(&["rejected", "retry", "4711"], &variables).await, &["there is no rejected entry 4711"]);
     client.batch_execute("ALTER TABLE llm_logs DROP CONSTRAINT none_yet").await.unwrap();
     assert_eq!(run(&["rejected", "retry"], &variables).await.stdout, "1 entries are rows now, 1 are still rejected\n");
     let prompt = "SELECT count(*) FROM llm_logs WHERE request_id = 'later' AND prompt = 'hi later'";

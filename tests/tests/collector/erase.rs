@@ -86,6 +86,34 @@ async fn nothing_is_erased_without_a_yes() {
 }
 
 #[tokio::test]
+async fn nobody_of_that_name_is_an_error() {
+    let database = filled().await;
+    for (name, says) in [
+        ("", "names nobody"),
+        (" ", "names nobody"),
+        ("anna", "no consumer anna"),
+        ("Ann", "did you mean ann?"),
+        ("%", "no consumer %"),
+    ] {
+        for how in ["--yes", "--dry-run"] {
+            let refused = erase(&database, &["--consumer", name, how]).await;
+            assert_eq!(refused.status.code(), Some(1), "{name:?} {refused:?}");
+            assert!(refused.stderr.contains(says) && refused.stdout.is_empty(), "{name:?} {refused:?}");
+        }
+    }
+    assert_eq!(database.number(CONTENT).await, 30);
+    // Whose rows are gone is known by the bills, and one of whom nothing but a rejected entry is there, by that.
+    assert!(erase(&database, &["--consumer", "ann", "--rows", "--yes"]).await.status.success());
+    let again = erase(&database, &["--consumer", "ann", "--rows", "--yes"]).await;
+    assert!(again.status.success() && again.stdout.starts_with("erased: 0 rows"), "{again:?}");
+    let only_rejected =
+        "INSERT INTO llm_rejected (reason, raw, raw_sha256) VALUES ('r', '{\"consumer\":{\"username\":\"eve\"}}', 'y')";
+    database.connect().await.batch_execute(only_rejected).await.unwrap();
+    assert!(erase(&database, &["--consumer", "eve", "--yes"]).await.status.success());
+    assert_eq!(database.number("SELECT count(*) FROM llm_rejected WHERE reason = 'r'").await, 0);
+}
+
+#[tokio::test]
 async fn it_does_not_run_beside_retention() {
     let database = filled().await;
     let holder = database.connect().await;
