@@ -210,7 +210,7 @@ limit() {
 }
 
 capture() {
-  local name=$1 wanted=${2:-} id settings field config
+  local name=$1 wanted=${2:-} id settings field value config
   case $wanted in full | metadata | default) ;; *) misuse "what to capture is full, metadata or default" ;; esac
   must_find_user "$name"
   id=$(own_plugin llm-audit)
@@ -224,9 +224,15 @@ capture() {
   [ "$reply_status" = 200 ] || fatal 'Kong does not have the llm-audit plugin of this gateway yet' "Make it first:  $here/kong/configure.sh"
   settings=$(json_flatten <<<"$reply")
   config="\"capture\":\"$wanted\""
-  for field in max_request_body_size max_response_body_size include_usage openai_errors; do
-    config+=",\"$field\":$(value_at "config.$field" <<<"$settings")"
-  done
+  while IFS=$'\t' read -r field value; do
+    case $field in
+      config.capture | config.*[!a-z_]* | config) ;;
+      config.*)
+        # s: text, n: a number, l: true, false or null
+        case $value in s:*) value=$(json_string "${value#s:}") ;; *) value=${value#?:} ;; esac
+        config+=",\"${field#config.}\":$value" ;;
+    esac
+  done <<<"$settings"
   if [ -n "$id" ]; then
     admin_must PATCH "/plugins/$id" "{\"enabled\":true,\"config\":{$config}}"
   else

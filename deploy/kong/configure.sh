@@ -11,7 +11,8 @@
 #   --wait         then waits until the gateway answers (Kong takes up to 5 s to
 #                  put changes into effect)
 #   --dry-run      only says what it would change; status 3 when there is something
-#   --print-batch  only prints the sizes that follow from the settings, see below
+#   --print-batch  only prints the sizes that follow from the settings and from what
+#                  Kong captures of single users, see below
 #
 # Settings, from the environment:
 #   KONG_ADMIN_URL            Kong's Admin API           http://127.0.0.1:8001
@@ -191,15 +192,32 @@ base64_bytes() {
   echo $((groups * 4))
 }
 
+# Lines of two sizes, of a request and of a response body: what any llm-audit in Kong may
+# capture. Users can have one of their own, made with these settings, earlier ones, or by
+# hand. One that captures no bodies counts as well: users.sh turns that on with one word.
+captured_sizes() {
+  printf '%s %s\n' "$AUDIT_MAX_REQUEST_BYTES" "$AUDIT_MAX_RESPONSE_BYTES"
+  admin_list '/plugins?size=500' | awk -F '\t' -v ours="$(gateway_id 205)" "$ITEM_OF"'
+    { item_of(); field[item, name] = value }
+    name == "id" { items[++n] = item }
+    END { for (i = 1; i <= n; i++) { item = items[i]
+      if (field[item, "name"] == "llm-audit" && field[item, "id"] != ours)
+        printf "%d %d\n", field[item, "config.max_request_body_size"], field[item, "config.max_response_body_size"] } }'
+}
+
 compute_batch() {
-  entry_bytes=$ENTRY_OVERHEAD
-  if [ "$AUDIT_CAPTURE" = full ]; then
-    entry_bytes=$((entry_bytes + $(base64_bytes "$AUDIT_MAX_REQUEST_BYTES") + $(base64_bytes "$AUDIT_MAX_RESPONSE_BYTES")))
-  fi
+  local sizes request response bodies most=0
+  sizes=$(captured_sizes)
+  while read -r request response; do
+    bodies=$(($(base64_bytes "$request") + $(base64_bytes "$response")))
+    [ "$bodies" -le "$most" ] || most=$bodies
+  done <<<"$sizes"
+  entry_bytes=$((ENTRY_OVERHEAD + most))
   # n entries of an array: n commas or brackets, and one bracket more.
   batch_entries=$(((COLLECTOR_MAX_BODY_BYTES - 1) / (entry_bytes + 1)))
   [ "$batch_entries" -ge 1 ] || fatal "a single log entry can have $entry_bytes bytes, but the collector takes $COLLECTOR_MAX_BODY_BYTES" \
-    "Lower AUDIT_MAX_REQUEST_BYTES or AUDIT_MAX_RESPONSE_BYTES, or raise the collector's limit and COLLECTOR_MAX_BODY_BYTES."
+    "Lower AUDIT_MAX_REQUEST_BYTES or AUDIT_MAX_RESPONSE_BYTES, or the sizes of a user's own llm-audit" \
+    "($KONG_ADMIN_URL/plugins), or raise the collector's limit and COLLECTOR_MAX_BODY_BYTES."
   [ "$batch_entries" -le "$MOST_BATCH_ENTRIES" ] || batch_entries=$MOST_BATCH_ENTRIES
   batch_bytes=$((batch_entries * (entry_bytes + 1) + 1))
   # Kong refuses an entry that is larger than its whole queue.
@@ -454,13 +472,14 @@ for option in "$@"; do
 done
 
 read_settings
-compute_batch
 if [ "$only_print" = 1 ]; then
+  compute_batch
   print_batch
   exit 0
 fi
 read_bearer
 check_kong
+compute_batch
 ensure 'service vllm' "/services/$SERVICE_ID" "$(service_json)"
 configure_plugins
 configure_routes

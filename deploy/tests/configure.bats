@@ -160,13 +160,14 @@ setup() {
 # The test's own arithmetic, from what Kong was told.
 largest_batch() {
   admin GET plugins/7c1ea1d0-6b1f-4000-8000-000000000206 >"$WORK/http-log"
-  admin GET plugins/7c1ea1d0-6b1f-4000-8000-000000000205 >"$WORK/llm-audit"
-  python3 - "$WORK/http-log" "$WORK/llm-audit" <<'PY'
+  admin GET 'plugins?size=1000' >"$WORK/plugins"
+  python3 - "$WORK/http-log" "$WORK/plugins" <<'PY'
 import base64, json, math, sys
-http_log, audit = (json.load(open(path))["config"] for path in sys.argv[1:])
-bodies = 0
-if audit["capture"] == "full":
-    bodies = sum(len(base64.b64encode(bytes(audit[name]))) for name in ("max_request_body_size", "max_response_body_size"))
+http_log, plugins = (json.load(open(path)) for path in sys.argv[1:])
+http_log = http_log["config"]
+captures = [plugin["config"] for plugin in plugins["data"] if plugin["name"] == "llm-audit"]
+bodies = max(sum(len(base64.b64encode(bytes(capture[name]))) for name in ("max_request_body_size", "max_response_body_size"))
+             for capture in captures)
 buffers, escaped = 4 * 8192, len(json.dumps("\x01")) - 2
 headers = buffers * escaped + 8192 * escaped
 uris = 4 * 8192 * 2
@@ -176,22 +177,55 @@ print(entry, size, size * entry + size + 1, http_log["queue"]["max_bytes"])
 PY
 }
 
+# fits SETTING… - configures with these settings; the largest batch that Kong can make then fits.
+fits() {
+  env "$@" "$DEPLOY/kong/configure.sh" >/dev/null
+  env "$@" "$DEPLOY/kong/configure.sh" --print-batch >"$WORK/numbers"
+  # shellcheck disable=SC1091
+  . "$WORK/numbers"
+  read -r entry size bytes queue < <(largest_batch)
+  [ "$entry" = "$entry_bytes" ] && [ "$size" = "$batch_entries" ] && [ "$bytes" = "$batch_bytes" ] && [ "$queue" = "$queue_bytes" ]
+  [ "$bytes" -le "$collector_max_body_bytes" ]
+  [ "$queue" -ge "$entry" ]
+  # One entry more would not fit, unless the number is at its cap.
+  [ "$size" = 200 ] || [ $((bytes + entry + 1)) -gt "$collector_max_body_bytes" ]
+}
+
 @test "the largest batch these settings can produce fits the collector's limit" {
   for setting in '' 'AUDIT_MAX_RESPONSE_BYTES=67108864 COLLECTOR_MAX_BODY_BYTES=134217728' 'AUDIT_MAX_REQUEST_BYTES=0 AUDIT_MAX_RESPONSE_BYTES=1' \
     'AUDIT_MAX_REQUEST_BYTES=5000000' 'AUDIT_CAPTURE=metadata' 'COLLECTOR_MAX_BODY_BYTES=4000000'; do
     # shellcheck disable=SC2086
-    env $setting "$DEPLOY/kong/configure.sh" >/dev/null
-    # shellcheck disable=SC2086
-    env $setting "$DEPLOY/kong/configure.sh" --print-batch >"$WORK/numbers"
-    # shellcheck disable=SC1091
-    . "$WORK/numbers"
-    read -r entry size bytes queue < <(largest_batch)
-    [ "$entry" = "$entry_bytes" ] && [ "$size" = "$batch_entries" ] && [ "$bytes" = "$batch_bytes" ] && [ "$queue" = "$queue_bytes" ]
-    [ "$bytes" -le "$collector_max_body_bytes" ]
-    [ "$queue" -ge "$entry" ]
-    # One entry more would not fit, unless the number is at its cap.
-    [ "$size" = 200 ] || [ $((bytes + entry + 1)) -gt "$collector_max_body_bytes" ]
+    fits $setting
   done
+  configure >/dev/null
+}
+
+@test "the largest batch fits, too, where users have a capture of their own" {
+  users add peggy >/dev/null 2>&1
+  own=$(admin POST consumers/peggy/plugins '{"name":"llm-audit"}' | json 'j["id"]')
+  for config in '{"capture":"full"}' '{"max_request_body_size":9000000}' '{"max_response_body_size":20000000}' '{"capture":"metadata"}'; do
+    admin PATCH "plugins/$own" "{\"config\":$config}" >/dev/null
+    for setting in AUDIT_CAPTURE=full AUDIT_CAPTURE=metadata 'AUDIT_MAX_REQUEST_BYTES=1000 AUDIT_MAX_RESPONSE_BYTES=1000'; do
+      # shellcheck disable=SC2086
+      fits $setting
+    done
+  done
+  # an entry that cannot be sent at all is said now, not when it is lost
+  admin PATCH "plugins/$own" '{"config":{"max_response_body_size":67108864}}' >/dev/null
+  run configure
+  [ "$status" -eq 1 ]
+  [[ $output == *'a single log entry'*/plugins* ]]
+  users remove peggy 2>/dev/null
+  configure >/dev/null
+}
+
+@test "a user's own capture never makes a batch too large for a collector that took the others" {
+  fits AUDIT_CAPTURE=metadata
+  users add peggy >/dev/null 2>&1
+  users capture peggy full 2>/dev/null
+  read -r _ _ bytes _ < <(largest_batch)
+  [ "$bytes" -le 67108864 ]
+  users remove peggy 2>/dev/null
   configure >/dev/null
 }
 

@@ -140,6 +140,9 @@ fails() { [ "$(call /v1/models -H "Authorization: Bearer $1")" = 401 ]; }
   own_id=$(admin GET consumers/quentin/plugins | json 'j["data"][0]["id"]')
   admin PATCH "plugins/$own_id" '{"enabled":false}' >/dev/null
   says '^quentin  *1  *default default ' users list
+  settings() { python3 -c 'import json, sys; c = json.load(sys.stdin)["config"]; del c["capture"]; print(json.dumps(c, sort_keys=True))'; }
+  id=$(admin GET consumers/quentin/plugins | json 'j["data"][0]["id"]')
+  [ "$(admin GET "plugins/$id" | settings)" = "$(admin GET plugins/7c1ea1d0-6b1f-4000-8000-000000000205 | settings)" ]
   users capture quentin full 2>/dev/null
   [[ $(own) == *'"capture":"full"'* ]]
   says '^quentin  *1  *default full ' users list
