@@ -26,6 +26,8 @@ build = {
   modules = {
     ["kong.plugins.llm-audit.admission"] =
       "kong/plugins/llm-audit/admission.lua",
+    ["kong.plugins.llm-audit.body_text"] =
+      "kong/plugins/llm-audit/body_text.lua",
     ["kong.plugins.llm-audit.capture"] =
       "kong/plugins/llm-audit/capture.lua",
     ["kong.plugins.llm-audit.errors"] =

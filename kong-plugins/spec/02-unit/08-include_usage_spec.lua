@@ -2,7 +2,6 @@ local around = require "spec.helpers.around"
 local fixtures = require "spec.helpers.fixtures"
 local gateway = require "spec.helpers.gateway"
 
-local base64 = gateway.base64
 
 local SSE = { ["Content-Type"] = "text/event-stream; charset=utf-8" }
 
@@ -37,9 +36,9 @@ describe("llm-audit", function()
 
         assert.equal('{"stream_options":{"include_usage":true},'
                      .. request:sub(2), result.service.body)
-        assert.equal(base64(request), result.entry.request.body)
+        assert.equal(request, result.entry.request.body)
         assert.equal(#request, result.llm.request_bytes)
-        assert.equal(base64(whole), result.entry.response.body)
+        assert.equal(whole, result.entry.response.body)
         assert.equal(#whole, result.llm.response_bytes)
 
         local removed = stream[#stream - 1]
@@ -130,7 +129,7 @@ describe("llm-audit", function()
         local result = call({ in_file = in_file })
         assert.is_true(result.service.edited)
         assert.equal(#request + 40, #result.service.body)
-        assert.equal(base64(request:sub(1, 10)), result.entry.request.body)
+        assert.equal(request:sub(1, 10), result.entry.request.body)
         assert.equal(#request, result.llm.request_bytes)
         assert.is_true(result.llm.request_truncated)
       end

@@ -4,7 +4,6 @@ local fixtures = require "spec.helpers.fixtures"
 local gateway = require "spec.helpers.gateway"
 local kong_error = require "spec.helpers.kong_error"
 
-local base64 = gateway.base64
 
 local JSON = { ["Content-Type"] = "application/json" }
 
@@ -31,7 +30,7 @@ describe("llm-audit", function()
       assert.is_nil(body:find("sk-1", 1, true))
       assert.equal("application/json", result.client.headers["content-type"])
       assert.equal(tostring(#body), result.client.headers["content-length"])
-      assert.equal(base64(body), result.entry.response.body)
+      assert.equal(body, result.entry.response.body)
       assert.equal(#body, result.llm.response_bytes)
       assert.is_false(result.llm.aborted)
       assert.is_false(result.llm.stream)
@@ -105,8 +104,8 @@ describe("llm-audit", function()
         })
         assert.equal("server_error",
                      cjson.decode(result.client.body).error.type)
-        assert.equal(base64(request), result.entry.request.body)
-        assert.equal(base64(result.client.body), result.entry.response.body)
+        assert.equal(request, result.entry.request.body)
+        assert.equal(result.client.body, result.entry.response.body)
         assert.is_false(result.llm.stream)
       end
     end)
@@ -208,7 +207,7 @@ describe("llm-audit", function()
       local result = running:call({ refused = true,
                                     response = kong_error(401, "x") })
       assert.equal('{"message":"x"}', result.client.body)
-      assert.equal(base64('{"message":"x"}'), result.entry.response.body)
+      assert.equal('{"message":"x"}', result.entry.response.body)
       assert.equal(0, result.replaced_chunks)
     end)
 

@@ -3,6 +3,8 @@
 -- which phases run, what ngx.arg does, when nginx puts a body into a file.
 -- Real phases are the business of the integration tests.
 
+local utf8_text = require "spec.helpers.utf8_text"
+
 local M = {}
 
 local DEFAULTS = {
@@ -63,6 +65,12 @@ function M.new(changes)
       end,
     },
     encode_base64 = base64,
+    re = {
+      find = function(text, pattern, options)
+        assert(pattern == "^" and options == "jou")
+        return utf8_text.is_valid(text) and 1 or nil
+      end,
+    },
     arg = {},
     req = {},
   }
@@ -288,7 +296,7 @@ function M:call(exchange)
 end
 
 
--- A body as it stands in the log entry.
+-- A body that is no plain text as it stands in the log entry.
 M.base64 = base64
 
 

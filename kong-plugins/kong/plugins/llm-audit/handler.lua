@@ -22,6 +22,7 @@
 -- route or that another plugin refused; then there is no request body. Headers
 -- and body filters do not run when the client goes before the answer.
 
+local body_text = require "kong.plugins.llm-audit.body_text"
 local capture = require "kong.plugins.llm-audit.capture"
 local errors = require "kong.plugins.llm-audit.errors"
 local guard = require "kong.plugins.llm-audit.guard"
@@ -64,6 +65,10 @@ local LlmAudit = {
   VERSION = "0.1.0",
 }
 
+local encode_body = body_text.new(function(text)
+  -- PCRE checks all of a text before it matches, and refuses what is no UTF-8.
+  return ngx.re.find(text, "^", "jou") ~= nil
+end, encode_base64)
 
 local function init_worker()
   if not sequence.start() then
@@ -214,6 +219,7 @@ local function header_filter(_, conf)
   local stream = is_event_stream(content_type)
 
   call.stream = stream
+  call.is_encoded = header["Content-Encoding"] ~= nil
   call.response = conf.capture == "full"
                   and capture.new(conf.max_response_body_size, stream)
                   or reported.capture(status, content_type,
@@ -390,12 +396,14 @@ local function log(call, conf)
 
   if is_full then
     if request and request ~= "" then
-      set_value("request.body", encode_base64(request))
+      set_value("request.body", encode_body(request))
     end
 
     content = response and response:content()
     if content then
-      set_value("response.body", encode_base64(content))
+      -- What is encoded has to be inflated, whatever its bytes look like.
+      local encode = call.is_encoded and encode_base64 or encode_body
+      set_value("response.body", encode(content))
     end
 
   elseif response then
