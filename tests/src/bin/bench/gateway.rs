@@ -55,27 +55,28 @@ pub(crate) async fn run() -> Measured {
     let arrival = arrival::measure(&session, &user).await;
     let visible_seconds = visible(&session, &user).await;
     let memory = memory(&session, &user).await;
-    let (plain_us, audit_us) = cpu_of_both(&session, &user, ROUNDS).await;
+    let (plain_us, audit_us) = cpu_of_both(&session, &call(&user, BODY_BYTES), ROUNDS).await;
     Measured { plain_us, audit_us, memory, visible_seconds, arrival }
 }
 
-/// Measures CPU time alone, as long as one likes: on a machine with other work, many rounds and their median tell more than a few.
-pub(crate) async fn run_cpu(rounds: usize) {
+/// Measures CPU time alone, with as large a prompt and answer and for as long as one likes: on a machine with other work, many
+/// rounds and their median tell more than a few.
+pub(crate) async fn run_cpu(rounds: usize, body_bytes: usize) {
     let session = Session::alone().await;
     let user = session.user().await;
     session.change(&[("AUDIT_BATCH_SECONDS", "")]).await;
-    let (plain_us, audit_us) = cpu_of_both(&session, &user, rounds).await;
-    report::print_cpu(&plain_us, &audit_us);
+    let (plain_us, audit_us) = cpu_of_both(&session, &call(&user, body_bytes), rounds).await;
+    report::print_cpu(body_bytes, &plain_us, &audit_us);
 }
 
 /// Microseconds of the workers' CPU for a call without and with `llm-audit`, in turn, so that whatever else the machine does
 /// meets both.
-async fn cpu_of_both(session: &Session, user: &User, rounds: usize) -> (Vec<f64>, Vec<f64>) {
+async fn cpu_of_both(session: &Session, call: &Call<'_>, rounds: usize) -> (Vec<f64>, Vec<f64>) {
     let (mut plain_us, mut audit_us) = (Vec::new(), Vec::new());
     for _ in 0..rounds {
         for (others, times) in [(&[][..], &mut plain_us), (&["llm-audit"], &mut audit_us)] {
             switch(session, &OTHERS, others).await;
-            times.push(cpu_of_calls(session, user).await);
+            times.push(cpu_of_calls(session, call).await);
         }
     }
     (plain_us, audit_us)
@@ -103,22 +104,29 @@ pub(crate) async fn switch(session: &Session, plugins: &[&str], on: &[&str]) {
     }
 }
 
-/// A call of 2 KB in and 2 KB out.
-fn call(user: &User) -> Request {
-    let prompt = "word and another one ".repeat(BODY_BYTES / 21);
+/// A call, and who makes it.
+struct Call<'a> {
+    user: &'a User,
+    request: Request,
+}
+
+/// A call of about so many bytes in and as many out.
+fn call(user: &User, body_bytes: usize) -> Call<'_> {
+    let prompt = "word and another one ".repeat(body_bytes / 21);
     let body = json!({"model": "m", "messages": [{"role": "user", "content": prompt}]}).to_string();
-    Request::post("/v1/chat/completions", &format!("X-API-Key: {}\r\n", user.key), body, 1)
+    Call { user, request: Request::post("/v1/chat/completions", &format!("X-API-Key: {}\r\n", user.key), body, 1) }
 }
 
 /// Makes calls and waits until all are rows: only then the workers have done all their work for them.
-async fn make_calls(session: &Session, user: &User, calls: usize) {
-    let before = rows(session, user).await;
-    let (call, address) = (call(user), session.gateway.proxy_url.trim_start_matches("http://"));
-    let sent =
-        tokio::task::block_in_place(|| send(address, std::iter::repeat_n(&call, calls), CLIENTS, Duration::from_secs(120)));
+async fn make_calls(session: &Session, call: &Call<'_>, calls: usize) {
+    let before = rows(session, call.user).await;
+    let address = session.gateway.proxy_url.trim_start_matches("http://");
+    let sent = tokio::task::block_in_place(|| {
+        send(address, std::iter::repeat_n(&call.request, calls), CLIENTS, Duration::from_secs(120))
+    });
     assert_eq!(sent.entries, calls as u64, "calls that were answered in time");
     let all = before + calls as u64;
-    wait_until("all calls are rows", Duration::from_secs(60), || async { rows(session, user).await == all }).await;
+    wait_until("all calls are rows", Duration::from_secs(60), || async { rows(session, call.user).await == all }).await;
 }
 
 async fn rows(session: &Session, user: &User) -> u64 {
@@ -128,22 +136,23 @@ async fn rows(session: &Session, user: &User) -> u64 {
 }
 
 /// Microseconds of the workers' CPU for a call.
-async fn cpu_of_calls(session: &Session, user: &User) -> f64 {
-    make_calls(session, user, CALLS / 10).await;
+async fn cpu_of_calls(session: &Session, call: &Call<'_>) -> f64 {
+    make_calls(session, call, CALLS / 10).await;
     let workers = cpu::listeners(&session.gateway.proxy_url);
     assert!(!workers.is_empty(), "the gateway is not on this host: its CPU time cannot be read");
     let used = || workers.iter().map(|pid| cpu::of_process(*pid)).sum::<f64>();
     let before = used();
-    make_calls(session, user, CALLS).await;
+    make_calls(session, call, CALLS).await;
     (used() - before) * 1e6 / CALLS as f64
 }
 
 /// Memory of the workers over many calls.
 async fn memory(session: &Session, user: &User) -> Vec<(usize, u64)> {
+    let call = call(user, BODY_BYTES);
     let held = || cpu::listeners(&session.gateway.proxy_url).iter().map(|pid| cpu::memory(*pid)).sum();
     let mut memory = Vec::new();
     for part in 1..=SOAK_CALLS / WARM_CALLS {
-        make_calls(session, user, WARM_CALLS).await;
+        make_calls(session, &call, WARM_CALLS).await;
         memory.push((part * WARM_CALLS, held()));
     }
     memory

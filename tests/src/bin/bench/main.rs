@@ -58,6 +58,9 @@ enum Command {
         /// Times that both are measured, in turn; the median of the ratios counts
         #[arg(long, default_value_t = 15)]
         rounds: usize,
+        /// Bytes of the prompt, and so of the answer
+        #[arg(long, default_value_t = 2_000)]
+        bytes: usize,
     },
     /// Writes generated entries, one JSON object a line, as `llm-collector replay` reads them
     Generate {
@@ -105,7 +108,7 @@ async fn main() {
         }
         Command::Outage(settings) => outage::run(&settings).await,
         Command::Queries { rows, search_index } => queries::run(rows, search_index).await,
-        Command::Cpu { rounds } => gateway::run_cpu(rounds).await,
+        Command::Cpu { rounds, bytes } => gateway::run_cpu(rounds, bytes).await,
         Command::Generate { entries, seed, file } => {
             let mut generator = Generator::new(&Settings { seed, ..Settings::default() });
             let mut out = String::new();

@@ -119,8 +119,8 @@ fn audit_ratio(plain_us: &[f64], audit_us: &[f64]) -> f64 {
 }
 
 /// Every round, for each kind the least (what nothing else disturbed) and the median, and the ratio.
-pub(crate) fn print_cpu(plain_us: &[f64], audit_us: &[f64]) {
-    println!("µs of CPU a call, 2 KB in and 2 KB out: with key-auth and http-log, and with llm-audit besides");
+pub(crate) fn print_cpu(body_bytes: usize, plain_us: &[f64], audit_us: &[f64]) {
+    println!("µs of CPU a call, {body_bytes} bytes in and as many out: with key-auth and http-log, and with llm-audit besides");
     for (plain, audit) in plain_us.iter().zip(audit_us) {
         println!("{plain:>8.1} {audit:>8.1}  {:.3}", audit / plain);
     }
