@@ -56,6 +56,10 @@ build = {
       "kong/plugins/llm-audit/sse.lua",
     ["kong.plugins.llm-audit.sequence"] =
       "kong/plugins/llm-audit/sequence.lua",
+    ["kong.plugins.llm-audit.stream_capture"] =
+      "kong/plugins/llm-audit/stream_capture.lua",
+    ["kong.plugins.llm-audit.stream_text"] =
+      "kong/plugins/llm-audit/stream_text.lua",
     ["kong.plugins.llm-audit.sync"] =
       "kong/plugins/llm-audit/sync.lua",
     ["kong.plugins.llm-audit.usage_filter"] =

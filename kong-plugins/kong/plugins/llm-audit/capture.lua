@@ -1,10 +1,8 @@
 -- Keeps a copy of a response body, bounded in size.
 --
--- Of a body that does not fit, the head is kept. Of an event stream the head
--- and the tail are kept, half of the limit each, cut at event boundaries: the
--- tail holds the usage and the finish reason, the middle only more of the
--- same. `size` is the true size in any case. Who wants nothing but the two
--- ends asks for them with new_ends().
+-- Of a body that does not fit, the head is kept. `size` is the true size in any
+-- case. Who wants the head and the tail, uncut or cut between events, asks for
+-- them with new_ends().
 --
 -- Memory: never more than the limit's worth of body, in buffers that grow by
 -- doubling. free() gives it back at once instead of at the next collection.
@@ -14,7 +12,6 @@
 local buffer = require "string.buffer"
 local sse = require "kong.plugins.llm-audit.sse"
 
-local floor = math.floor
 local sub = string.sub
 
 local M = {}
@@ -24,32 +21,21 @@ Capture.__index = Capture
 
 
 -- @param limit the most bytes to keep
--- @param is_event_stream whether to keep the tail as well
-function M.new(limit, is_event_stream)
-  local tail_limit = is_event_stream and floor(limit / 2) or 0
-
-  return setmetatable({
-    size = 0,
-    limit = limit,
-    is_event_stream = is_event_stream,
-    tail_limit = tail_limit,
-    head_room = limit - tail_limit,
-    -- the first chunk, until there is a second one
-    first = nil,
-    head = nil,
-    tail = nil,
-  }, Capture)
+function M.new(limit)
+  return M.new_ends(limit, 0)
 end
 
 
+-- @param is_event_stream whether to cut between events
 -- @return a capture of the first and the last bytes of whatever comes
-function M.new_ends(head_limit, tail_limit)
+function M.new_ends(head_limit, tail_limit, is_event_stream)
   return setmetatable({
     size = 0,
     limit = head_limit + tail_limit,
-    is_event_stream = false,
+    is_event_stream = is_event_stream,
     tail_limit = tail_limit,
     head_room = head_limit,
+    -- the first chunk, until there is a second one
     first = nil,
     head = nil,
     tail = nil,
@@ -116,6 +102,12 @@ end
 
 function Capture:is_truncated()
   return self.size > self.limit
+end
+
+
+-- @return what was left out of a body that is not truncated: nothing
+function Capture.left_out()
+  return nil
 end
 
 

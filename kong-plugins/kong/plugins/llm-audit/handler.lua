@@ -32,6 +32,7 @@ local refused = require "kong.plugins.llm-audit.refused"
 local reported = require "kong.plugins.llm-audit.reported"
 local request_body = require "kong.plugins.llm-audit.request_body"
 local sequence = require "kong.plugins.llm-audit.sequence"
+local stream_capture = require "kong.plugins.llm-audit.stream_capture"
 local sync = require "kong.plugins.llm-audit.sync"
 local usage_filter = require "kong.plugins.llm-audit.usage_filter"
 
@@ -220,8 +221,11 @@ local function header_filter(_, conf)
 
   call.stream = stream
   call.is_encoded = header["Content-Encoding"] ~= nil
+  -- What is encoded can only be read from its beginning.
+  local new_capture = stream and not call.is_encoded and stream_capture.new
+                      or capture.new
   call.response = conf.capture == "full"
-                  and capture.new(conf.max_response_body_size, stream)
+                  and new_capture(conf.max_response_body_size)
                   or reported.capture(status, content_type,
                                       header["Content-Encoding"])
 
@@ -420,6 +424,8 @@ local function log(call, conf)
                         and #request < request_bytes,
     response_truncated = is_full and response ~= nil
                          and response:is_truncated(),
+    response_left_out = is_full and response ~= nil and response:left_out()
+                        or nil,
     aborted = not is_complete(call),
     seq = sequence.next(),
     worker = sequence.worker(),

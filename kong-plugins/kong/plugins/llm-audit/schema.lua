@@ -23,8 +23,9 @@ return {
           { max_response_body_size = {
               description = "The most bytes of a response body that go into "
                             .. "the log entry. Of a larger body the head is "
-                            .. "kept; of a larger event stream the head and "
-                            .. "the tail, cut between events.",
+                            .. "kept. In a larger event stream events are "
+                            .. "joined; if that is not enough, the head and "
+                            .. "the tail are kept, cut between events.",
               type = "integer",
               required = true,
               default = 1048576,
