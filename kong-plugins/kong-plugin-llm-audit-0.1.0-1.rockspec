@@ -44,6 +44,8 @@ build = {
       "kong/plugins/llm-audit/json_tail.lua",
     ["kong.plugins.llm-audit.log_queue"] =
       "kong/plugins/llm-audit/log_queue.lua",
+    ["kong.plugins.llm-audit.queue_keeper"] =
+      "kong/plugins/llm-audit/queue_keeper.lua",
     ["kong.plugins.llm-audit.refused"] =
       "kong/plugins/llm-audit/refused.lua",
     ["kong.plugins.llm-audit.reported"] =

@@ -9,6 +9,7 @@
 
 local cjson = require "cjson.safe"
 local log_queue = require "kong.plugins.llm-audit.log_queue"
+local queue_keeper = require "kong.plugins.llm-audit.queue_keeper"
 local refused = require "kong.plugins.llm-audit.refused"
 local sequence = require "kong.plugins.llm-audit.sequence"
 
@@ -77,7 +78,7 @@ end
 
 
 local function publish(shared)
-  local state = log_queue.state()
+  local state = queue_keeper.state()
   shared:set("state:" .. sequence.worker(),
              format("%d %d %d %d %d %d", state.done, calls_in_flight,
                     state.entries, state.bytes, floor(state.stalled_seconds),
@@ -216,7 +217,7 @@ local function tick(premature)
     return
   end
 
-  log_queue.check()
+  queue_keeper.check()
   share_endpoint(shared)
   publish(shared)
   if not busy then
@@ -242,7 +243,7 @@ function M.start()
                 "limited (KONG_NGINX_HTTP_LUA_SHARED_DICT=llm_gateway 16m)")
   kong.timer:every(INTERVAL_SECONDS, function(premature)
     if not premature then
-      log_queue.check()
+      queue_keeper.check()
     end
   end)
 end
