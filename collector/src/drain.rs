@@ -15,11 +15,12 @@ use tokio_postgres::Config;
 
 use crate::decode::json::Json;
 use crate::panics;
-use crate::pipeline::Pipeline;
+use crate::pipeline::{Pipeline, sequence};
+use crate::store::arrivals::Arrivals;
 use crate::store::pool::StoreError;
 use crate::store::rejected::Rejected;
 use crate::store::spool::{Spool, SpoolFile};
-use crate::store::{Batch, Health, migrate};
+use crate::store::{Batch, Health, Sequence, migrate};
 
 /// How often PostgreSQL is tried while it is away.
 const RETRY_INTERVAL: Duration = Duration::from_secs(1);
@@ -51,6 +52,7 @@ impl Drain {
         let mut from = 0;
         let mut failures: HashMap<u64, u32> = HashMap::new();
         let mut drained = 0;
+        self.survey().await;
         loop {
             if !self.health.is_up() {
                 if let Err(error) = self.revive().await {
@@ -82,7 +84,9 @@ impl Drain {
                         error!(entries = file.entries; "spool file {} cannot be stored and is put off: {error}", file.number);
                         from = file.number + 1;
                     } else {
-                        self.health.set_down(&error);
+                        if self.pipeline.store.is_everybodys(&error).await {
+                            self.health.set_down(&error);
+                        }
                         tokio::time::sleep(RETRY_INTERVAL).await;
                     }
                 }
@@ -97,20 +101,52 @@ impl Drain {
             self.migrate_first = None;
         }
         self.pipeline.store.check().await?;
+        // Before anybody looks for lost entries again.
+        self.pipeline.store.note_arrivals().await?;
         self.health.set_up();
         Ok(())
     }
 
-    async fn drain(&self, file: &SpoolFile) -> Result<(), StoreError> {
+    /// Remembers the numbers of what an earlier process left in the spool. Several seconds for each gigabyte: long before holes in the
+    /// numbers are looked for after a start, and draining all of it may take hours.
+    async fn survey(&self) {
+        let mut from = 0;
+        while let Some(file) = self.spool.first_from(from) {
+            from = file.number + 1;
+            let Ok(Some(content)) = self.read(&file).await else { continue };
+            let numbers = tokio::task::spawn_blocking(move || {
+                let mut arrivals = Arrivals::default();
+                let (entries, rejected) = split(&content);
+                let of_entries = entries.iter().filter_map(|raw| sequence(&Json::parse(&String::from_utf8_lossy(raw)).ok()?));
+                of_entries
+                    .chain(rejected.into_iter().filter_map(|entry| entry.sequence))
+                    .for_each(|number| arrivals.add(&number));
+                arrivals
+            });
+            if let Ok(numbers) = numbers.await {
+                self.pipeline.store.remember_arrivals(&numbers);
+            }
+        }
+        if self.health.is_up()
+            && let Err(error) = self.pipeline.store.note_arrivals().await
+        {
+            self.health.set_down(&error);
+        }
+    }
+
+    /// The content of a file; `None` when it is damaged.
+    async fn read(&self, file: &SpoolFile) -> Result<Option<Bytes>, StoreError> {
         let (spool, wanted) = (Arc::clone(&self.spool), file.clone());
-        let read = tokio::task::spawn_blocking(move || spool.read(&wanted)).await;
-        let content = match read {
-            Ok(Ok(Some(content))) => content,
-            Ok(Ok(None)) => return Ok(()),
-            Ok(Err(error)) => return Err(StoreError::Unavailable(error.to_string())),
-            Err(error) => return Err(StoreError::Unavailable(panics::reason(&error).to_owned())),
-        };
-        let (entries, rejected) = split(&Bytes::from(content));
+        match tokio::task::spawn_blocking(move || spool.read(&wanted)).await {
+            Ok(Ok(content)) => Ok(content.map(Bytes::from)),
+            Ok(Err(error)) => Err(StoreError::Unavailable(error.to_string())),
+            Err(error) => Err(StoreError::Unavailable(panics::reason(&error).to_owned())),
+        }
+    }
+
+    async fn drain(&self, file: &SpoolFile) -> Result<(), StoreError> {
+        let Some(content) = self.read(file).await? else { return Ok(()) };
+        let (entries, rejected) = split(&content);
         let mut batch = self.pipeline.read(entries).await;
         batch.rejected.extend(rejected);
         self.store(&batch, file).await
@@ -148,6 +184,8 @@ fn as_rejected(line: &str) -> Option<Rejected> {
         return None;
     }
     let line = Json::parse(line).ok()?;
-    let text = |name| line.at(&["llm_rejected", name]).and_then(Json::as_str);
-    Some(Rejected { raw: text("raw")?.to_owned().into(), reason: text("reason")?.to_owned(), sequence: None })
+    let member = |name| line.at(&["llm_rejected", name]);
+    let text = |name| Some(member(name)?.as_str()?.to_owned());
+    let sequence = || Some(Sequence { worker: text("worker")?, number: member("seq")?.as_i64()? });
+    Some(Rejected { raw: text("raw")?.into(), reason: text("reason")?, sequence: sequence() })
 }

@@ -175,6 +175,7 @@ pub struct Metrics {
     spool_oldest: Gauge<f64, AtomicU64>,
     spool_refusals: Counter,
     lost: Family<WorkerLabel, Counter>,
+    missing: Gauge,
     workers: Bounded,
     database_up: Gauge,
 }
@@ -265,7 +266,17 @@ impl Metrics {
             spool_refusals.clone(),
         );
         let lost = Family::default();
-        registry.register("collector_entries_lost", "Entries that Kong numbered and that never arrived", lost.clone());
+        registry.register(
+            "collector_entries_lost",
+            "Entries that Kong numbered and that did not arrive in time, also those that came later",
+            lost.clone(),
+        );
+        let missing = Gauge::default();
+        registry.register(
+            "collector_entries_missing",
+            "Entries that were found to be lost within the last hour, by any collector, and have not come since",
+            missing.clone(),
+        );
         let database_up = Gauge::default();
         registry.register("collector_database_up", "Whether PostgreSQL took the last statement", database_up.clone());
         let actions: Family<ActionLabel, Counter> = Family::default();
@@ -296,6 +307,7 @@ impl Metrics {
             spool_oldest,
             spool_refusals,
             lost,
+            missing,
             workers: Bounded::new(MAX_WORKERS),
             database_up,
         }
@@ -373,6 +385,11 @@ impl Metrics {
     /// Counts entries of a Kong worker that never arrived.
     pub fn observe_lost(&self, worker: &str, entries: u64) {
         self.lost.get_or_create_owned(&WorkerLabel { worker: self.workers.label(worker) }).inc_by(entries);
+    }
+
+    /// Notes how many entries are missing of those that were found to be lost within the last hour.
+    pub fn set_missing(&self, entries: i64) {
+        self.missing.set(entries);
     }
 
     /// Notes how many bytes are in flight.

@@ -122,13 +122,22 @@ fn read(elements: &[Bytes], limits: Limits, secrets: &Secrets, privacy: &Privacy
 }
 
 fn rejected(raw: &str, secrets: &Secrets, reason: String) -> Rejected {
-    let sequence = Json::parse(raw).ok().and_then(|fields| sequence(&fields));
-    Rejected { raw: secrets.scrub_raw(raw).into(), reason, sequence }
+    let kept = secrets.scrub_raw(raw);
+    match Json::parse(raw) {
+        Ok(fields) => {
+            let kept = decode::entry::with_identity(kept, &decode::entry::request_id(raw, &fields));
+            Rejected { raw: kept.into(), reason, sequence: sequence(&fields) }
+        }
+        Err(_) => Rejected { raw: kept.into(), reason, sequence: None },
+    }
 }
 
+/// Largest number of an entry: beyond it Lua's numbers do not count one by one any more.
+const MAX_SEQUENCE: i64 = 1 << 53;
+
 /// The number that the llm-audit plugin gave an entry.
-fn sequence(fields: &Json<'_>) -> Option<Sequence> {
+pub fn sequence(fields: &Json<'_>) -> Option<Sequence> {
     let worker = fields.at(&["llm", "worker"])?.as_str()?.to_owned();
-    let number = fields.at(&["llm", "seq"])?.as_i64().filter(|number| *number > 0)?;
+    let number = fields.at(&["llm", "seq"])?.as_i64().filter(|number| (1..=MAX_SEQUENCE).contains(number))?;
     Some(Sequence { worker, number })
 }

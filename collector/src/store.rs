@@ -8,6 +8,7 @@
 //! Invariant: an answer says what is committed or on disk. Deliberately absent: any decision by us what a duplicate is; the unique
 //! key of the table decides, for repeats of a batch, for several collectors, and for statements whose answer never came.
 
+pub mod arrivals;
 pub mod erase;
 pub mod gaps;
 pub mod insert;
@@ -26,8 +27,9 @@ pub mod state;
 pub mod usage;
 mod writer;
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use log::{error, info};
@@ -37,6 +39,7 @@ use tokio::task::JoinSet;
 use crate::call::Call;
 use crate::extract::redact::Secrets;
 use crate::measure::Metrics;
+use arrivals::Arrivals;
 use pool::{Database, StoreError};
 use rejected::Rejected;
 use spool::{Spool, State};
@@ -113,6 +116,7 @@ impl std::ops::AddAssign for Outcome {
 #[derive(Debug)]
 pub struct Health {
     up: AtomicBool,
+    up_since: Mutex<Instant>,
     changed: Notify,
     metrics: Arc<Metrics>,
 }
@@ -121,12 +125,17 @@ impl Health {
     /// Assumed to be `up` until something fails.
     pub fn new(up: bool, metrics: Arc<Metrics>) -> Self {
         metrics.set_database_up(up);
-        Self { up: AtomicBool::new(up), changed: Notify::new(), metrics }
+        Self { up: AtomicBool::new(up), up_since: Mutex::new(Instant::now()), changed: Notify::new(), metrics }
     }
 
     /// Whether statements may be tried.
     pub fn is_up(&self) -> bool {
         self.up.load(Ordering::Acquire)
+    }
+
+    /// For how long statements could be tried without a break; `None` while they may not.
+    pub fn up_for(&self) -> Option<Duration> {
+        self.is_up().then(|| self.up_since.lock().unwrap_or_else(PoisonError::into_inner).elapsed())
     }
 
     /// Notes that a statement failed for a reason that is not its rows'.
@@ -135,15 +144,23 @@ impl Health {
             error!("PostgreSQL does not take entries: {error}. They go to the spool until it is back");
             self.metrics.set_database_up(false);
         }
-        self.changed.notify_one();
+        self.wake();
     }
 
     /// Notes that PostgreSQL answers again.
     pub fn set_up(&self) {
+        if !self.is_up() {
+            *self.up_since.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+        }
         if !self.up.swap(true, Ordering::AcqRel) {
             info!("PostgreSQL takes entries again");
             self.metrics.set_database_up(true);
         }
+    }
+
+    /// Says that there is something to drain.
+    pub fn wake(&self) {
+        self.changed.notify_one();
     }
 
     /// Waits until there may be something to drain or to try.
@@ -210,10 +227,35 @@ impl Store {
         self.writer.write_spooled(batch, state).await
     }
 
-    /// Whether PostgreSQL answers and has the table.
+    /// Remembers numbers whose entries were found in the spool.
+    pub fn remember_arrivals(&self, arrivals: &Arrivals) {
+        self.writer.arrivals().append(arrivals);
+    }
+
+    /// Tells PostgreSQL which numbers wait in the spool.
+    pub async fn note_arrivals(&self) -> Result<(), StoreError> {
+        let arrivals = std::mem::take(&mut *self.writer.arrivals());
+        if arrivals.is_empty() {
+            return Ok(());
+        }
+        let noted = match self.writer.database.connection().await {
+            Ok(connection) => insert::note_arrivals(&connection, &arrivals).await,
+            Err(error) => Err(error),
+        };
+        if noted.is_err() {
+            self.remember_arrivals(&arrivals);
+        }
+        noted
+    }
+
+    /// Whether PostgreSQL answers, has the table, and would let us write to it.
     pub async fn check(&self) -> Result<(), StoreError> {
-        let connection = self.writer.database.connection().await?;
-        connection.bounded(connection.client().simple_query("SELECT FROM llm_logs LIMIT 0")).await.map(drop)
+        self.writer.check().await
+    }
+
+    /// Whether what failed some rows would fail all others, too.
+    pub async fn is_everybodys(&self, error: &StoreError) -> bool {
+        self.writer.is_everybodys(error).await
     }
 
     /// Who takes entries now: `postgresql` or `spool`.

@@ -112,9 +112,16 @@ impl Upkeep {
         let interval = GAP_INTERVAL.min(self.gap_grace / 2).max(Duration::from_millis(200));
         loop {
             tokio::time::sleep(interval).await;
-            self.while_away().await;
+            // A hole may be in the spool of any collector: each has the grace to say so, after an outage as after a start.
+            if self.health.up_for().is_none_or(|up_for| up_for < self.gap_grace) {
+                continue;
+            }
             match self.found_gaps().await {
-                Ok(gaps) => {
+                Ok((gaps, closed, missing)) => {
+                    self.metrics.set_missing(missing);
+                    for (worker, entries) in closed {
+                        info!(worker = worker.as_str(), entries = entries; "{entries} entries of worker {worker} that were taken for lost have come");
+                    }
                     for gap in gaps {
                         error!(
                             worker = gap.worker.as_str(), first = gap.first, last = gap.last;
@@ -129,8 +136,11 @@ impl Upkeep {
         }
     }
 
-    async fn found_gaps(&self) -> Result<Vec<gaps::Gap>, StoreError> {
-        gaps::find(&self.database.connection().await?, self.gap_grace).await
+    /// The holes that are new, the workers whose holes closed, and what is missing in all.
+    async fn found_gaps(&self) -> Result<(Vec<gaps::Gap>, Vec<(String, u64)>, i64), StoreError> {
+        let connection = self.database.connection().await?;
+        let found = gaps::find(&connection, self.gap_grace).await?;
+        Ok((found, gaps::close(&connection).await?, gaps::missing(&connection).await?))
     }
 
     /// Adds new usage to what is there.

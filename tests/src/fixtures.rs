@@ -80,6 +80,23 @@ pub fn small_batch(prefix: &str, count: usize) -> String {
     format!("[{}]", entries.join(","))
 }
 
+/// A small entry that has no identity, and a credential that is removed wherever the entry is kept: its bytes change on the way.
+pub fn nameless_entry(prompt: &str, started_at_ms: i64) -> String {
+    let entry = small_entry(prompt, started_at_ms);
+    entry.replacen(&format!(r#""id":"{prompt}","#), "", 1).replacen(
+        r#""headers":{}"#,
+        r#""headers":{"x-api-key":"sk-z123456"}"#,
+        1,
+    )
+}
+
+/// As [`small_batch`], but every second entry has no identity. Their prompts tell them apart.
+pub fn mixed_batch(prefix: &str, count: usize) -> String {
+    let entry = |n: usize| if n.is_multiple_of(2) { small_entry } else { nameless_entry };
+    let entries: Vec<String> = (0..count).map(|n| entry(n)(&format!("{prefix}-{n}"), 1_795_400_000_000 + n as i64)).collect();
+    format!("[{}]", entries.join(","))
+}
+
 fn read(path: PathBuf) -> Vec<u8> {
     std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }

@@ -16,6 +16,12 @@ use super::{EntryError, Limits};
 /// bytes, so a longer one would make the row impossible to store.
 const MAX_REQUEST_ID_BYTES: usize = 256;
 
+/// The member of an entry that is kept to be read again (spool, `llm_rejected`) which holds the hash that it was given at its arrival.
+const KEPT_ID: &str = "llm_request_id";
+
+/// What a hash that stands for a missing `request.id` begins with.
+const HASH_PREFIX: &str = "sha256:";
+
 /// A decoded entry.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Entry<'a> {
@@ -79,13 +85,39 @@ pub fn decode<'a>(raw: &'a str, limits: Limits) -> Result<Entry<'a>, EntryError>
         return Err(EntryError::NotAnObject);
     }
     let started_at = started_at(&fields).ok_or(EntryError::NoStartedAt)?;
-    let request_id = match fields.at(&["request", "id"]).and_then(Json::as_str) {
-        Some(id) if !id.is_empty() && id.len() <= MAX_REQUEST_ID_BYTES => id.to_owned(),
-        _ => format!("sha256:{}", sha256_hex(raw.as_bytes())),
-    };
+    let request_id = request_id(raw, &fields);
+    if kept_id(&fields).is_some() {
+        fields.take(KEPT_ID);
+    }
     let request_body = take_body(&mut fields, "request", limits);
     let response_body = take_body(&mut fields, "response", limits);
     Ok(Entry { request_id, started_at, request_body, response_body, fields })
+}
+
+/// What identifies an entry: `request.id`, else the hash that it was given when it arrived, else the hash of `raw`, which arrives now.
+pub fn request_id(raw: &str, fields: &Json<'_>) -> String {
+    match fields.at(&["request", "id"]).and_then(Json::as_str) {
+        Some(id) if !id.is_empty() && id.len() <= MAX_REQUEST_ID_BYTES => id.to_owned(),
+        _ => kept_id(fields).map_or_else(|| format!("{HASH_PREFIX}{}", sha256_hex(raw.as_bytes())), str::to_owned),
+    }
+}
+
+fn kept_id<'j>(fields: &'j Json<'_>) -> Option<&'j str> {
+    fields.get(KEPT_ID)?.as_str().filter(|id| is_hash(id))
+}
+
+fn is_hash(id: &str) -> bool {
+    let digits = id.strip_prefix(HASH_PREFIX).unwrap_or_default();
+    digits.len() == 64 && digits.bytes().all(|digit| matches!(digit, b'0'..=b'9' | b'a'..=b'f'))
+}
+
+/// An entry as it is kept to be read again: `kept` is its JSON text without credentials. That hashes to something else than what
+/// arrived, so the hash that stands for a missing `request.id` goes along: one entry stays one row, whichever way it takes.
+pub fn with_identity(kept: String, request_id: &str) -> String {
+    let start = format!("{{\"{KEPT_ID}\":\"");
+    let Some(rest) = kept.strip_prefix('{').filter(|_| is_hash(request_id) && !kept.starts_with(&start)) else { return kept };
+    let separator = if rest.trim_start().starts_with('}') { "" } else { "," };
+    format!("{start}{request_id}\"{separator}{rest}")
 }
 
 /// The text of an element with every escape that PostgreSQL cannot hold replaced.
@@ -170,6 +202,31 @@ mod tests {
         let other = decode(r#"{"started_at":1,"request":{"id":"" }}"#, LIMITS).unwrap();
         assert_eq!(one.request_id, two.request_id);
         assert_ne!(one.request_id, other.request_id);
+    }
+
+    #[test]
+    fn an_entry_that_is_kept_keeps_the_hash_it_arrived_with() {
+        for (arrived, kept) in [
+            (r#"{"started_at":1,"request":{"headers":{"cookie":"c"}}}"#, r#"{"started_at":1,"request":{"headers":{}}}"#),
+            (r#"{ "started_at" : 1 }"#, r#"{"started_at":1}"#),
+        ] {
+            let first = decode(arrived, LIMITS).unwrap();
+            let mut kept = kept.to_owned();
+            // However often it is kept again.
+            for _ in 0..3 {
+                kept = with_identity(kept, &first.request_id);
+                let again = decode(&kept, LIMITS).unwrap();
+                assert_eq!(again.request_id, first.request_id, "{kept}");
+                assert_eq!(again.fields.get(KEPT_ID), None);
+            }
+        }
+        // Whoever has an identity needs none, and text that is no hash is none.
+        let own = r#"{"started_at":1,"request":{"id":"x"}}"#.to_owned();
+        assert_eq!(with_identity(own.clone(), "x"), own);
+        let strange = r#"{"llm_request_id":"sha256:0","started_at":1}"#;
+        assert_eq!(decode(strange, LIMITS).unwrap().request_id, format!("sha256:{}", sha256_hex(strange.as_bytes())));
+        assert_eq!(with_identity("{}".to_owned(), "sha256:\",\"a\":\""), "{}");
+        assert_eq!(with_identity("{}".to_owned(), &format!("sha256:{}", "0".repeat(64))).matches(',').count(), 0);
     }
 
     #[test]

@@ -2,7 +2,8 @@
 //!
 //! The plugin numbers the entries of each Kong worker from 1. Which numbers arrived is kept in PostgreSQL, because several
 //! collectors each see a part of them; a hole that does not close in time is found by whichever collector looks first, counted
-//! once, and kept in `llm_sequence_gaps`. Reordering, repeats, and restarts of Kong or collectors make no holes.
+//! once, and kept in `llm_sequence_gaps`. Reordering, repeats, and restarts of Kong or collectors make no holes, and what comes after
+//! all is taken back. The SQL is in `sql/V8__gaps_that_close.sql`.
 
 use std::time::Duration;
 
@@ -32,4 +33,17 @@ pub async fn find(connection: &PooledConnection<'_>, grace: Duration) -> Result<
     let rows = connection.bounded(connection.client().query(query, &[&grace.as_secs_f64()])).await?;
     let gap = |row: &tokio_postgres::Row| Ok(Gap { worker: row.try_get(0)?, first: row.try_get(1)?, last: row.try_get(2)? });
     rows.iter().map(gap).collect()
+}
+
+/// Takes back holes whose numbers came after all. Returns the worker and how many of its numbers came.
+pub async fn close(connection: &PooledConnection<'_>) -> Result<Vec<(String, u64)>, StoreError> {
+    let rows =
+        connection.bounded(connection.client().query("SELECT gap_worker, arrived FROM llm_close_sequence_gaps()", &[])).await?;
+    rows.iter().map(|row| Ok((row.try_get(0)?, u64::try_from(row.try_get::<_, i64>(1)?).unwrap_or(0)))).collect()
+}
+
+/// Entries that are missing of those holes that were found within the last hour.
+pub async fn missing(connection: &PooledConnection<'_>) -> Result<i64, StoreError> {
+    let query = "SELECT coalesce(sum(last_seq - first_seq + 1), 0)::bigint FROM llm_sequence_gaps WHERE found_at > now() - interval '1 hour'";
+    Ok(connection.bounded(connection.client().query_one(query, &[])).await?.try_get(0)?)
 }

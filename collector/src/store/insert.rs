@@ -2,11 +2,15 @@
 
 use tokio_postgres::types::{ToSql, Type};
 
+use super::arrivals::Arrivals;
 use super::pool::{PooledConnection, StoreError};
 use super::{Item, Sequence};
 
 /// Longest identity of a Kong worker that is kept, in bytes; the plugin's are about 40. It is part of an index.
-const MAX_WORKER_BYTES: usize = 128;
+pub(super) const MAX_WORKER_BYTES: usize = 128;
+
+/// Ranges of numbers that are noted in one statement at most.
+const MAX_RANGES: usize = 1_000;
 
 /// A range of numbers that arrived from a worker of Kong.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,19 +30,39 @@ fn ranges<'a>(sequences: impl Iterator<Item = &'a Sequence>) -> Vec<Range<'a>> {
     let mut ranges: Vec<Range<'_>> = Vec::new();
     for (worker, number) in numbers {
         match ranges.last_mut() {
-            Some(range) if range.worker == worker && (range.last..=range.last + 1).contains(&number) => range.last = number,
+            Some(range) if range.worker == worker && number.saturating_sub(range.last) <= 1 => range.last = number,
             _ => ranges.push(Range { worker, first: number, last: number }),
         }
     }
     ranges
 }
 
+/// The order in which rows are written, as positions in `items`. It is the same for every collector, so that two statements with the
+/// same rows wait for each other in one direction only. Equal keys stay in the order in which they came.
+fn key_order(items: &[&Item]) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..items.len()).collect();
+    order.sort_by_key(|position| items.get(*position).map(|item| (item.call.started_at, item.call.request_id.as_str())));
+    order
+}
+
 /// Notes which numbers arrived, for entries that no row stands for.
 pub async fn note_sequences(connection: &PooledConnection<'_>, sequences: &[&Sequence]) -> Result<(), StoreError> {
+    note(connection, &ranges(sequences.iter().copied())).await
+}
+
+/// Notes which numbers arrived and wait in the spool: Kong did not lose them.
+pub async fn note_arrivals(connection: &PooledConnection<'_>, arrivals: &Arrivals) -> Result<(), StoreError> {
+    let ranges: Vec<Range<'_>> = arrivals.ranges().map(|(worker, first, last)| Range { worker, first, last }).collect();
+    for part in ranges.chunks(MAX_RANGES) {
+        note(connection, part).await?;
+    }
+    Ok(())
+}
+
+async fn note(connection: &PooledConnection<'_>, ranges: &[Range<'_>]) -> Result<(), StoreError> {
     const NOTE: &str = "INSERT INTO llm_sequences (worker, first_seq, last_seq)
         SELECT * FROM unnest($1::text[], $2::bigint[], $3::bigint[]) ON CONFLICT DO NOTHING RETURNING 1";
-    let ranges = ranges(sequences.iter().copied());
-    let (workers, firsts, lasts) = columns(&ranges);
+    let (workers, firsts, lasts) = columns(ranges);
     let parameters: [(&(dyn ToSql + Sync), Type); 3] =
         [(&workers, Type::TEXT_ARRAY), (&firsts, Type::INT8_ARRAY), (&lasts, Type::INT8_ARRAY)];
     connection.bounded(connection.client().query_typed(NOTE, &parameters)).await.map(drop)
@@ -71,9 +95,10 @@ RETURNING request_id, (extract(epoch FROM started_at) * 1000)::bigint";
 
 /// Writes the rows of `items` in one statement. Returns for each whether it was new: of equal ones only the first.
 pub async fn insert(connection: &PooledConnection<'_>, items: &[&Item]) -> Result<Vec<bool>, StoreError> {
+    let ordered: Vec<&Item> = key_order(items).into_iter().filter_map(|position| items.get(position).copied()).collect();
     macro_rules! column {
         ($item:ident => $value:expr) => {
-            items
+            ordered
                 .iter()
                 .map(|item| {
                     let $item = &item.call;
@@ -162,6 +187,12 @@ pub async fn insert(connection: &PooledConnection<'_>, items: &[&Item]) -> Resul
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_largest_number_has_none_after_it() {
+        let sequences = [i64::MAX, i64::MAX, 1].map(|number| Sequence { worker: "w".to_owned(), number });
+        assert_eq!(ranges(sequences.iter()).len(), 2);
+    }
 
     #[test]
     fn numbers_become_ranges_whatever_their_order() {

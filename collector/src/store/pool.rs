@@ -100,9 +100,27 @@ impl StoreError {
         // 57P0x: shutdown, crash recovery; 53: out of connections, disk or memory; 08: connection; 40: serialization, deadlock;
         // 55: lock not available; 25006: a standby; 57014: statement_timeout; 58: I/O error; XX: the server itself is broken.
         // 42 and 3D, 3F: the table, the schema or the right to use them is missing. Not the row's fault: someone can mend it.
+        if self.is_conflict() {
+            return true;
+        }
         let class = code.code().get(..2).unwrap_or_default();
         matches!(class, "08" | "40" | "53" | "55" | "57" | "58" | "XX" | "42" | "3D" | "3F" | "28")
             || *code == SqlState::READ_ONLY_SQL_TRANSACTION
+    }
+
+    /// Whether the statement met another one that writes the same rows, or a change of partitions: nothing is wrong with the rows or
+    /// the server, and it may succeed at once.
+    pub fn is_conflict(&self) -> bool {
+        let StoreError::Postgres(error) = self else { return false };
+        let Some(db) = error.as_db_error() else { return false };
+        // A row was on its way to the default partition when the partition of its day came into being.
+        let has_moved = *db.code() == SqlState::CHECK_VIOLATION && db.constraint().is_none();
+        has_moved || [SqlState::T_R_SERIALIZATION_FAILURE, SqlState::T_R_DEADLOCK_DETECTED].contains(db.code())
+    }
+
+    /// Whether somebody holds a lock that the statement needs.
+    pub fn is_lock(&self) -> bool {
+        matches!(self, StoreError::Postgres(error) if error.code() == Some(&SqlState::LOCK_NOT_AVAILABLE))
     }
 
     /// Whether the server cannot be reached or is on its way up or down: nothing that a changed setting would mend.

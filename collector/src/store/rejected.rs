@@ -34,9 +34,13 @@ pub struct Record {
 
 /// Puts entries on record; one that is there already (a repeated batch) stays once. Returns how many were new.
 pub async fn insert(connection: &PooledConnection<'_>, rejected: &[Rejected]) -> Result<u64, StoreError> {
-    let reasons: Vec<&str> = rejected.iter().map(|entry| entry.reason.as_str()).collect();
-    let raws: Vec<&[u8]> = rejected.iter().map(|entry| entry.raw.as_ref()).collect();
-    let hashes: Vec<Vec<u8>> = rejected.iter().map(|entry| Sha256::digest(&entry.raw).to_vec()).collect();
+    let mut hashed: Vec<(Vec<u8>, &Rejected)> =
+        rejected.iter().map(|entry| (Sha256::digest(&entry.raw).to_vec(), entry)).collect();
+    // In the order of the unique key, so that two collectors with the same entries wait for each other in one direction only.
+    hashed.sort_by(|(one, _), (other, _)| one.cmp(other));
+    let reasons: Vec<&str> = hashed.iter().map(|(_, entry)| entry.reason.as_str()).collect();
+    let raws: Vec<&[u8]> = hashed.iter().map(|(_, entry)| entry.raw.as_ref()).collect();
+    let hashes: Vec<&[u8]> = hashed.iter().map(|(hash, _)| hash.as_slice()).collect();
     const INSERT: &str = "INSERT INTO llm_rejected (reason, raw, raw_sha256)
         SELECT * FROM unnest($1::text[], $2::bytea[], $3::bytea[]) ON CONFLICT (raw_sha256) DO NOTHING RETURNING 1";
     let rows = connection

@@ -2,18 +2,19 @@
 
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use chrono::{NaiveDate, Utc};
 use log::{debug, error, info, warn};
 use tokio::sync::mpsc;
 
+use super::arrivals::Arrivals;
 use super::pool::{Database, PooledConnection, StoreError};
 use super::rejected::{self, Rejected};
 use super::spool::{Spool, SpoolError, State};
 use super::{Batch, Health, Item, Job, Outcome, Sequence, insert, partitions};
-use crate::decode::json::write_string;
+use crate::decode::{self, json::write_string};
 use crate::extract::redact::Secrets;
 use crate::measure::Metrics;
 use crate::panics;
@@ -23,6 +24,10 @@ const MAX_ROWS: usize = 1_000;
 
 /// Bytes in one statement at most: both ends hold all of it in memory.
 const MAX_BYTES: usize = 16 << 20;
+
+/// How often a statement is tried that met another one with the same rows, and the pause in between, which grows.
+const MAX_ATTEMPTS: u32 = 5;
+const RETRY_PAUSE: Duration = Duration::from_millis(20);
 
 /// How long a statement from the spool may take. Nobody waits for it, and a slow server must still be able to catch up.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(60);
@@ -38,6 +43,8 @@ pub(super) struct Writer {
     known_days: Mutex<HashSet<NaiveDate>>,
     /// The spool refused entries, and the log says so already.
     spool_refuses: AtomicBool,
+    /// Numbers of entries in the spool that PostgreSQL does not know of yet.
+    arrivals: Mutex<Arrivals>,
 }
 
 /// What became of one item.
@@ -80,7 +87,30 @@ impl Writer {
         metrics: Arc<Metrics>,
         secrets: Arc<Secrets>,
     ) -> Self {
-        Self { database, spool, health, metrics, secrets, known_days: Mutex::default(), spool_refuses: AtomicBool::new(false) }
+        Self {
+            database,
+            spool,
+            health,
+            metrics,
+            secrets,
+            known_days: Mutex::default(),
+            spool_refuses: AtomicBool::new(false),
+            arrivals: Mutex::default(),
+        }
+    }
+
+    /// Numbers of entries in the spool that PostgreSQL does not know of yet.
+    pub(super) fn arrivals(&self) -> MutexGuard<'_, Arrivals> {
+        self.arrivals.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether PostgreSQL answers, has the table, and would let us write to it: a standby, a lock or a missing right is found out
+    /// here and not by the next rows.
+    pub(super) async fn check(&self) -> Result<(), StoreError> {
+        const WRITE_NOTHING: &str =
+            "INSERT INTO llm_logs (request_id, consumer_username, started_at) SELECT '', '', now() WHERE false";
+        let connection = self.database.connection().await?;
+        connection.bounded(connection.client().simple_query(WRITE_NOTHING)).await.map(drop)
     }
 
     /// Whether the spool refused the entries that it was last given.
@@ -116,10 +146,21 @@ impl Writer {
             self.write_items(&connection, items, rejected, fates, State::New).await
         };
         let result = tokio::time::timeout(timeout, attempt).await.unwrap_or(Err(StoreError::NoAnswer(timeout)));
-        if let Err(error) = &result {
+        if let Err(error) = &result
+            && self.is_everybodys(error).await
+        {
             self.health.set_down(error);
         }
         result
+    }
+
+    /// Whether what failed these rows would fail all others, too. A deadlock is theirs alone, and so may be a lock that somebody holds
+    /// on one day.
+    pub(super) async fn is_everybodys(&self, error: &StoreError) -> bool {
+        if error.is_conflict() {
+            return false;
+        }
+        !error.is_lock() || self.check().await.is_err()
     }
 
     /// Stores a batch from the spool.
@@ -145,7 +186,7 @@ impl Writer {
         for (item, fate) in items.iter().zip(fates.iter()) {
             if let Fate::Refused(reason) = fate {
                 warn!(request_id = item.call.request_id.as_str(); "PostgreSQL refused the row of {}: {reason}", item.call.request_id);
-                let raw = self.secrets.scrub_raw(&String::from_utf8_lossy(&item.raw));
+                let raw = kept(&item.raw, &item.call.request_id, &self.secrets);
                 on_record.push(Rejected { raw: raw.into(), reason: reason.clone(), sequence: item.sequence.clone() });
             }
         }
@@ -171,10 +212,7 @@ impl Writer {
             if part.is_empty() {
                 continue;
             }
-            let began = Instant::now();
-            let inserted = insert::insert(connection, part).await;
-            self.metrics.observe_store(began.elapsed());
-            match inserted {
+            match self.insert_part(connection, part).await {
                 Ok(new) => {
                     for ((fate, item), is_new) in fates.iter_mut().skip(start).zip(part).zip(new) {
                         *fate = if is_new { Fate::New } else { Fate::Duplicate };
@@ -204,6 +242,24 @@ impl Writer {
         Ok(())
     }
 
+    /// One statement, again when it met another one that writes the same rows or changes the partitions.
+    async fn insert_part(&self, connection: &PooledConnection<'_>, part: &[&Item]) -> Result<Vec<bool>, StoreError> {
+        let mut attempt = 1;
+        loop {
+            let began = Instant::now();
+            let inserted = insert::insert(connection, part).await;
+            self.metrics.observe_store(began.elapsed());
+            match inserted {
+                Err(error) if error.is_conflict() && attempt < MAX_ATTEMPTS => {
+                    debug!("trying a statement again: {error}");
+                    tokio::time::sleep(RETRY_PAUSE * attempt).await;
+                    attempt += 1;
+                }
+                inserted => return inserted,
+            }
+        }
+    }
+
     /// Makes the partitions that the rows need and that are not known to be there.
     async fn make_partitions(&self, connection: &PooledConnection<'_>, items: &[&Item]) -> Result<(), StoreError> {
         let today = Utc::now().date_naive();
@@ -230,9 +286,10 @@ impl Writer {
         let entries = items.len() + rejected.len();
         let spool = Arc::clone(spool);
         let secrets = Arc::clone(&self.secrets);
-        let raws: Vec<_> = items.iter().map(|item| item.raw.clone()).collect();
-        let rejected: Vec<Rejected> = rejected.iter().copied().cloned().collect();
-        let written = tokio::task::spawn_blocking(move || spool.write(&lines(&raws, &rejected, &secrets), entries, state)).await;
+        let entries_to_keep: Vec<_> = items.iter().map(|item| (item.raw.clone(), item.call.request_id.clone())).collect();
+        let records: Vec<Rejected> = rejected.iter().copied().cloned().collect();
+        let write = move || spool.write(&lines(&entries_to_keep, &records, &secrets), entries, state);
+        let written = tokio::task::spawn_blocking(write).await;
         let result = match written {
             Ok(result) => result.map_err(|error: SpoolError| error.to_string()),
             Err(error) => Err(panics::reason(&error).to_owned()),
@@ -243,7 +300,11 @@ impl Writer {
                 if self.spool_refuses.swap(false, Ordering::Relaxed) {
                     info!("the spool takes entries again");
                 }
-                self.health.set_down(failure);
+                let sequences = items.iter().map(|item| &item.sequence).chain(rejected.iter().map(|entry| &entry.sequence));
+                let mut arrivals = self.arrivals();
+                sequences.flatten().for_each(|sequence| arrivals.add(sequence));
+                drop(arrivals);
+                self.health.wake();
                 Ok(())
             }
             Err(refusal) => {
@@ -264,10 +325,10 @@ impl Fate {
 }
 
 /// Entries as lines of a spool file.
-fn lines(raws: &[bytes::Bytes], rejected: &[Rejected], secrets: &Secrets) -> Vec<u8> {
-    let mut lines = String::with_capacity(raws.iter().map(bytes::Bytes::len).sum::<usize>() + 1024);
-    for raw in raws {
-        lines.push_str(&secrets.scrub_raw(&String::from_utf8_lossy(raw)));
+fn lines(entries: &[(bytes::Bytes, String)], rejected: &[Rejected], secrets: &Secrets) -> Vec<u8> {
+    let mut lines = String::with_capacity(entries.iter().map(|(raw, _)| raw.len()).sum::<usize>() + 1024);
+    for (raw, request_id) in entries {
+        lines.push_str(&kept(raw, request_id, secrets));
         lines.push('\n');
     }
     for entry in rejected {
@@ -275,9 +336,19 @@ fn lines(raws: &[bytes::Bytes], rejected: &[Rejected], secrets: &Secrets) -> Vec
         write_string(&mut lines, &entry.reason);
         lines.push_str(",\"raw\":");
         write_string(&mut lines, &String::from_utf8_lossy(&entry.raw));
+        if let Some(sequence) = &entry.sequence {
+            lines.push_str(",\"worker\":");
+            write_string(&mut lines, &sequence.worker);
+            lines.push_str(&format!(",\"seq\":{}", sequence.number));
+        }
         lines.push_str("}}\n");
     }
     lines.into_bytes()
+}
+
+/// An entry as it is kept to be read again.
+fn kept(raw: &bytes::Bytes, request_id: &str, secrets: &Secrets) -> String {
+    decode::entry::with_identity(secrets.scrub_raw(&String::from_utf8_lossy(raw)), request_id)
 }
 
 /// Answers each job. `spooled` is `None` when PostgreSQL took everything; else it says whether the rest is safe on disk.

@@ -33,7 +33,7 @@ async fn load(name: String, urls: Arc<Mutex<Vec<String>>>, stop: Arc<AtomicBool>
                 let urls = urls.lock().await;
                 urls[dice.roll(urls.len() as u64) as usize].clone()
             };
-            let answer = post(&format!("{url}/log"), fixtures::small_batch(&prefix, BATCH)).await;
+            let answer = post(&format!("{url}/log"), fixtures::mixed_batch(&prefix, BATCH)).await;
             if answer.is_some_and(|answer| answer.status == 200) {
                 acknowledged.extend((0..BATCH).map(|n| format!("{prefix}-{n}")));
                 break;
@@ -142,7 +142,7 @@ async fn a_lost_answer_makes_a_repeat_and_no_second_row() {
     let site = Site::new().await;
     let collector = site.collector().await;
     let address = collector.url.trim_start_matches("http://").to_owned();
-    let body = fixtures::small_batch("lost", 10);
+    let body = fixtures::mixed_batch("lost", 10);
     let request = format!("POST /log HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n{body}", body.len());
     for _ in 0..3 {
         // Hangs up before the answer.
@@ -160,7 +160,7 @@ async fn repeats_at_the_same_time_are_one_row_each() {
     let site = Site::new().await;
     let other_folder = tempfile::tempdir().unwrap();
     let collectors = [site.collector().await, serve(&site.database, other_folder.path(), &[]).await];
-    let body = fixtures::small_batch("same", 50);
+    let body = fixtures::mixed_batch("same", 50);
     let requests = (0..16).map(|n| counts(&collectors[n % 2], body.clone()));
     let answers = futures_util::future::join_all(requests).await;
     let stored: u64 = answers.iter().map(|[stored, ..]| stored).sum();

@@ -20,7 +20,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use gateway_tests::collector::{Answer, Process, post};
+use gateway_tests::collector::{Answer, Process, get, post};
 use gateway_tests::postgres::{Cluster, Database};
 use gateway_tests::process::wait_until;
 
@@ -90,15 +90,22 @@ async fn counts(collector: &Process, body: impl Into<reqwest::Body>) -> [u64; 4]
     ["stored", "duplicates", "spooled", "rejected"].map(|name| answer.count(name))
 }
 
-/// How often each request id is in the table.
-async fn rows_by_id(database: &Database) -> BTreeMap<String, i64> {
-    let query = "SELECT request_id, count(*) FROM llm_logs GROUP BY 1";
+/// The value of a series of the collector's metrics; 0 when it is not there.
+async fn metric(collector: &Process, series: &str) -> f64 {
+    let text = get(&format!("{}/metrics", collector.url)).await.expect("metrics").text;
+    let value = text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' ')?.parse().ok());
+    value.unwrap_or(0.0)
+}
+
+/// How often each small entry is in the table, by its name. Half of those in a mixed batch have no request id, but all have a prompt.
+async fn rows_by_name(database: &Database) -> BTreeMap<String, i64> {
+    let query = "SELECT substr(prompt, 4), count(*) FROM llm_logs GROUP BY 1";
     database.connect().await.query(query, &[]).await.unwrap().iter().map(|row| (row.get(0), row.get(1))).collect()
 }
 
 /// Every acknowledged entry is there exactly once, and nothing that was never sent.
 async fn assert_exactly_once(database: &Database, acknowledged: &[String], sent: usize) {
-    let rows = rows_by_id(database).await;
+    let rows = rows_by_name(database).await;
     let missing: Vec<&String> = acknowledged.iter().filter(|id| !rows.contains_key(*id)).collect();
     assert!(missing.is_empty(), "{} of {} acknowledged entries are missing: {missing:?}", missing.len(), acknowledged.len());
     assert!(rows.values().all(|count| *count == 1), "doubled: {rows:?}");

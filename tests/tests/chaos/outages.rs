@@ -11,12 +11,6 @@ use super::*;
 /// Kong's time-out for a batch.
 const KONG_TIMEOUT: Duration = Duration::from_secs(10);
 
-async fn metric(collector: &Process, series: &str) -> f64 {
-    let text = get(&format!("{}/metrics", collector.url)).await.expect("metrics").text;
-    let value = text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' ')?.parse().ok());
-    value.unwrap_or(0.0)
-}
-
 #[tokio::test]
 async fn entries_wait_on_disk_while_postgresql_is_stopped() {
     let site = Site::new().await;
@@ -164,4 +158,78 @@ async fn what_waits_on_disk_outlives_the_collector_and_holds_no_credentials() {
     let row =
         client.query_one(query, &[&expected["request_id"].as_str().unwrap(), &expected["response"].as_str().unwrap()]).await;
     assert_eq!(row.unwrap().get::<_, i64>(0), 1);
+}
+
+#[tokio::test]
+async fn an_entry_without_an_identity_is_one_row_whichever_way_it_takes() {
+    let site = Site::new().await;
+    let collector = site.collector().await;
+    let calls = "SELECT coalesce(sum(calls), 0)::bigint FROM llm_usage_counts";
+    let batch = fixtures::mixed_batch("named-and-not", 4);
+    site.cluster.stop_server("fast").unwrap();
+    assert_eq!(counts(&collector, batch.clone()).await, [0, 0, 4, 0]);
+    assert_eq!(counts(&collector, batch.clone()).await, [0, 0, 4, 0], "Kong saw no answer");
+    site.cluster.start_server().unwrap();
+    site.wait_for_rows(4).await;
+    // The way past the spool, and two at once.
+    assert_eq!(counts(&collector, batch.clone()).await, [0, 4, 0, 0]);
+    assert_eq!(site.database.number(calls).await, 4);
+
+    // What PostgreSQL refuses at first, and takes when it is tried again.
+    let client = site.database.connect().await;
+    client.batch_execute("ALTER TABLE llm_logs ADD CONSTRAINT none_yet CHECK (prompt NOT LIKE 'hi refused%')").await.unwrap();
+    let refused = fixtures::mixed_batch("refused", 2);
+    assert_eq!(counts(&collector, refused.clone()).await, [0, 0, 0, 2]);
+    assert_eq!(counts(&collector, refused.clone()).await, [0, 0, 0, 2]);
+    assert_eq!(site.database.number("SELECT count(*) FROM llm_rejected").await, 2);
+    client.batch_execute("ALTER TABLE llm_logs DROP CONSTRAINT none_yet").await.unwrap();
+    let retried = run(&["rejected", "retry"], &[("DATABASE_URL", &site.database.url)]).await;
+    assert!(retried.stdout.starts_with("2 entries are rows now"), "{retried:?}");
+    assert_eq!(counts(&collector, refused).await, [0, 2, 0, 0]);
+    assert_eq!(site.database.number(calls).await, 6);
+    assert_exactly_once(&site.database, &["refused-0".to_owned(), "refused-1".to_owned()], 6).await;
+}
+
+#[tokio::test]
+async fn collectors_with_the_same_rows_never_lock_each_other_out() {
+    let site = Site::new().await;
+    let other_folder = tempfile::tempdir().unwrap();
+    let collectors = [site.collector().await, serve(&site.database, other_folder.path(), &[]).await];
+    // Rows that are slow to write, so that statements overlap for long, in opposite orders.
+    let slow = "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(0.01); RETURN NEW; END $$;
+        CREATE TRIGGER slow BEFORE INSERT ON llm_logs FOR EACH ROW EXECUTE FUNCTION slow()";
+    site.database.connect().await.batch_execute(slow).await.unwrap();
+    for round in 0..3 {
+        let entries: Vec<String> =
+            (0..60).map(|n| fixtures::small_entry(&format!("r{round}-{n}"), 1_795_400_000_000 + n % 7 * 1_000)).collect();
+        let mut backwards = entries.clone();
+        backwards.reverse();
+        let bodies = [entries, backwards].map(|entries| format!("[{}]", entries.join(",")));
+        let (one, two) = tokio::join!(counts(&collectors[0], bodies[0].clone()), counts(&collectors[1], bodies[1].clone()));
+        assert_eq!((one[0] + two[0], one[1] + two[1], one[2] + two[2]), (60, 60, 0), "{one:?} {two:?}");
+    }
+    assert!(!site.cluster.log().contains("deadlock"), "{}", site.cluster.log());
+}
+
+#[tokio::test]
+async fn a_deadlock_is_tried_again_and_is_nobody_elses_business() {
+    let site = Site::new().await;
+    let collector = site.collector().await;
+    // Two rounds of failures that are not the collector's, of the two kinds that a repeat mends.
+    let failing = "CREATE SEQUENCE tries;
+        CREATE FUNCTION failing() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+            IF NEW.prompt = 'hi unlucky' AND nextval('tries') < 4 THEN
+                RAISE EXCEPTION 'not now' USING ERRCODE = CASE currval('tries') WHEN 2 THEN '40P01' ELSE '40001' END;
+            END IF;
+            IF NEW.prompt = 'hi hopeless' THEN RAISE EXCEPTION 'never' USING ERRCODE = '40P01'; END IF;
+            RETURN NEW; END $$;
+        CREATE TRIGGER failing BEFORE INSERT ON llm_logs FOR EACH ROW EXECUTE FUNCTION failing()";
+    let client = site.database.connect().await;
+    client.batch_execute(failing).await.unwrap();
+    assert_eq!(counts(&collector, fixtures::small_entry("unlucky", 1_795_400_000_000)).await, [1, 0, 0, 0]);
+    assert_eq!(counts(&collector, fixtures::small_entry("hopeless", 1_795_400_000_000)).await, [0, 0, 1, 0]);
+    assert_eq!(metric(&collector, "llm_collector_database_up").await, 1.0);
+    assert_eq!(counts(&collector, fixtures::small_batch("others", 3)).await, [3, 0, 0, 0]);
+    client.batch_execute("DROP TRIGGER failing ON llm_logs").await.unwrap();
+    site.wait_for_rows(5).await;
 }
