@@ -32,6 +32,8 @@ build = {
       "kong/plugins/llm-audit/capture.lua",
     ["kong.plugins.llm-audit.errors"] =
       "kong/plugins/llm-audit/errors.lua",
+    ["kong.plugins.llm-audit.event_shape"] =
+      "kong/plugins/llm-audit/event_shape.lua",
     ["kong.plugins.llm-audit.guard"] =
       "kong/plugins/llm-audit/guard.lua",
     ["kong.plugins.llm-audit.handler"] =
@@ -52,6 +54,8 @@ build = {
       "kong/plugins/llm-audit/reported.lua",
     ["kong.plugins.llm-audit.request_body"] =
       "kong/plugins/llm-audit/request_body.lua",
+    ["kong.plugins.llm-audit.request_text"] =
+      "kong/plugins/llm-audit/request_text.lua",
     ["kong.plugins.llm-audit.schema"] =
       "kong/plugins/llm-audit/schema.lua",
     ["kong.plugins.llm-audit.sse"] =

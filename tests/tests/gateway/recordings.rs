@@ -120,6 +120,41 @@ async fn every_recorded_exchange_passes_untouched_and_becomes_the_row_written_fo
     assert!(wrong.is_empty(), "{} columns differ\n{}", wrong.len(), wrong.join("\n"));
 }
 
+/// What a stream adds up to is what it is without its events' frames: where they do not fit the plugin joins them, and the
+/// collector must not notice.
+#[tokio::test]
+async fn a_recorded_stream_that_was_made_short_becomes_the_row_of_the_whole_one() {
+    let session = Session::alone().await;
+    let user = session.user().await;
+    let streams: Vec<Recorded> = recorded()
+        .into_iter()
+        .filter(|recorded| fixtures::expected_row(&recorded.name)["stream"] == true && recorded.body.len() <= 2000)
+        .collect();
+    let (mut made_short, mut wrong) = (0, Vec::new());
+    for limit in [2000, 3000, 5000, 8000, 12_000, 20_000] {
+        session.change(&[("AUDIT_MAX_RESPONSE_BYTES", &limit.to_string())]).await;
+        for recorded in streams.iter().filter(|recorded| fixtures::vllm_response(&recorded.name).len() > limit) {
+            let reply = recorded.call(&session, &user.key).await;
+            let seen = reply.seen_once(&session).await;
+            let row = reply.row(&session).await;
+            if row["truncated"] == true {
+                continue;
+            }
+            made_short += 1;
+            let mut expected = expected_row(recorded, &seen);
+            expected["consumer_username"] = json!(user.name);
+            for column in COLUMNS {
+                let got = shortened(&row[column]);
+                if got != expected[column] {
+                    wrong.push(format!("{limit} {}.{column}:\n  expected {}\n  got      {got}", recorded.name, expected[column]));
+                }
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{} columns differ\n{}", wrong.len(), wrong.join("\n"));
+    assert!(made_short > 30, "{made_short} streams were made short and lost nothing");
+}
+
 fn check_bytes(recorded: &Recorded, reply: &Reply, seen: &Seen) {
     let Recorded { name, .. } = recorded;
     assert_eq!(reply.broken, None, "{name}");

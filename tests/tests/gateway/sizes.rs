@@ -49,7 +49,7 @@ async fn a_prompt_of_300_kb_is_kept_whole() {
 }
 
 #[tokio::test]
-async fn of_a_prompt_of_5_mb_the_head_is_kept_and_the_true_size() {
+async fn of_a_prompt_of_5_mb_both_ends_are_kept_and_the_true_size() {
     let session = Session::begin().await;
     let user = session.user().await;
     let prompt = prompt(5 << 20);
@@ -71,12 +71,38 @@ async fn of_a_prompt_of_5_mb_the_head_is_kept_and_the_true_size() {
         assert_eq!(llm["response_truncated"], false);
         assert!(row["response"].is_string() && row["completion_tokens"].is_u64(), "{}", row["response"]);
         let kept = row["prompt"].as_str().unwrap_or_else(|| panic!("no prompt"));
-        assert!(prompt.starts_with(kept) && kept.len() > CAPTURE_BYTES * 9 / 10, "{} bytes", kept.len());
+        let (head, tail) =
+            kept.split_once('[').and_then(|(head, rest)| Some((head, rest.split_once(" bytes left out]")?.1))).unwrap();
+        assert!(prompt.starts_with(head) && prompt.ends_with(tail), "{} and {} bytes", head.len(), tail.len());
+        assert!(head.len().min(tail.len()) > CAPTURE_BYTES * 4 / 10, "{} and {} bytes", head.len(), tail.len());
     }
 }
 
 #[tokio::test]
-async fn a_stream_longer_than_is_kept_reaches_the_client_whole_and_keeps_its_end() {
+async fn a_question_behind_a_picture_or_blanks_of_2_mb_is_the_prompt_of_the_row() {
+    let session = Session::begin().await;
+    let user = session.user().await;
+    let picture = "iVBORw0KGgo+/9Aa".repeat(2 * CAPTURE_BYTES / 16);
+    let blanks = " ".repeat(2 * CAPTURE_BYTES);
+    let parts = format!(
+        r#"[{{"type":"image_url","image_url":{{"url":"data:image/png;base64,{picture}"}}}},{{"type":"text","text":"What is it?"}}]"#
+    );
+    for (request, prompt) in [
+        (format!(r#"{{"messages":[{{"role":"user","content":{parts}}}],"model":"m"}}"#), "[image]\nWhat is it?"),
+        (format!(r#"{{{blanks}"messages":[{{"role":"user","content":"What is it?"}}],"model":"m"}}"#), "What is it?"),
+    ] {
+        let reply = session.call(CHAT).key(&user.key).body(request.clone()).send().await;
+        assert_eq!(reply.status, 200);
+        let seen = reply.seen_once(&session).await;
+        assert_eq!((seen.body_bytes, &seen.body_sha256), (request.len(), &sha256_hex(request.as_bytes())));
+        let row = reply.row(&session).await;
+        assert_eq!((&row["prompt"], &row["truncated"]), (&json!(prompt), &json!(true)));
+        assert_eq!(row["raw_log"]["llm"]["request_bytes"], request.len());
+    }
+}
+
+#[tokio::test]
+async fn a_stream_longer_than_is_kept_reaches_the_client_whole_and_its_text_the_row() {
     let session = Session::begin().await;
     let user = session.user().await;
     let call = session.call(CHAT).key(&user.key).header("x-sim-repeat", "4000");
@@ -90,14 +116,14 @@ async fn a_stream_longer_than_is_kept_reaches_the_client_whole_and_keeps_its_end
 
     let row = reply.row(&session).await;
     for (column, wanted) in [
-        ("truncated", json!(true)),
+        ("truncated", json!(false)),
         ("aborted", json!(false)),
         ("finish_reason", json!("stop")),
         ("completion_tokens", json!(12_000)),
     ] {
         assert_eq!(row[column], wanted, "{column}");
     }
-    assert!(row["response"].as_str().unwrap().starts_with("one two threeone two three"));
+    assert!(row["response"] == "one two three".repeat(4000), "{:?} bytes", row["response"].as_str().map(str::len));
     let llm = &row["raw_log"]["llm"];
     assert!(
         llm["response_bytes"].as_u64().unwrap() > reply.body.len() as u64,

@@ -31,6 +31,7 @@ local log_queue = require "kong.plugins.llm-audit.log_queue"
 local refused = require "kong.plugins.llm-audit.refused"
 local reported = require "kong.plugins.llm-audit.reported"
 local request_body = require "kong.plugins.llm-audit.request_body"
+local request_text = require "kong.plugins.llm-audit.request_text"
 local sequence = require "kong.plugins.llm-audit.sequence"
 local stream_capture = require "kong.plugins.llm-audit.stream_capture"
 local sync = require "kong.plugins.llm-audit.sync"
@@ -58,6 +59,9 @@ local PRIORITY = 15
 -- Larger requests are not edited: they would have to be in Lua's memory as a
 -- whole. 8 MiB is several images or some two million tokens of text.
 local MAX_EDIT_BYTES = 8388608
+
+-- Of larger ones the head is kept: what else would be takes all of it to tell.
+local MAX_READ_BYTES = 67108864
 
 local LLM_VERSION = 1
 
@@ -134,14 +138,16 @@ local function access(_, conf)
     return
   end
 
-  local body, size = read_request(edits and max(keep, MAX_EDIT_BYTES) or keep)
+  local body, size = read_request(keep > 0 and MAX_READ_BYTES
+                                  or edits and MAX_EDIT_BYTES or 0)
   if not body then
     error(size)
   end
 
   local call = kong.ctx.plugin
   call.request_bytes = size
-  call.request_body = #body <= keep and body or sub(body, 1, keep)
+  call.request_body = #body <= keep and body
+                      or request_text.shorten(body, keep)
 
   if edits and #body == size and size <= MAX_EDIT_BYTES then
     local edited = json_edit.add_include_usage(body)

@@ -15,7 +15,9 @@ return {
         fields = {
           { max_request_body_size = {
               description = "The most bytes of a request body that go into the "
-                            .. "log entry. Of a larger body the head is kept.",
+                            .. "log entry. In larger JSON the middle of long "
+                            .. "texts is left out; of other bodies the head "
+                            .. "is kept.",
               type = "integer",
               required = true,
               default = 1048576,

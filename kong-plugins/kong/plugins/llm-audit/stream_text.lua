@@ -6,13 +6,13 @@
 -- up to the same answer: whoever reads it need not know.
 --
 -- Rules
---   Events are joined that only append text (see TEXTS), and are the same but
---   for that text and for what changes with every event: running counts, of
---   which the last stay, and numbers of events. All others stay as they are,
---   in their place; those that are joined in between never pass them.
+--   Events are joined that only append text (see event_shape), and are the same
+--   but for that text and for what changes with every event: running counts, of
+--   which the last stay, and numbers of events. All others stay as they are, in
+--   their place; those that are joined in between never pass them.
 --   Texts are joined as they are written, with their escapes.
---   Lists that grow with every token (see LISTS) are left out: they are much
---   longer than the text. `left_out` tells.
+--   Lists that grow with every token (log probabilities, token ids) are left
+--   out: they are much longer than the text. `left_out` tells.
 --   The last event of /v1/responses repeats the whole answer: nothing before it
 --   is needed then.
 --   What is no JSON, too deep, or of an API that is not known stays as it is.
@@ -20,6 +20,7 @@
 -- Work: an event that fits an earlier one is compared and cut, about 1 µs; one
 -- that does not is walked once. No event is decoded.
 
+local event_shape = require "kong.plugins.llm-audit.event_shape"
 local sse = require "kong.plugins.llm-audit.sse"
 
 local byte = string.byte
@@ -31,89 +32,31 @@ local match = string.match
 local pairs = pairs
 local setmetatable = setmetatable
 local sub = string.sub
-local tonumber = tonumber
 
--- Where events have text that is to be appended. Lists are no step of a path.
-local TEXTS = {
-  ["choices.text"] = true,
-  ["choices.delta.content"] = true,
-  ["choices.delta.reasoning"] = true,
-  ["choices.delta.reasoning_content"] = true,
-  ["choices.delta.refusal"] = true,
-  ["choices.delta.function_call.arguments"] = true,
-  ["choices.delta.tool_calls.function.arguments"] = true,
-  ["choices.delta.tool_calls.custom.input"] = true,
-  ["delta"] = true,
-  ["delta.text"] = true,
-  ["delta.thinking"] = true,
-  ["delta.signature"] = true,
-  ["delta.partial_json"] = true,
-}
-
-local LISTS = {
-  ["logprobs"] = true,
-  ["choices.logprobs"] = true,
-  ["choices.token_ids"] = true,
-}
-
--- With a value other than null the event does more than to append.
-local ONCE = {
-  ["error"] = true,
-  ["message"] = true,
-  ["response"] = true,
-  ["choices.message"] = true,
-  ["choices.finish_reason"] = true,
-  ["choices.stop_reason"] = true,
-}
-
--- Lists of which an event that is joined has one element.
-local SINGLES = {
-  ["choices"] = true,
-  ["choices.delta.tool_calls"] = true,
-}
-
--- Numbers that say, with its path, where a text goes; 0 where they are missing.
-local INDEXES = {
-  "choices.index",
-  "choices.delta.tool_calls.index",
-  "index",
-  "output_index",
-  "content_index",
-  "summary_index",
-}
-
-local is_index = {}
-for _, path in ipairs(INDEXES) do
-  is_index[path] = true
-end
-
-local APPENDING_TYPE = "%.delta$"
 local TERMINAL_TYPES = {
   ["response.completed"] = true,
   ["response.incomplete"] = true,
   ["response.failed"] = true,
 }
 
--- What stands in a place that differs from event to event.
-local TEXT, LIST, COUNTS, NUMBER, NOISE = 1, 2, 3, 4, 5
+local TEXT = event_shape.TEXT
+local LIST = event_shape.LIST
+local COUNTS = event_shape.COUNTS
+local NUMBER = event_shape.NUMBER
+local NOISE = event_shape.NOISE
+local INDEXES = event_shape.INDEXES
+
+local string_end = event_shape.string_end
 
 -- Events of tokens have some hundred bytes; with the log probabilities of 20
 -- candidates a few thousand. Larger ones stay as they are.
 local MAX_WALKED_BYTES = 65536
-local MAX_DEPTH = 16
 
 -- Kinds of events that are joined at the same time: choices that take turns,
 -- each with its own number.
 local MAX_OPEN = 16
 
-local QUOTE = byte('"')
 local BACKSLASH = byte("\\")
-local OPEN_BRACE = byte("{")
-local CLOSE_BRACE = byte("}")
-local OPEN_BRACKET = byte("[")
-local CLOSE_BRACKET = byte("]")
-local COLON = byte(":")
-local COMMA = byte(",")
 
 local M = {}
 
@@ -132,198 +75,6 @@ function M.new(out, restart)
     -- kinds of events that are being joined, in the order of their first ones
     open = {},
   }, Stream)
-end
-
-
--- @param pos position of the opening quote, or of any byte in the string
--- @return position of the closing quote
-local function string_end(text, pos)
-  local at = find(text, '["\\]', pos + 1)
-  while at and byte(text, at) == BACKSLASH do
-    at = find(text, '["\\]', at + 2)
-  end
-
-  return at
-end
-
-
-local function skip_space(text, pos)
-  return find(text, "[^ \t\r\n]", pos)
-end
-
-
-local walk
-
-
-local function note(found, path, kind, from, to)
-  if kind == TEXT and found[path] then
-    -- Two texts for one place: in which order is not ours to say.
-    found.is_single = true
-  end
-
-  found[path] = true
-  found[#found + 1] = { kind = kind, path = path, from = from,
-                          to = to }
-end
-
-
-local function walk_object(found, text, pos, path, depth)
-  pos = skip_space(text, pos + 1)
-  if not pos then
-    return nil
-  end
-  if byte(text, pos) == CLOSE_BRACE then
-    return pos + 1
-  end
-
-  while true do
-    if not pos or byte(text, pos) ~= QUOTE then
-      return nil
-    end
-    local key_end = string_end(text, pos)
-    local colon = key_end and skip_space(text, key_end + 1)
-    if not colon or byte(text, colon) ~= COLON then
-      return nil
-    end
-
-    local inner
-    if path then
-      local key = sub(text, pos + 1, key_end - 1)
-      inner = path == "" and key or path .. "." .. key
-    end
-
-    pos = walk(found, text, colon + 1, inner, depth + 1)
-    pos = pos and skip_space(text, pos)
-    local after = pos and byte(text, pos)
-    if after == CLOSE_BRACE then
-      return pos + 1
-    end
-    if after ~= COMMA then
-      return nil
-    end
-    pos = skip_space(text, pos + 1)
-  end
-end
-
-
-local function walk_list(found, text, pos, path, depth)
-  pos = skip_space(text, pos + 1)
-  if not pos then
-    return nil
-  end
-  if byte(text, pos) == CLOSE_BRACKET then
-    return pos + 1
-  end
-
-  if path and not SINGLES[path] then
-    found.is_single = true
-  end
-
-  local elements = 0
-  while true do
-    elements = elements + 1
-    if elements == 2 and path then
-      found.is_single = true
-    end
-
-    pos = walk(found, text, pos, path, depth + 1)
-    pos = pos and skip_space(text, pos)
-    local after = pos and byte(text, pos)
-    if after == CLOSE_BRACKET then
-      return pos + 1
-    end
-    if after ~= COMMA then
-      return nil
-    end
-    pos = pos + 1
-  end
-end
-
-
--- Walks a value and notes what differs from event to event.
--- @param path of the value; nil where nothing is noted
--- @return position behind the value, nil when it is not JSON
-walk = function(found, text, pos, path, depth)
-  pos = skip_space(text, pos)
-  if not pos or depth > MAX_DEPTH then
-    return nil
-  end
-
-  local first = byte(text, pos)
-  local after
-
-  if path and (LISTS[path] or path == "usage")
-    and (first == OPEN_BRACE or first == OPEN_BRACKET)
-  then
-    after = walk(found, text, pos, nil, depth)
-    if after then
-      note(found, path, path == "usage" and COUNTS or LIST, pos, after - 1)
-    end
-    return after
-  end
-
-  if first == QUOTE then
-    local last = string_end(text, pos)
-    if not last then
-      return nil
-    end
-    if TEXTS[path] then
-      note(found, path, TEXT, pos + 1, last - 1)
-    elseif path == "type" then
-      found.type = sub(text, pos + 1, last - 1)
-    elseif path == "obfuscation" then
-      note(found, path, NOISE, pos + 1, last - 1)
-    end
-    after = last + 1
-
-  elseif first == OPEN_BRACE then
-    after = walk_object(found, text, pos, path, depth)
-
-  elseif first == OPEN_BRACKET then
-    after = walk_list(found, text, pos, path, depth)
-
-  else
-    local _, last = find(text, "^[%w.+-]+", pos)
-    if not last then
-      return nil
-    end
-    if path == "sequence_number" then
-      note(found, path, NUMBER, pos, last)
-    elseif is_index[path] then
-      found.indexes[path] = tonumber(sub(text, pos, last))
-    end
-    after = last + 1
-  end
-
-  if after and ONCE[path] and sub(text, pos, after - 1) ~= "null" then
-    found.is_single = true
-  end
-
-  return after
-end
-
-
--- Whether events like this one are joined.
-local function appends(found)
-  if found.is_single then
-    return false
-  end
-
-  if found.type then
-    if found.type ~= "content_block_delta"
-      and not find(found.type, APPENDING_TYPE)
-    then
-      return false
-    end
-  end
-
-  for _, hole in ipairs(found) do
-    if hole.kind == TEXT then
-      return true
-    end
-  end
-
-  return false
 end
 
 
@@ -376,7 +127,7 @@ local function value_end(what, text, pos)
     return last
   end
 
-  local after = walk(nil, text, pos, nil, 0)
+  local after = event_shape.skip(text, pos)
   return after and after - 1
 end
 
@@ -538,10 +289,8 @@ local function add_new(self, event)
       end
     end
 
-    local found = { indexes = {} }
-    local after = walk(found, short, data, "", 0)
-    if after and find(short, "^[ \t]*\r?\n\r?\n$", after) and appends(found)
-    then
+    local found, after = event_shape.read(short, data)
+    if found and find(short, "^[ \t]*\r?\n\r?\n$", after) then
       local kind = new_kind(short, found)
       if #self.open == MAX_OPEN or meets(self.open, kind) then
         self:flush()
