@@ -8,5 +8,5 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 tests/tools.sh bench
-cargo build --locked --package gateway-tests --bin bench
+cargo build --locked --package gateway-tests --features bench --bin bench
 "${CARGO_TARGET_DIR:-target}/debug/bench" queries --rows "${ROWS:-10000000}" ${SEARCH:+--search-index}

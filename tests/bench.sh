@@ -13,7 +13,8 @@ venv=$target/bench-venv
 
 tests/tools.sh bench
 say "building"
-cargo build --release --locked --package llm-collector --package gateway-tests --bin llm-collector --bin bench
+cargo build --release --locked --package llm-collector --package gateway-tests --features gateway-tests/bench \
+    --bin llm-collector --bin bench
 
 python=${BENCH_PYTHON-$venv/bin/python}
 if [ "$python" = "$venv/bin/python" ] && ! "$python" -c 'import flask, psycopg2' 2>/dev/null; then

@@ -22,7 +22,7 @@ step "cargo fmt"
 cargo fmt --all --check
 
 step "cargo clippy"
-cargo clippy --workspace --all-targets --locked --quiet -- -D warnings
+cargo clippy --workspace --all-targets --all-features --locked --quiet -- -D warnings
 
 step "bats: the nginx test host"
 bats tests/nginx-host
@@ -35,7 +35,7 @@ step "bats: the scripts that configure Kong, install and operate"
 find deploy/tests -name '*.bats' ! -name stack.bats -print0 | sort -z | xargs -0 bats
 
 step "cargo test"
-cargo test --workspace --locked --quiet
+cargo test --workspace --all-features --locked --quiet
 
 step "bats: a whole installation in Docker"
 why_not=''
