@@ -9,6 +9,9 @@
 
 declare -gA setting
 
+# Request bodies of MAX_REQUEST_MB for which Kong has room, in its own tmpfs.
+bodies_on_their_way=16
+
 # Names that are handed to a program as they stand, by prefix.
 passed_on=''
 
@@ -60,6 +63,7 @@ check_settings() {
   for name in PROXY_PORT GRAFANA_PORT KONG_ADMIN_PORT KONG_MANAGER_PORT KONG_STATUS_PORT COLLECTOR_PORT POSTGRES_PORT PROMETHEUS_PORT; do
     is_number "${setting[$name]}" 1 65535 || wrong $name "a port"
   done
+  is_number "${setting[MAX_REQUEST_MB]}" 1 1024 || wrong MAX_REQUEST_MB "a number of megabytes from 1 to 1024"
   for name in VLLM_READ_TIMEOUT_SECONDS KONG_WORKERS GATEWAY_HOSTS PROMETHEUS_KEEP_DAYS PROMETHEUS_KEEP_GB AUDIT_QUEUE_BYTES AUDIT_RETRY_SECONDS; do
     is_number "${setting[$name]}" 1 1000000000000 || wrong $name "a whole number from 1"
   done
@@ -85,6 +89,20 @@ check_settings() {
     [[ ${setting[$name]} =~ ^(/[A-Za-z0-9._/-]*)?$ ]] || wrong $name "an absolute path without blanks"
   done
   check_ports "$file"
+  check_kong_memory
+}
+
+# Calls whose answers are captured at the same time: more than a GPU host streams.
+captured_calls=256
+
+# What Kong can come to hold, in megabytes. Of a heavy call it keeps the captured request, of its answer what fits and as much
+# again that is not made short yet.
+check_kong_memory() {
+  local captures=$((captured_calls * (${setting[AUDIT_MAX_REQUEST_BYTES]} + 2 * ${setting[AUDIT_MAX_RESPONSE_BYTES]}) / 1048576))
+  local queues=$((2 * ${setting[KONG_WORKERS]} * ${setting[AUDIT_QUEUE_BYTES]} / 1048576))
+  local most=$((512 + queues + captures + bodies_on_their_way * ${setting[MAX_REQUEST_MB]}))
+  [ "${setting[KONG_MEMORY_MB]}" -ge "$most" ] ||
+    warn "KONG_MEMORY_MB is ${setting[KONG_MEMORY_MB]}, but Kong can come to need $most: $queues for log queues, $captures for captures, $((bodies_on_their_way * ${setting[MAX_REQUEST_MB]})) for bodies"
 }
 
 is_number() { [[ $1 =~ ^(0|[1-9][0-9]{0,14})$ ]] && [ "$1" -ge "$2" ] && [ "$1" -le "$3" ]; }
@@ -251,7 +269,7 @@ write_compose_env() {
   {
     echo "# Written by the gateway's scripts from gateway.env; changes here are lost."
     for name in PROXY_ADDRESS PROXY_PORT GRAFANA_ADDRESS GRAFANA_PORT KONG_ADMIN_PORT KONG_MANAGER_PORT KONG_STATUS_PORT COLLECTOR_PORT \
-      POSTGRES_HOST POSTGRES_PORT PROMETHEUS_PORT KONG_WORKERS POSTGRES_MEMORY_MB KONG_MEMORY_MB COLLECTOR_MEMORY_MB \
+      POSTGRES_HOST POSTGRES_PORT PROMETHEUS_PORT KONG_WORKERS MAX_REQUEST_MB POSTGRES_MEMORY_MB KONG_MEMORY_MB COLLECTOR_MEMORY_MB \
       PROMETHEUS_MEMORY_MB GRAFANA_MEMORY_MB PROMETHEUS_KEEP_DAYS PROMETHEUS_KEEP_GB; do
       printf '%s=%s\n' "$name" "${setting[$name]}"
     done
@@ -267,6 +285,7 @@ POSTGRES_SHARED_BUFFERS_MB=$((${setting[POSTGRES_MEMORY_MB]} / 4))
 POSTGRES_CACHE_MB=$((${setting[POSTGRES_MEMORY_MB]} * 3 / 4))
 POSTGRES_MAINTENANCE_MB=$((${setting[POSTGRES_MEMORY_MB]} / 16))
 KONG_CONNECTIONS_PER_WORKER=$kong_connections_per_worker
+KONG_BODIES_MB=$((bodies_on_their_way * ${setting[MAX_REQUEST_MB]} + 64))
 COLLECTOR_CONNECTIONS=$collector_connections
 LINES
     for role in KONG POSTGRES PROMETHEUS GRAFANA COLLECTOR; do

@@ -53,7 +53,7 @@ says() { grep -qF -- "$1" <<<"$output" || { printf 'not said: %s\n%s\n' "$1" "$o
 }
 
 @test "wrong settings are refused by name" {
-  for line in PROXY_PORT=0 PROXY_PORT=65536 PROXY_PORT= KONG_WORKERS=0 KONG_WORKERS=384 PROXY_ADDRESS=here PROJECT=A \
+  for line in PROXY_PORT=0 PROXY_PORT=65536 PROXY_PORT= KONG_WORKERS=0 KONG_WORKERS=384 MAX_REQUEST_MB=0 MAX_REQUEST_MB=64m PROXY_ADDRESS=here PROJECT=A \
     FIRST_USER='a b' DATA_DIR=relative VLLM_URL=127.0.0.1:8000 KEEP_ROWS_DAYS=-1 POSTGRES_ALLOW_FROM=everyone; do
     run settings "$line"
     [ "$status" = 1 ]
@@ -79,6 +79,17 @@ says() { grep -qF -- "$1" <<<"$output" || { printf 'not said: %s\n%s\n' "$1" "$o
   says 'derived from other settings'
   run settings GF_SECURITY_ADMIN_PASSWORD=x
   says 'holds a secret'
+}
+
+@test "memory that Kong can come to need is counted, with what is captured" {
+  [ -z "$(settings '' 2>&1)" ]
+  run settings KONG_MEMORY_MB=3000
+  [ "$status" = 0 ]
+  says 'KONG_MEMORY_MB is 3000, but Kong can come to need'
+  for line in KONG_WORKERS=16 MAX_REQUEST_MB=512 AUDIT_QUEUE_BYTES=536870912 AUDIT_MAX_RESPONSE_BYTES=8388608; do
+    run settings "$line"
+    says 'but Kong can come to need'
+  done
 }
 
 @test "PostgreSQL allows for the connections of all workers, whatever the number of cores" {

@@ -29,6 +29,7 @@
 #                                                over a restart; default: memory only
 #                   KONG_PLUGINS                 default bundled,llm-audit
 #                   KONG_NGINX_HTTP_CLIENT_BODY_BUFFER_SIZE       default 8k
+#                   KONG_NGINX_HTTP_CLIENT_MAX_BODY_SIZE          default 0
 #                   KONG_WORKER_STATE_UPDATE_FREQUENCY  seconds until changes
 #                                                reach the router; default 0, at
 #                                                once (Kong: up to 5)
@@ -121,7 +122,7 @@ write_configuration() {
   connections=$(ulimit -n)
   [ "$connections" != unlimited ] && [ "$connections" -lt 4096 ] || connections=4096
   text=$(<"$host_dir/nginx.conf.in")
-  for name in USER_DIRECTIVE WORKERS PREFIX LOG_LEVEL MODULES CONNECTIONS BODY_BUFFER \
+  for name in USER_DIRECTIVE WORKERS PREFIX LOG_LEVEL MODULES CONNECTIONS BODY_BUFFER MAX_BODY \
     RESOLVER HOST PLUGIN_PATH PROXY ADMIN STATUS; do
     case $name in
       USER_DIRECTIVE) value=$user ;;
@@ -131,6 +132,7 @@ write_configuration() {
       MODULES) value=$modules ;;
       CONNECTIONS) value=$connections ;;
       BODY_BUFFER) value=${KONG_NGINX_HTTP_CLIENT_BODY_BUFFER_SIZE:-8k} ;;
+      MAX_BODY) value=${KONG_NGINX_HTTP_CLIENT_MAX_BODY_SIZE:-0} ;;
       RESOLVER) value=${resolver:-127.0.0.1} ;;
       HOST) value=$host_dir ;;
       PLUGIN_PATH) value=${KONG_LUA_PACKAGE_PATH:-$plugins_dir/?.lua;$plugins_dir/?/init.lua} ;;

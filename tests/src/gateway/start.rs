@@ -136,6 +136,8 @@ async fn start_script(script: &str, prefix: &Path, database: &Database) -> Start
         .envs(plain_environment())
         .envs(std::env::var("KONG_IMAGE").map(|image| ("KONG_IMAGE", image)))
         .env("KONG_TEST_DATABASE_URL", &database.url)
+        // As deploy/compose.yaml has it with the shipped settings.
+        .env("KONG_NGINX_HTTP_CLIENT_MAX_BODY_SIZE", "64m")
         .env("NGINX_HOST_WATCH_PID", std::process::id().to_string())
         .stdin(Stdio::null())
         .stderr(Stdio::piped())

@@ -46,6 +46,71 @@ async fn assert_logged(session: &Session, reply: &Reply, consumer: &str, endpoin
     }
 }
 
+/// Sends a request in pieces until an answer comes; returns its status and body.
+async fn send_until_answered(session: &Session, head: String, piece: &[u8], pieces: usize) -> (u16, Value) {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let address = session.gateway.proxy_url.trim_start_matches("http://");
+    let (mut reader, mut writer) = tokio::net::TcpStream::connect(address).await.unwrap().into_split();
+    writer.write_all(head.as_bytes()).await.unwrap();
+    let piece = piece.to_vec();
+    let sender = tokio::spawn(async move {
+        for _ in 0..pieces {
+            // The server may close once it has answered.
+            if writer.write_all(&piece).await.is_err() {
+                break;
+            }
+        }
+        writer
+    });
+    let mut answer = Vec::new();
+    let whole = loop {
+        let text = String::from_utf8_lossy(&answer).into_owned();
+        if let Some((head, body)) = text.split_once("\r\n\r\n") {
+            let length = head.lines().find_map(|line| line.to_ascii_lowercase().strip_prefix("content-length: ")?.parse().ok());
+            if body.len() == length.unwrap_or(usize::MAX) {
+                break text;
+            }
+        }
+        let mut buffer = [0; 4096];
+        let read = reader.read(&mut buffer).await.unwrap();
+        assert!(read > 0, "the connection ended: {text}");
+        answer.extend_from_slice(&buffer[..read]);
+    };
+    sender.abort();
+    let (head, body) = whole.split_once("\r\n\r\n").unwrap();
+    (head.split(' ').nth(1).unwrap().parse().unwrap(), body.parse().unwrap())
+}
+
+#[tokio::test]
+async fn a_request_that_is_too_large_gives_413_whether_it_tells_its_length_or_not() {
+    let session = Session::begin().await;
+    let user = session.user().await;
+    for (path, length, piece, pieces) in [
+        // Nothing of the body is sent: it is refused by its head.
+        (CHAT, "Content-Length: 67108865", &b""[..], 0),
+        (MESSAGES, "Content-Length: 67108865", b"", 0),
+        (CHAT, "Transfer-Encoding: chunked", &[&b"100000\r\n"[..], &[b' '; 1 << 20], b"\r\n"].concat(), 66),
+    ] {
+        let head = format!(
+            "POST {path} HTTP/1.1\r\nHost: gateway\r\nContent-Type: application/json\r\nX-API-Key: {}\r\n{length}\r\n\r\n",
+            user.key
+        );
+        let (status, body) = send_until_answered(&session, head, piece, pieces).await;
+        assert_eq!(status, 413, "{body}");
+        let error = &body["error"];
+        if path == MESSAGES {
+            assert_eq!((&body["type"], &error["type"]), (&json!("error"), &json!("request_too_large")), "{body}");
+        } else {
+            assert_eq!(
+                (&error["type"], &error["code"]),
+                (&json!("invalid_request_error"), &json!("request_too_large")),
+                "{body}"
+            );
+        }
+        assert!(error["message"].as_str().unwrap().starts_with("The request is larger than the gateway accepts"), "{body}");
+    }
+}
+
 #[tokio::test]
 async fn a_wrong_key_and_none_at_all_give_401() {
     let session = Session::begin().await;
