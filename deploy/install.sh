@@ -11,6 +11,7 @@
 #   --settings FILE  settings for the first installation; later its own gateway.env counts
 #                                                 gateway.env beside install.sh
 #   --without-vllm   install although vLLM does not answer yet
+#   --adopt          removes from Kong what somebody else made there and what leads to vLLM past the keys
 #   --check          only checks the host and the bundle, changes nothing
 #   --help
 #
@@ -46,6 +47,7 @@ while [ $# -gt 0 ]; do
     --home) home=${2:-} && shift ;;
     --settings) first_settings=${2:-} && shift ;;
     --without-vllm) without_vllm=1 ;;
+    --adopt) configure_options+=(--adopt) ;;
     --check) only_check=1 ;;
     --upgrade) upgrading=1 ;; # said by `gateway upgrade`, which has made a backup
     --help | -h) usage_of "${BASH_SOURCE[0]}" && exit 0 ;;

@@ -97,6 +97,24 @@ ITEM_OF='function item_of() {
   name = substr($1, length(item) + 2); value = substr($2, 3)
 }'
 
+# fields NAME… - a line for each entity of a list with these of its values, tabs between them; null for what is not there.
+fields() {
+  awk -F '\t' -v names="$*" "$ITEM_OF"'
+    { item_of(); field[item, name] = value }
+    item != "" && !(item in seen) { seen[item]; items[++n] = item }
+    END {
+      count = split(names, wanted, " ")
+      for (i = 1; i <= n; i++) {
+        line = ""
+        for (j = 1; j <= count; j++) {
+          value = ((items[i], wanted[j]) in field) ? field[items[i], wanted[j]] : ""
+          line = line (j > 1 ? "\t" : "") (value == "" ? "null" : value)
+        }
+        print line
+      }
+    }'
+}
+
 # The ids of the entities of a list.
 list_ids() { awk -F '\t' "$ITEM_OF"'{ item_of() } name == "id" { print value }'; }
 
@@ -300,12 +318,12 @@ conflict() {
       id=$(admin_list /plugins | other_plugin "$(printf '%s' "$wanted" | json_value name)" "$(printf '%s' "$wanted" | json_value service.id)")
       fatal "Kong has another instance of $label with the same scope${id:+, id $id}" \
         "It was not made by this script. Look at it:  curl $KONG_ADMIN_URL/plugins/${id:-}" \
-        "If it is left from an earlier installation, remove it:  curl -X DELETE $KONG_ADMIN_URL/plugins/${id:-ID}" \
+        "If it is left from an earlier installation, run this again with --adopt, which removes it." \
         "If this Kong serves other things and needs it, set KONG_SHARED=1: audit and metrics are then" \
         "bound to the vLLM service only. Then run this again." ;;
     *)
       fatal "Kong has another $label of that name: $reason" \
-        "It was not made by this script. Rename or remove it, then run this again." ;;
+        "It was not made by this script. Rename or remove it, then run this again; if it leads to vLLM, --adopt removes it." ;;
   esac
 }
 

@@ -7,9 +7,11 @@
 # for, changes what differs, and says for each part "created", "updated", "unchanged"
 # or "removed". Needs bash, curl and awk, nothing from the internet.
 #
-# Usage: configure.sh [--wait] [--dry-run] [--print-batch] [--help]
+# Usage: configure.sh [--wait] [--adopt] [--dry-run] [--print-batch] [--help]
 #   --wait         then waits until the gateway answers (Kong takes up to 5 s to
 #                  put changes into effect)
+#   --adopt        removes what somebody else made in Kong and what leads to vLLM past the
+#                  keys, or takes the place of a plugin set up here
 #   --dry-run      only says what it would change; status 3 when there is something
 #   --print-batch  only prints the sizes that follow from the settings and from what
 #                  Kong captures of single users, see below
@@ -42,7 +44,10 @@
 #                                                        86400
 #   KONG_SHARED               1: this Kong serves other things too. Audit and metrics
 #                             are bound to the vLLM service; calls to unknown paths
-#                             are then neither logged nor shaped
+#                             are then neither logged nor shaped. 0: all calls go into
+#                             the audit log, those of other services with their bodies.
+#                             auto: 1 if Kong has a service that does not lead to vLLM
+#                                                        auto
 #   KONG_ACCEPT_OLD           1: configure a Kong older than 3.9.4, too, which has known holes
 #   GATEWAY_PLUGINS_DIR       folder with pre-function/bearer.lua
 #                                                        ../../kong-plugins from here
@@ -56,6 +61,8 @@ set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source=deploy/kong/admin-api.sh
 . "$here/admin-api.sh"
+# shellcheck source=deploy/kong/other-ways.sh
+. "$here/other-ways.sh"
 
 # --- settings ------------------------------------------------------------------------
 
@@ -112,7 +119,7 @@ read_settings() {
   AUDIT_BATCH_SECONDS=${AUDIT_BATCH_SECONDS:-0.5}
   AUDIT_QUEUE_BYTES=${AUDIT_QUEUE_BYTES:-134217728}
   AUDIT_RETRY_SECONDS=${AUDIT_RETRY_SECONDS:-86400}
-  KONG_SHARED=${KONG_SHARED:-0}
+  KONG_SHARED=${KONG_SHARED:-auto}
   KONG_ACCEPT_OLD=${KONG_ACCEPT_OLD:-0}
   GATEWAY_PLUGINS_DIR=${GATEWAY_PLUGINS_DIR:-${here%/deploy/kong}/kong-plugins}
 
@@ -132,7 +139,7 @@ read_settings() {
   one_of AUDIT_CAPTURE full metadata
   one_of AUDIT_INCLUDE_USAGE true false
   one_of AUDIT_OPENAI_ERRORS true false
-  one_of KONG_SHARED 0 1
+  one_of KONG_SHARED 0 1 auto
   one_of KONG_ACCEPT_OLD 0 1
 
   vllm_api_key=$(read_secret VLLM_API_KEY)
@@ -158,8 +165,10 @@ URL_PATTERN='^(https?)://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:([0-9]{1,5}))?((/
 parse_vllm_url() {
   [[ $VLLM_URL =~ $URL_PATTERN ]] || fatal "VLLM_URL must be http://host:port, not $VLLM_URL" \
     "A key for vLLM goes into VLLM_API_KEY."
-  vllm_protocol=${BASH_REMATCH[1]} vllm_host=${BASH_REMATCH[2]}
-  vllm_port=${BASH_REMATCH[4]} vllm_path=${BASH_REMATCH[5]}
+  vllm_protocol=${BASH_REMATCH[1]} vllm_host=${BASH_REMATCH[2]} vllm_port=${BASH_REMATCH[4]}
+  [ -z "${BASH_REMATCH[5]}" ] || fatal "VLLM_URL must be http://host:port without a path, not $VLLM_URL" \
+    "Clients' paths are passed on as they are (/v1/chat/completions), so a path here would come in front of them" \
+    "and vLLM would know none of them. Leave ${BASH_REMATCH[5]} out."
   if [ -z "$vllm_port" ]; then
     vllm_port=80
     [ "$vllm_protocol" = http ] || vllm_port=443
@@ -265,7 +274,7 @@ check_kong() {
     *) warn "this is Kong's $edition edition: it may want a licence and a token for its Admin API" ;;
   esac
 
-  for plugin in pre-function key-auth rate-limiting request-transformer prometheus http-log llm-audit; do
+  for plugin in $OWN_PLUGINS; do
     case $about in
       *"plugins.available_on_server.$plugin"[.$'\t{']*) ;;
       *) missing+=("$plugin") ;;
@@ -289,11 +298,9 @@ read_bearer() {
 # --- the service -------------------------------------------------------------------------
 
 service_json() {
-  local path=null
-  [ -z "$vllm_path" ] || path=$(json_string "$vllm_path")
   cat <<JSON
 {"name":"vllm","protocol":"$vllm_protocol","host":$(json_string "$vllm_host"),"port":$vllm_port,
- "path":$path,"retries":0,"enabled":true,
+ "path":null,"retries":0,"enabled":true,
  "connect_timeout":$VLLM_CONNECT_TIMEOUT_MS,"write_timeout":$VLLM_WRITE_TIMEOUT_MS,"read_timeout":$VLLM_READ_TIMEOUT_MS}
 JSON
 }
@@ -371,11 +378,17 @@ plugin() {
     "{\"name\":\"$name\",$scope,\"enabled\":true,\"config\":$config}"
 }
 
+# What is set up here, by name.
+OWN_PLUGINS='pre-function key-auth rate-limiting request-transformer llm-audit http-log prometheus'
+
+# Calls of other services are nobody's conversation with a model: unless it is asked for, nothing of them is kept.
+choose_audit_scope() {
+  audit_scope=$OF_ALL
+  if [ "$KONG_SHARED" = 1 ] || { [ "$KONG_SHARED" = auto ] && [ -n "$other" ]; }; then audit_scope=$OF_SERVICE; fi
+}
+
 # Before the routes: no path may be open for a moment without its key check.
 configure_plugins() {
-  local audit_scope=$OF_ALL
-  [ "$KONG_SHARED" = 0 ] || audit_scope=$OF_SERVICE
-
   plugin 1 pre-function "$OF_SERVICE" "{\"access\":[$(json_string "$bearer_code")]}"
   plugin 2 key-auth "$OF_SERVICE" '{"key_names":["X-API-Key"],"key_in_header":true,"key_in_query":false,
     "key_in_body":false,"hide_credentials":true,"anonymous":null,"run_on_preflight":true}'
@@ -409,29 +422,6 @@ configure_plugins() {
     "bandwidth_metrics":true,"upstream_health_metrics":true}'
 }
 
-# --- other ways to vLLM ------------------------------------------------------------------
-
-# A route or service that this script did not make may lead past the key check.
-warn_of_other_ways() {
-  local line
-  while IFS= read -r line; do
-    [ -z "$line" ] || warn "$line"
-  done < <(
-    admin_list /services | awk -F '\t' -v host="$vllm_host" -v port="$vllm_port" -v ours="$SERVICE_ID" -v url="$KONG_ADMIN_URL" "$ITEM_OF"'
-      { item_of(); field[item, name] = value }
-      name == "id" { items[++n] = item }
-      END { for (i = 1; i <= n; i++) { item = items[i]
-        if (field[item, "id"] != ours && field[item, "host"] == host && field[item, "port"] == port)
-          print "the service " field[item, "name"] " also leads to vLLM, with other rules; remove it if it is left from an earlier installation: its routes are at " url "/services/" field[item, "id"] "/routes" } }'
-    admin_list "/services/$SERVICE_ID/routes" | awk -F '\t' -v ours="^$GATEWAY_IDS" -v url="$KONG_ADMIN_URL" "$ITEM_OF"'
-      { item_of(); field[item, name] = value }
-      name == "id" { items[++n] = item }
-      END { for (i = 1; i <= n; i++) { item = items[i]
-        if (field[item, "id"] !~ ours)
-          print "the route " field[item, "name"] " at the vLLM service was not made by this script: " url "/routes/" field[item, "id"] } }'
-  )
-}
-
 # --- waiting -----------------------------------------------------------------------------
 
 # Without a key /v1/models answers 401 once route and key check are in effect, and an
@@ -460,10 +450,11 @@ usage() {
   exit "$1"
 }
 
-wait=0 only_print=0
+wait=0 only_print=0 adopts=0
 for option in "$@"; do
   case $option in
     --wait) wait=1 ;;
+    --adopt) adopts=1 ;;
     --dry-run) dry_run=1 ;;
     --print-batch) only_print=1 ;;
     --help | -h) usage 0 ;;
@@ -479,11 +470,14 @@ if [ "$only_print" = 1 ]; then
 fi
 read_bearer
 check_kong
+look_at_services
+choose_audit_scope
+[ "$adopts" = 0 ] || adopt
 compute_batch
 ensure 'service vllm' "/services/$SERVICE_ID" "$(service_json)"
 configure_plugins
 configure_routes
-[ "$dry_run" = 1 ] || warn_of_other_ways
+[ "$dry_run$adopts" != 00 ] || warn_of_other_ways
 if [ "$changes" = 0 ]; then
   echo 'nothing to change'
 elif [ "$dry_run" = 1 ]; then

@@ -84,7 +84,7 @@ check_settings() {
   [[ ${setting[FIRST_USER]} =~ ^[A-Za-z0-9][A-Za-z0-9._@-]*$ ]] || wrong FIRST_USER "a name of letters, digits and . _ @ -"
   [[ ${setting[POSTGRES_HOST]} =~ ^[A-Za-z0-9.-]+$ ]] || wrong POSTGRES_HOST "an address or a host name"
   [[ ${setting[POSTGRES_ALLOW_FROM]} =~ ^[0-9./\ ]*$ ]] || wrong POSTGRES_ALLOW_FROM "networks like 10.0.0.0/24"
-  [[ ${setting[VLLM_URL]} =~ ^https?://[^/]+ ]] || wrong VLLM_URL "http://host:port"
+  [[ ${setting[VLLM_URL]} =~ ^https?://[^/]+/?$ ]] || wrong VLLM_URL "http://host:port without a path (clients' paths are passed on as they are)"
   for name in DATA_DIR BACKUP_DIR VLLM_API_KEY_FILE; do
     [[ ${setting[$name]} =~ ^(/[A-Za-z0-9._/-]*)?$ ]] || wrong $name "an absolute path without blanks"
   done

@@ -70,11 +70,13 @@ start_rest() {
   ! runs_postgresql || grant_rights
 }
 
+configure_options=(--wait)
+
 # Kong as the settings want it. Prints what changed, and keeps quiet otherwise.
 configure_kong() {
   local output environment=()
   mapfile -t environment < <(kong_environment)
-  output=$(env -i PATH="$PATH" "${environment[@]}" "$release_dir/deploy/kong/configure.sh" --wait 2>&1) || {
+  output=$(env -i PATH="$PATH" "${environment[@]}" "$release_dir/deploy/kong/configure.sh" "${configure_options[@]}" 2>&1) || {
     printf '%s\n' "$output" | sed 's/^/         | /' | without_secrets >&2
     fatal "could not configure Kong" "The reason is above. After mending it, run the same command again."
   }

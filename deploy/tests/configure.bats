@@ -134,12 +134,16 @@ setup() {
   configure >/dev/null
 }
 
-@test "service: time-outs, no retries, a path in front" {
+@test "service: time-outs, no retries, no path in front" {
   admin GET services/vllm | json '(j["connect_timeout"], j["write_timeout"], j["read_timeout"], j["retries"])' |
     grep -qxF '(5000, 60000, 300000, 0)'
-  VLLM_URL=$VLLM_URL/base VLLM_READ_TIMEOUT_MS=1234 says '^updated    service vllm$' configure
-  call /v1/models -H "X-API-Key: $KEY" >/dev/null
-  json 'j["path"]' <"$WORK/body" | grep -qxF /base/v1/models
+  for path in /v1 /v1/ /base /a/b; do
+    VLLM_URL=$VLLM_URL$path run configure
+    [ "$status" -eq 1 ]
+    [[ $output == *'without a path'*'Leave /'*' out'* ]]
+  done
+  VLLM_URL=$VLLM_URL/ says '^nothing to change$' configure
+  VLLM_READ_TIMEOUT_MS=1234 says '^updated    service vllm$' configure
   admin GET services/vllm | json 'j["read_timeout"]' | grep -qx 1234
   says '^updated    service vllm$' configure
 }
@@ -355,7 +359,7 @@ WRAPPER
   other=$(admin POST plugins '{"name":"http-log","config":{"http_endpoint":"http://127.0.0.1:9/other"}}' | json 'j["id"]')
   run configure
   [ "$status" -eq 1 ]
-  [[ $output == *"another instance of plugin http-log with the same scope, id $other"*"curl -X DELETE $KONG_ADMIN_URL/plugins/$other"*'KONG_SHARED=1'* ]]
+  [[ $output == *"another instance of plugin http-log with the same scope, id $other"*--adopt*'KONG_SHARED=1'* ]]
   KONG_SHARED=1 run configure
   [ "$status" -eq 0 ]
   admin GET plugins/7c1ea1d0-6b1f-4000-8000-000000000206 | json 'j["service"]["id"]' | grep -qx 7c1ea1d0-6b1f-4000-8000-000000000001
@@ -370,21 +374,79 @@ WRAPPER
   start_host taken
   admin PUT services/vllm '{"host":"elsewhere"}' >/dev/null
   run configure
-  stop_host taken
   [ "$status" -eq 1 ]
   [[ $output == *'another service vllm of that name'*'not made by this script'* ]]
+  run configure --adopt
+  stop_host taken
+  [ "$status" -eq 1 ]
+  [[ $output == *'another service vllm of that name'* ]]
 }
 
-@test "warns of other ways to vLLM" {
-  start_host leaky
-  admin PUT services/vllm-service "{\"host\":\"127.0.0.1\",\"port\":$UP}" >/dev/null
-  configure >/dev/null 2>&1
+# An installation of the kind that people made by hand: a service of the same name and another one, routes without a key, plugins for
+# all calls.
+make_old_installation() {
+  admin PUT services/vllm "{\"host\":\"localhost\",\"port\":$UP}" >/dev/null
   admin POST services/vllm/routes '{"name":"by-hand","paths":["/"]}' >/dev/null
+  admin POST services/vllm/plugins '{"name":"rate-limiting","config":{"minute":5}}' >/dev/null
+  admin PUT services/second "{\"host\":\"127.0.0.1\",\"port\":$UP}" >/dev/null
+  admin POST services/second/routes '{"paths":["/llm"]}' >/dev/null
+  admin POST plugins "{\"name\":\"http-log\",\"config\":{\"http_endpoint\":\"$COLLECTOR_URL/log\"}}" >/dev/null
+}
+
+@test "an installation made by hand: what leads past the keys is named, and taken over on demand" {
+  start_host leaky
+  make_old_installation
+  [ "$(call /llm/v1/models)" = 200 ]
+  whole_state >"$WORK/before"
   run configure
+  [ "$status" -eq 1 ]
+  [[ $output == *'another service vllm of that name'*--adopt* ]]
+  run configure --adopt --dry-run
+  [ "$status" -eq 3 ]
+  [[ $output == *'removed    service second, which led to vLLM'* ]]
+  whole_state | cmp - "$WORK/before"
+  configure --adopt --wait >"$WORK/adopted"
+  grep -q '^removed    route .* of service vllm$' "$WORK/adopted"
+  grep -q '^removed    plugin http-log, instance ' "$WORK/adopted"
+  grep -q '^created    service vllm$' "$WORK/adopted"
+  for path in /llm/v1/models /metrics /; do [ "$(call "$path")" = 404 ]; done
+  [ "$(call /v1/models)" = 401 ]
+  says '^nothing to change$' configure --adopt
   stop_host leaky
+}
+
+@test "other ways to vLLM beside the gateway's own are warned of until they are adopted" {
+  start_host beside
+  configure >/dev/null
+  admin PUT services/vllm-service "{\"host\":\"LOCALHOST\",\"port\":$UP}" >/dev/null
+  admin POST services/vllm/routes '{"name":"by-hand","paths":["/"]}' >/dev/null
+  admin POST routes/vllm-models/plugins '{"name":"pre-function","config":{"access":["return"]}}' >/dev/null
+  run configure
   [ "$status" -eq 0 ]
   [[ $output == *'warning: the service vllm-service also leads to vLLM'* ]]
   [[ $output == *'warning: the route by-hand at the vLLM service was not made by this script'* ]]
+  [[ $output == *'warning: the plugin '*' runs in the place of'*'run this with --adopt'* ]]
+  run configure --adopt
+  [[ $output == *'removed    route by-hand'* && $output == *'removed    service vllm-service'* ]]
+  run configure
+  [[ $output != *warning* && $output == *'nothing to change'* ]]
+  stop_host beside
+}
+
+@test "a Kong that serves other things: nothing of them is logged unless it is asked for" {
+  start_host shared
+  admin PUT services/wiki "{\"host\":\"127.0.0.1\",\"port\":9}" >/dev/null
+  admin POST services/wiki/routes '{"paths":["/wiki"]}' >/dev/null
+  scope() { admin GET "plugins/7c1ea1d0-6b1f-4000-8000-000000000$1" | json 'j["service"] and j["service"]["id"][-1]'; }
+  configure >/dev/null
+  for number in 205 206 207; do [ "$(scope $number)" = 1 ]; done
+  KONG_SHARED=0 configure >/dev/null
+  for number in 205 206 207; do [ "$(scope $number)" = None ]; done
+  says '^updated    plugin llm-audit$' configure
+  admin GET services/wiki | grep -q '"port":9'
+  run configure --adopt
+  [[ $output == *'nothing to change'* ]]
+  stop_host shared
 }
 
 @test "--wait waits for a Kong that takes its time" {

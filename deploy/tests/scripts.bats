@@ -54,7 +54,7 @@ says() { grep -qF -- "$1" <<<"$output" || { printf 'not said: %s\n%s\n' "$1" "$o
 
 @test "wrong settings are refused by name" {
   for line in PROXY_PORT=0 PROXY_PORT=65536 PROXY_PORT= KONG_WORKERS=0 KONG_WORKERS=384 MAX_REQUEST_MB=0 MAX_REQUEST_MB=64m PROXY_ADDRESS=here PROJECT=A \
-    FIRST_USER='a b' DATA_DIR=relative VLLM_URL=127.0.0.1:8000 KEEP_ROWS_DAYS=-1 POSTGRES_ALLOW_FROM=everyone; do
+    FIRST_USER='a b' DATA_DIR=relative VLLM_URL=127.0.0.1:8000 VLLM_URL=http://127.0.0.1:8000/v1 KEEP_ROWS_DAYS=-1 POSTGRES_ALLOW_FROM=everyone; do
     run settings "$line"
     [ "$status" = 1 ]
     says "${line%%=*} must be"
