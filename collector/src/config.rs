@@ -270,6 +270,12 @@ pub struct DoctorSettings {
     /// Kong's Admin API
     #[arg(long, env = "KONG_ADMIN_URL", default_value = "http://127.0.0.1:8001")]
     pub kong_admin_url: String,
+    /// Password of Kong's Admin API, for the user `admin`, where one is set
+    #[arg(long, env = "KONG_ADMIN_PASSWORD", hide_env_values = true)]
+    pub kong_admin_password: Option<String>,
+    /// Command of this installation, for what doctor says about mending; none: the project's own scripts
+    #[arg(long, env = "GATEWAY_COMMAND")]
+    pub gateway: Option<String>,
     /// Kong's status address
     #[arg(long, env = "KONG_STATUS_URL", default_value = "http://127.0.0.1:8100")]
     pub kong_status_url: String,

@@ -160,6 +160,14 @@ impl Session {
         self.gateway.script("deploy/kong/configure.sh", arguments, &[], "").await
     }
 
+    /// Runs a command that somebody was told to run, as a shell in the project's folder does. It needs a session [of one's
+    /// own](Self::alone).
+    pub async fn shell(&self, command: &str) -> Said {
+        assert!(matches!(self._turn, Turn::Alone(_)), "other tests are running");
+        let command = format!("cd '{}' && {command}", start::project().display());
+        self.gateway.script("/bin/bash", &["-c", &command], &[], "").await
+    }
+
     /// Runs `deploy/users.sh`.
     pub async fn users(&self, arguments: &[&str]) -> Said {
         self.gateway.script("deploy/users.sh", arguments, &[], "").await

@@ -8,18 +8,18 @@
 mod database;
 mod kong;
 mod kong_log;
+mod mend;
 mod network;
+mod numbers;
 mod plugins;
 mod services;
+mod ways;
 
 use anyhow::Result;
 use serde_json::{Value, json};
 
 use crate::config::DoctorSettings;
 use crate::panics;
-
-/// Mends what is wrong in Kong's configuration.
-const CONFIGURE: &str = "gateway apply, or deploy/kong/configure.sh";
 
 /// How bad a finding is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

@@ -16,6 +16,7 @@ mod kong;
 mod plugins;
 mod pretend;
 mod services;
+mod ways;
 
 use std::collections::BTreeMap;
 use std::process::{Child, Command, Stdio};
@@ -121,6 +122,14 @@ struct Said {
 impl Said {
     fn json(&self) -> Value {
         serde_json::from_str(&self.stdout).unwrap_or_else(|error| panic!("no JSON ({error}): {self:?}"))
+    }
+
+    /// How to mend what a check complains of.
+    fn mend(&self, check: &str) -> String {
+        let page = self.json();
+        let findings = page["findings"].as_array().expect("findings");
+        let finding = findings.iter().find(|finding| finding["level"] != "ok" && finding["check"] == check);
+        finding.unwrap_or_else(|| panic!("no complaint of {check}: {self:?}"))["mend"].as_str().expect("a text").to_owned()
     }
 
     /// The findings that are not good, as level, check and what.
@@ -239,6 +248,7 @@ async fn a_healthy_installation_has_no_problem() {
         "kong.http-log",
         "kong.keys",
         "kong.llm-audit",
+        "kong.numbers",
         "kong.prometheus",
         "kong.reports",
         "kong.timeouts",

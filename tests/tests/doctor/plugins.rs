@@ -8,7 +8,7 @@ use super::pretend::Pretend;
 use super::{BROKEN, Said, Site};
 
 impl Site {
-    fn admin(&self, path: &str) -> String {
+    pub(super) fn admin(&self, path: &str) -> String {
         format!("{}/{path}", self.session.gateway.admin_url)
     }
 
@@ -23,7 +23,7 @@ impl Site {
         found.unwrap_or_else(|| panic!("no {name} among the {kind}"))
     }
 
-    async fn send(&self, method: reqwest::Method, path: &str, body: &Value) {
+    pub(super) async fn send(&self, method: reqwest::Method, path: &str, body: &Value) {
         let request = reqwest::Client::new().request(method, self.admin(path)).header("Content-Type", "application/json");
         let response = request.body(body.to_string()).send().await.unwrap();
         assert!(response.status().is_success(), "{path}: {}", response.text().await.unwrap());
@@ -56,7 +56,7 @@ impl Site {
     }
 
     /// What doctor says when the Admin API lists other plugins.
-    async fn with_list(&mut self, change: impl FnOnce(&mut Vec<Value>)) -> Said {
+    pub(super) async fn with_list(&mut self, change: impl FnOnce(&mut Vec<Value>)) -> Said {
         let real = self.session.gateway.admin_url.clone();
         let kong = Pretend::before(&real).await;
         let mut list = self.list("plugins").await;

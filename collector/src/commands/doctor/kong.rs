@@ -2,9 +2,12 @@
 
 use serde_json::Value;
 
+use super::Report;
 use super::database::Facts;
-use super::services::{Answer, get};
-use super::{CONFIGURE, Report, plugins};
+use super::mend::Mend;
+use super::plugins::Plugins;
+use super::services::{Answer, administrator, get};
+use super::ways::{Entities, Way, is_own, name_of};
 use crate::config::DoctorSettings;
 
 /// 3.9.4 of October 2026 closes request smuggling (CVE-2026-6338), an SQL injection (CVE-2026-1907) and five holes of nginx.
@@ -20,37 +23,97 @@ const SPARE_CONNECTIONS: i64 = 10;
 
 const WHY_UNKNOWN: &str = "users cannot be served or changed, and nothing about Kong could be checked";
 
+/// Pages of a list at most: a Kong has thousands of users, each with plugins of its own.
+const MOST_PAGES: usize = 200;
+
 pub(super) fn examine(settings: &DoctorSettings, token: Option<&str>, facts: &Facts, report: &mut Report) {
-    let url = settings.kong_admin_url.trim_end_matches('/');
-    let page = |path: &str| match get(&format!("{url}/{path}"), None) {
-        Ok(Answer { status: 200, body }) => serde_json::from_str::<Value>(&body).map_err(|_| "answers with no JSON".to_owned()),
-        Ok(answer) => Err(format!("answers with status {}", answer.status)),
-        Err(error) => Err(format!("does not answer: {error}")),
+    let kong = Admin {
+        url: settings.kong_admin_url.trim_end_matches('/'),
+        authorization: settings.kong_admin_password.as_deref().filter(|given| !given.is_empty()).map(administrator),
     };
-    let all = ["", "status", "services?size=1000", "plugins?size=1000"].map(page);
-    let [about, status, services, plugins] = match all {
-        [Ok(about), Ok(status), Ok(services), Ok(plugins)] => [about, status, services, plugins],
-        all => {
-            let error = all.into_iter().find_map(Result::err).unwrap_or_default();
-            report.problem("kong", format!("the Admin API at {url} {error}"), WHY_UNKNOWN, "gateway up; gateway logs kong");
+    let (about, status, entities) = match kong.everything() {
+        Ok(all) => all,
+        Err(error) => {
+            let what = format!("the Admin API at {} {error}", kong.url);
+            report.problem("kong", what, WHY_UNKNOWN, "gateway up; gateway logs kong");
             return;
         }
     };
-    report.good("kong", format!("its Admin API answers at {url}"));
+    report.good("kong", format!("its Admin API answers at {}", kong.url));
     version(&about, report);
     reach(&status, report);
     let configuration = &about["configuration"];
     outside(configuration, report);
     buffers(configuration, report);
     process(configuration, settings, facts, report);
-    let empty = Vec::new();
-    let services = services["data"].as_array().unwrap_or(&empty);
-    let service = to_vllm(services, settings, report);
-    let list = plugins["data"].as_array().unwrap_or(&empty);
-    let plugins = plugins::Plugins { list, service: service.and_then(|service| service["id"].as_str()) };
-    plugins.keys(&about["plugins"]["available_on_server"], report);
-    plugins.audit(settings, token, report);
-    plugins.prometheus(report);
+    let mend = Mend::of(settings);
+    let services = to_vllm(&entities, settings, mend, report);
+    let ways = match entities.ways(&services) {
+        ways if ways.is_empty() => vec![Way::default()],
+        ways => ways,
+    };
+    routes(&ways, mend, report);
+    let plugins = Plugins { list: &entities.plugins, mend };
+    plugins.examine(&ways, &about["plugins"]["available_on_server"], settings, token, report);
+    plugins.numbers(&entities, settings, report);
+    plugins.others(&entities, &services, report);
+}
+
+/// Kong's Admin API.
+struct Admin<'s> {
+    url: &'s str,
+    authorization: Option<String>,
+}
+
+impl Admin<'_> {
+    fn page(&self, path: &str) -> Result<Value, String> {
+        match get(&format!("{}/{path}", self.url), self.authorization.as_deref()) {
+            Ok(Answer { status: 200, body }) => serde_json::from_str(&body).map_err(|_| "answers with no JSON".to_owned()),
+            Ok(Answer { status: 401, .. }) => Err("wants a password (KONG_ADMIN_PASSWORD)".to_owned()),
+            Ok(answer) => Err(format!("answers with status {}", answer.status)),
+            Err(error) => Err(format!("does not answer: {error}")),
+        }
+    }
+
+    /// A list, all pages of it.
+    fn list(&self, path: &str) -> Result<Vec<Value>, String> {
+        let mut next = format!("{path}?size=1000");
+        let mut all = Vec::new();
+        for _ in 0..MOST_PAGES {
+            let mut page = self.page(&next)?;
+            if let Value::Array(entities) = page["data"].take() {
+                all.extend(entities);
+            }
+            match page["next"].as_str() {
+                Some(path) => next = path.trim_start_matches('/').to_owned(),
+                None => break,
+            }
+        }
+        Ok(all)
+    }
+
+    fn everything(&self) -> Result<(Value, Value, Entities), String> {
+        Ok((self.page("")?, self.page("status")?, self.entities()?))
+    }
+
+    fn entities(&self) -> Result<Entities, String> {
+        let [services, routes, plugins] = ["services", "routes", "plugins"].map(|kind| self.list(kind));
+        let (services, routes, plugins) = (services?, routes?, plugins?);
+        let mut targets = Vec::new();
+        for upstream in self.list("upstreams").unwrap_or_default() {
+            let name = upstream["name"].as_str().unwrap_or_default();
+            if !services.iter().any(|service| service["host"] == name) {
+                continue;
+            }
+            for target in self.list(&format!("upstreams/{}/targets", upstream["id"].as_str().unwrap_or(name))).unwrap_or_default()
+            {
+                if let Some(address) = target["target"].as_str().filter(|_| target["weight"] != 0) {
+                    targets.push((name.to_owned(), address.to_owned()));
+                }
+            }
+        }
+        Ok(Entities { services, routes, plugins, targets })
+    }
 }
 
 fn version(about: &Value, report: &mut Report) {
@@ -164,47 +227,59 @@ fn process(configuration: &Value, settings: &DoctorSettings, facts: &Facts, repo
     }
 }
 
-/// 404 and 504, and answers that are generated twice. Returns the service that leads to vLLM.
-fn to_vllm<'s>(services: &'s [Value], settings: &DoctorSettings, report: &mut Report) -> Option<&'s Value> {
+/// 404 and 504, and answers that are generated twice. Returns the services that lead to vLLM.
+fn to_vllm<'e>(entities: &'e Entities, settings: &DoctorSettings, mend: Mend<'_>, report: &mut Report) -> Vec<&'e Value> {
     let Some((host, port)) = super::network::host_and_port(&settings.vllm_url) else {
         report.problem("kong.service", format!("{} is no URL", settings.vllm_url), "where vLLM is, is unknown", "set VLLM_URL");
-        return None;
+        return Vec::new();
     };
-    let leads_there = |service: &&Value| {
-        let name = service["host"].as_str().unwrap_or_default();
-        let same = name == host || name.replace("localhost", "127.0.0.1") == host.replace("localhost", "127.0.0.1");
-        same && service["port"].as_i64() == Some(i64::from(port)) && service["enabled"] != false
-    };
-    let Some(service) = services.iter().find(leads_there) else {
-        report.problem(
-            "kong.service",
-            format!("no service of Kong leads to {}", settings.vllm_url),
-            "every call gets 404, or goes elsewhere",
-            CONFIGURE,
-        );
-        return None;
-    };
-    let name = service["name"].as_str().unwrap_or("?");
-    let read = service["read_timeout"].as_i64().unwrap_or(0);
-    if read <= SHORT_READ_TIMEOUT_MS {
-        report.problem(
-            "kong.timeouts",
-            format!("service {name} waits {read} ms for an answer"),
-            "long prompts on a busy GPU get 504",
-            "VLLM_READ_TIMEOUT_SECONDS=300 in gateway.env; gateway apply",
-        );
-    } else {
-        report.good("kong.timeouts", format!("service {name} waits {} s for an answer", read / 1_000));
+    let services = entities.leading_to(host, port);
+    if services.is_empty() {
+        let what = format!("no service of Kong leads to {}", settings.vllm_url);
+        report.problem("kong.service", what, "every call gets 404, or goes elsewhere", mend.configure());
     }
-    if service["retries"].as_i64().unwrap_or(0) > 0 {
-        report.warning(
-            "kong.retries",
-            format!("service {name} repeats failed calls"),
-            "an answer may be generated twice on a GPU that is already busy",
-            CONFIGURE,
-        );
+    for service in &services {
+        let (name, mend_it) = (name_of(service), mend.for_owner(is_own(service)));
+        let read = service["read_timeout"].as_i64().unwrap_or(0);
+        if read <= SHORT_READ_TIMEOUT_MS {
+            let mend = if is_own(service) {
+                mend.with("VLLM_READ_TIMEOUT_SECONDS=300", "VLLM_READ_TIMEOUT_MS=300000")
+            } else {
+                mend_it.clone()
+            };
+            let what = format!("service {name} waits {read} ms for an answer");
+            report.problem("kong.timeouts", what, "long prompts on a busy GPU get 504", mend);
+        } else {
+            report.good("kong.timeouts", format!("service {name} waits {} s for an answer", read / 1_000));
+        }
+        if service["retries"].as_i64().unwrap_or(0) > 0 {
+            report.warning(
+                "kong.retries",
+                format!("service {name} repeats failed calls"),
+                "an answer may be generated twice on a GPU that is already busy",
+                mend_it,
+            );
+        }
     }
-    Some(service)
+    services
+}
+
+/// Services that no call reaches, and streams that are held back.
+fn routes(ways: &[Way<'_>], mend: Mend<'_>, report: &mut Report) {
+    let routed: Vec<&Way<'_>> = ways.iter().filter(|way| way.route.is_some()).collect();
+    if routed.is_empty() && ways.iter().any(|way| way.service.is_some()) {
+        report.problem("kong.routes", "no route leads to vLLM", "every call gets 404", mend.configure());
+    }
+    for way in routed {
+        if way.route.is_some_and(|route| route["response_buffering"] == true) {
+            report.warning(
+                "kong.buffering",
+                format!("{} has response_buffering=true", way.name()),
+                "the last events of a stream wait in Kong for those that follow",
+                mend.for_owner(way.is_own()),
+            );
+        }
+    }
 }
 
 #[cfg(test)]

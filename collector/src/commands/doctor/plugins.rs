@@ -1,138 +1,301 @@
-//! Kong's plugins: what makes 401, and what makes holes in the audit log or in the dashboards.
+//! Kong's plugins on each way to vLLM: what makes 401, what leads past the key check, and what makes holes in the audit log or in
+//! the dashboards.
+
+use std::collections::BTreeMap;
 
 use serde_json::Value;
 
-use super::{CONFIGURE, Level, Report};
+use super::mend::Mend;
+use super::ways::{Way, is_own};
+use super::{Level, Report};
 use crate::config::DoctorSettings;
 
 /// Shorter, and a collector that is down over lunch costs entries.
 const SHORT_RETRY_SECONDS: f64 = 3_600.0;
+/// Kong's other plugins that ask who calls.
+const OTHER_KEYS: [&str; 8] =
+    ["basic-auth", "jwt", "hmac-auth", "oauth2", "ldap-auth", "mtls-auth", "openid-connect", "key-auth-enc"];
+/// Ways that a finding names; of more it says how many.
+const MOST_NAMES: usize = 3;
 
-/// All plugins, and which of them a call to vLLM passes.
+/// All plugins, as the Admin API lists them.
 pub(super) struct Plugins<'p> {
-    /// As the Admin API lists them.
     pub(super) list: &'p [Value],
-    /// Id of the service that leads to vLLM.
-    pub(super) service: Option<&'p str>,
+    pub(super) mend: Mend<'p>,
+}
+
+/// How a plugin stands on a way.
+enum State<'p> {
+    On(&'p Value),
+    Off(&'p Value),
+    Missing,
+}
+
+/// What was found on one way; the same on several ways is said once.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct Found {
+    level: Level,
+    check: &'static str,
+    what: String,
+    why: &'static str,
+    mend: String,
+}
+
+/// What was found on the way that is looked at.
+struct Notes<'n> {
+    found: &'n mut Vec<Found>,
+    mend: String,
+}
+
+impl Notes<'_> {
+    fn good(&mut self, check: &'static str, what: impl Into<String>) {
+        self.found.push(Found { level: Level::Good, check, what: what.into(), why: "", mend: String::new() });
+    }
+
+    fn add(&mut self, level: Level, check: &'static str, what: impl Into<String>, why: &'static str) {
+        self.found.push(Found { level, check, what: what.into(), why, mend: self.mend.clone() });
+    }
+
+    fn problem(&mut self, check: &'static str, what: impl Into<String>, why: &'static str) {
+        self.add(Level::Problem, check, what, why);
+    }
 }
 
 impl<'p> Plugins<'p> {
-    /// The instance that counts for calls of everybody to vLLM: that of the service before the global one.
-    fn instance(&self, name: &str) -> Option<&'p Value> {
-        let for_all = |plugin: &&Value| plugin["name"] == name && plugin["consumer"].is_null() && plugin["route"].is_null();
-        let mut of_all = self.list.iter().filter(for_all);
-        let of_service = of_all.clone().find(|plugin| plugin["service"]["id"].as_str() == self.service);
-        of_service.or_else(|| of_all.find(|plugin| plugin["service"].is_null()))
+    /// Looks at every way, and says once what several have in common.
+    pub(super) fn examine(
+        &self,
+        ways: &[Way<'_>],
+        available: &Value,
+        settings: &DoctorSettings,
+        token: Option<&str>,
+        report: &mut Report,
+    ) {
+        let mut on_ways: BTreeMap<Found, Vec<String>> = BTreeMap::new();
+        let past: Vec<&Way<'_>> = ways.iter().filter(|way| !self.checks_keys(way)).collect();
+        let ways: Vec<&Way<'_>> = ways.iter().filter(|way| !self.is_closed(way)).collect();
+        let is_open_everywhere = ways.iter().all(|way| past.iter().any(|other| std::ptr::eq(*other, *way)));
+        for way in &ways {
+            let mut found = Vec::new();
+            if !is_open_everywhere && past.iter().any(|other| std::ptr::eq(*other, *way)) {
+                self.past_keys(way, &mut found);
+            } else {
+                self.keys(way, available, &mut found);
+                self.audit(way, settings, token, &mut found);
+                self.prometheus(way, &mut found);
+            }
+            for found in found {
+                on_ways.entry(found).or_default().push(way.name());
+            }
+        }
+        let complained: Vec<&'static str> =
+            on_ways.keys().filter(|found| found.level != Level::Good).map(|found| found.check).collect();
+        for (found, names) in on_ways {
+            if found.level == Level::Good && complained.contains(&found.check) {
+                continue;
+            }
+            let what = if names.len() == ways.len() { found.what } else { format!("{}: {}", in_short(&names), found.what) };
+            report.add(found.level, found.check, what, found.why, found.mend);
+        }
     }
 
-    /// The settings of a plugin that is there and on; else a problem is reported.
-    fn config(&self, name: &str, check: &'static str, why: &'static str, report: &mut Report) -> Option<&'p Value> {
-        let found = match self.instance(name) {
-            None => "the plugin is not there",
-            Some(plugin) if plugin["enabled"] == false => "the plugin is switched off",
-            Some(plugin) => return Some(&plugin["config"]),
-        };
-        report.problem(check, found, why, CONFIGURE);
+    /// The instance that counts for calls of everybody on a way: Kong takes the first that is switched on of the one for route and
+    /// service, for the route, for the service, for all.
+    fn state(&self, name: &str, way: &Way<'_>) -> State<'p> {
+        let (service, route) = (way.service_id(), way.route_id());
+        let mut off = None;
+        for scope in [(route, service), (route, None), (None, service), (None, None)] {
+            let is_it = |plugin: &&Value| {
+                plugin["name"] == name
+                    && plugin["consumer"].is_null()
+                    && (plugin["route"]["id"].as_str(), plugin["service"]["id"].as_str()) == scope
+            };
+            for plugin in self.list.iter().filter(is_it) {
+                if plugin["enabled"] != false {
+                    return State::On(plugin);
+                }
+                off = off.or(Some(plugin));
+            }
+        }
+        off.map_or(State::Missing, State::Off)
+    }
+
+    pub(super) fn on(&self, name: &str, way: &Way<'_>) -> Option<&'p Value> {
+        match self.state(name, way) {
+            State::On(plugin) => Some(plugin),
+            State::Off(_) | State::Missing => None,
+        }
+    }
+
+    fn checks_keys(&self, way: &Way<'_>) -> bool {
+        self.on("key-auth", way).is_some()
+    }
+
+    /// Whether nothing gets through on a way.
+    fn is_closed(&self, way: &Way<'_>) -> bool {
+        self.on("request-termination", way).is_some_and(|plugin| plugin["config"]["trigger"].is_null())
+    }
+
+    /// Whose the plugin, or what it belongs to, is decides how it is mended.
+    fn notes<'n>(&self, way: &Way<'_>, plugin: Option<&Value>, found: &'n mut Vec<Found>) -> Notes<'n> {
+        let is_own = way.is_own() && plugin.is_none_or(is_own);
+        Notes { found, mend: self.mend.for_owner(is_own) }
+    }
+
+    /// The settings of a plugin that is on; else a problem is noted.
+    fn config(
+        &self,
+        name: &str,
+        check: &'static str,
+        why: &'static str,
+        way: &Way<'_>,
+        found: &mut Vec<Found>,
+    ) -> Option<&'p Value> {
+        match self.state(name, way) {
+            State::On(plugin) => return Some(plugin),
+            State::Missing => self.notes(way, None, found).problem(check, "the plugin is not there", why),
+            State::Off(plugin) => self.notes(way, Some(plugin), found).problem(check, "the plugin is switched off", why),
+        }
         None
     }
 
+    /// A way that leads past the keys that others ask for.
+    fn past_keys(&self, way: &Way<'_>, found: &mut Vec<Found>) {
+        let paths = way.route.map(|route| route["paths"].to_string()).filter(|paths| paths != "null").unwrap_or_default();
+        let mut notes = self.notes(way, None, found);
+        let other =
+            OTHER_KEYS.iter().find(|name| self.on(name, way).is_some_and(|plugin| plugin["config"]["anonymous"].is_null()));
+        match other {
+            Some(name) => notes.add(
+                Level::Warning,
+                "kong.ways",
+                format!("it asks callers by {name}, not for this gateway's keys {paths}"),
+                "users, limits and what is logged are others than on the other ways to vLLM",
+            ),
+            None => notes.problem(
+                "kong.ways",
+                format!("it leads to vLLM past the key check {paths}"),
+                "whoever reaches the gateway may call the model there, without a name in the log",
+            ),
+        }
+    }
+
     /// 401: the pre-function writes the key into a header, before key-auth, which has to read that very one.
-    pub(super) fn keys(&self, available: &Value, report: &mut Report) {
+    fn keys(&self, way: &Way<'_>, available: &Value, found: &mut Vec<Found>) {
         const WHY_401: &str = "OpenAI SDKs send the key as Authorization: Bearer, which key-auth does not know: 401";
         let why = "everybody may call the model, without a name in the log";
-        let key_auth = self.config("key-auth", "kong.key-auth", why, report);
-        let pre_function = self.config("pre-function", "kong.pre-function", WHY_401, report);
+        let key_auth = self.config("key-auth", "kong.key-auth", why, way, found);
+        let pre_function = self.config("pre-function", "kong.pre-function", WHY_401, way, found);
         let Some(key_auth) = key_auth else { return };
+        let config = &key_auth["config"];
         let empty = Vec::new();
-        let names: Vec<&str> = key_auth["key_names"].as_array().unwrap_or(&empty).iter().filter_map(Value::as_str).collect();
+        let names: Vec<&str> = config["key_names"].as_array().unwrap_or(&empty).iter().filter_map(Value::as_str).collect();
         if let Some(pre_function) = pre_function {
-            let code = pre_function["access"].as_array().unwrap_or(&empty);
+            let code = pre_function["config"]["access"].as_array().unwrap_or(&empty);
             let code: String = code.iter().filter_map(Value::as_str).collect::<Vec<_>>().join("\n").to_ascii_lowercase();
             let priority = |name: &str| available[name]["priority"].as_f64();
             let is_later = priority("pre-function").zip(priority("key-auth")).is_some_and(|(pre, key)| pre <= key);
+            let reads = names.join(", ");
+            let mut notes = self.notes(way, Some(pre_function), found);
             if code.is_empty() {
-                report.problem("kong.pre-function", "it has no code for the access phase", WHY_401, CONFIGURE);
+                notes.problem("kong.pre-function", "it has no code for the access phase", WHY_401);
             } else if is_later {
-                report.problem(
-                    "kong.pre-function",
-                    "it runs after key-auth",
-                    WHY_401,
-                    "gateway apply, with a Kong of the 3.9 line",
-                );
+                notes.mend = "gateway upgrade NEWBUNDLE, with a Kong of the 3.9 line".to_owned();
+                notes.problem("kong.pre-function", "it runs after key-auth", WHY_401);
             } else if !names.iter().any(|name| code.contains(&name.to_ascii_lowercase())) {
-                let what = format!("it does not write the header that key-auth reads ({})", names.join(", "));
-                report.problem("kong.pre-function", what, "right keys get 401", CONFIGURE);
+                // Which of the two is wrong cannot be known: both are brought back.
+                notes.mend = self.mend.for_owner(way.is_own() && is_own(pre_function) && is_own(key_auth));
+                let what = format!("it does not write the header that key-auth reads ({reads})");
+                notes.problem("kong.pre-function", what, "right keys get 401");
             } else {
-                report.good("kong.keys", format!("the pre-function hands keys to key-auth in {}", names.join(", ")));
+                notes.good("kong.keys", format!("the pre-function hands keys to key-auth in {reads}"));
             }
         }
+        let mut notes = self.notes(way, Some(key_auth), found);
         let mut wrong = |condition: bool, what: &str, why: &'static str| {
             if condition {
-                report.problem("kong.key-auth", what, why, CONFIGURE);
+                notes.problem("kong.key-auth", what, why);
             }
         };
         let leak = "keys reach vLLM, and every log entry in clear text";
-        wrong(key_auth["hide_credentials"] != true, "hide_credentials is off", leak);
-        wrong(key_auth["key_in_query"] != false, "key_in_query is on", "keys in URLs end up in logs and browser histories");
+        wrong(config["hide_credentials"] != true, "hide_credentials is off", leak);
+        wrong(config["key_in_query"] != false, "key_in_query is on", "keys in URLs end up in logs and browser histories");
         let open = "whoever has no key, or a wrong one, may call the model";
-        wrong(!key_auth["anonymous"].is_null(), "anonymous is set", open);
+        wrong(!config["anonymous"].is_null(), "anonymous is set", open);
     }
 
     /// Calls that do not become rows, or rows without what was said.
-    pub(super) fn audit(&self, settings: &DoctorSettings, token: Option<&str>, report: &mut Report) {
+    fn audit(&self, way: &Way<'_>, settings: &DoctorSettings, token: Option<&str>, found: &mut Vec<Found>) {
         let why = "rows have neither prompts nor answers nor tokens";
-        let llm_audit = self.config("llm-audit", "kong.llm-audit", why, report);
-        let captures = llm_audit.is_some_and(|config| config["capture"] != "metadata");
-        if llm_audit.is_some() {
+        let llm_audit = self.config("llm-audit", "kong.llm-audit", why, way, found);
+        let captures = llm_audit.is_some_and(|plugin| plugin["config"]["capture"] != "metadata");
+        if let Some(plugin) = llm_audit {
             let what = if captures { "keeps prompts and answers" } else { "by its settings keeps no prompts and answers" };
-            report.good("kong.llm-audit", what);
+            self.notes(way, Some(plugin), found).good("kong.llm-audit", what);
         }
         let why = "no call reaches the audit log";
-        let Some(http_log) = self.config("http-log", "kong.http-log", why, report) else { return };
-        endpoint(http_log, settings, report);
-        sent_token(http_log, token, report);
-        let longest = llm_audit.filter(|_| captures).map_or(0, longest_entry);
-        queue(&http_log["queue"], longest, settings.max_body_bytes, report);
+        let Some(http_log) = self.config("http-log", "kong.http-log", why, way, found) else { return };
+        let mut notes = self.notes(way, Some(http_log), found);
+        endpoint(&http_log["config"], settings, &mut notes);
+        sent_token(&http_log["config"], token, &mut notes);
+        let longest = llm_audit.filter(|_| captures).map_or(0, |plugin| longest_entry(&plugin["config"]));
+        queue(&http_log["config"]["queue"], longest, settings.max_body_bytes, &mut notes);
     }
 
     /// Dashboards without data.
-    pub(super) fn prometheus(&self, report: &mut Report) {
+    fn prometheus(&self, way: &Way<'_>, found: &mut Vec<Found>) {
         let why = "the gateway's dashboards stay empty";
-        let Some(config) = self.config("prometheus", "kong.prometheus", why, report) else { return };
+        let Some(plugin) = self.config("prometheus", "kong.prometheus", why, way, found) else { return };
         let flags = ["status_code_metrics", "latency_metrics", "bandwidth_metrics", "upstream_health_metrics", "per_consumer"];
-        let off: Vec<&str> = flags.into_iter().filter(|flag| config[*flag] != true).collect();
+        let off: Vec<&str> = flags.into_iter().filter(|flag| plugin["config"][*flag] != true).collect();
+        let mut notes = self.notes(way, Some(plugin), found);
         if off.is_empty() {
-            report.good("kong.prometheus", "exports all groups of metrics, per consumer");
+            notes.good("kong.prometheus", "exports all groups of metrics, per consumer");
         } else {
             let what = format!("off: {}", off.join(", "));
-            report.problem("kong.prometheus", what, "each is off by default, and dashboards need it", CONFIGURE);
+            notes.problem("kong.prometheus", what, "each is off by default, and dashboards need it");
         }
     }
 }
 
-fn endpoint(http_log: &Value, settings: &DoctorSettings, report: &mut Report) {
-    let endpoint = http_log["http_endpoint"].as_str().unwrap_or_default();
-    let wanted = format!("{}/log", settings.collector_url.trim_end_matches('/'));
-    if endpoint.replace("localhost", "127.0.0.1") == wanted.replace("localhost", "127.0.0.1") {
-        report.good("kong.http-log", format!("sends entries to {endpoint}"));
-    } else {
-        let what = format!("it sends to {endpoint}, the collector is at {wanted}");
-        report.problem("kong.http-log", what, "entries do not arrive", CONFIGURE);
+/// The names of ways, the first few of them.
+pub(super) fn in_short(names: &[String]) -> String {
+    let shown = names.iter().take(MOST_NAMES).map(String::as_str).collect::<Vec<_>>().join(", ");
+    match names.len().checked_sub(MOST_NAMES).filter(|more| *more > 0) {
+        Some(more) => format!("{shown} and {more} more"),
+        None => shown,
     }
 }
 
-fn sent_token(http_log: &Value, token: Option<&str>, report: &mut Report) {
+fn wanted_endpoint(settings: &DoctorSettings) -> String {
+    format!("{}/log", settings.collector_url.trim_end_matches('/'))
+}
+
+pub(super) fn is_collector(endpoint: &str, settings: &DoctorSettings) -> bool {
+    endpoint.replace("localhost", "127.0.0.1") == wanted_endpoint(settings).replace("localhost", "127.0.0.1")
+}
+
+fn endpoint(http_log: &Value, settings: &DoctorSettings, notes: &mut Notes<'_>) {
+    let (endpoint, wanted) = (http_log["http_endpoint"].as_str().unwrap_or_default(), wanted_endpoint(settings));
+    if is_collector(endpoint, settings) {
+        notes.good("kong.http-log", format!("sends entries to {endpoint}"));
+    } else {
+        let what = format!("it sends to {endpoint}, the collector is at {wanted}");
+        notes.problem("kong.http-log", what, "entries do not arrive");
+    }
+}
+
+fn sent_token(http_log: &Value, token: Option<&str>, notes: &mut Notes<'_>) {
     let headers = http_log["headers"].as_object();
     let sent = headers
         .and_then(|headers| headers.iter().find(|(name, _)| name.eq_ignore_ascii_case("x-collector-token")))
         .and_then(|(_, value)| value.as_str());
     match (token, sent) {
-        (Some(token), Some(sent)) if token == sent => report.good("kong.token", "Kong sends the token that the collector wants"),
-        (Some(_), _) => report.problem(
+        (Some(token), Some(sent)) if token == sent => notes.good("kong.token", "Kong sends the token that the collector wants"),
+        (Some(_), _) => notes.problem(
             "kong.token",
             "Kong does not send the token that the collector wants",
             "the collector answers 401, and entries are dropped after the retries",
-            CONFIGURE,
         ),
         (None, _) => {}
     }
@@ -144,10 +307,10 @@ fn longest_entry(llm_audit: &Value) -> u64 {
     sizes.into_iter().map(|size| size.div_ceil(3).saturating_mul(4)).sum()
 }
 
-fn queue(queue: &Value, longest_entry: u64, most_body: usize, report: &mut Report) {
+fn queue(queue: &Value, longest_entry: u64, most_body: usize, notes: &mut Notes<'_>) {
     let mut weak = |condition: bool, level: Level, what: String, why: &'static str| {
         if condition {
-            report.add(level, "kong.queue", what, why, CONFIGURE);
+            notes.add(level, "kong.queue", what, why);
         }
     };
     let batch = queue["max_batch_size"].as_u64().unwrap_or(1);

@@ -216,8 +216,8 @@ fn grafana(settings: &DoctorSettings, report: &mut Report) {
     }
 }
 
-/// The header with which Grafana's administrator logs in.
-fn administrator(password: &str) -> String {
+/// The header with which the administrator of Grafana, or of Kong's Admin API, logs in.
+pub(super) fn administrator(password: &str) -> String {
     format!("Basic {}", STANDARD.encode(format!("admin:{password}")))
 }
 
