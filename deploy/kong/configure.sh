@@ -472,8 +472,8 @@ read_bearer
 check_kong
 look_at_services
 choose_audit_scope
-[ "$adopts" = 0 ] || adopt
 compute_batch
+[ "$adopts" = 0 ] || adopt
 ensure 'service vllm' "/services/$SERVICE_ID" "$(service_json)"
 configure_plugins
 configure_routes
