@@ -34,6 +34,8 @@ build = {
       "kong/plugins/llm-audit/errors.lua",
     ["kong.plugins.llm-audit.event_shape"] =
       "kong/plugins/llm-audit/event_shape.lua",
+    ["kong.plugins.llm-audit.gate"] =
+      "kong/plugins/llm-audit/gate.lua",
     ["kong.plugins.llm-audit.guard"] =
       "kong/plugins/llm-audit/guard.lua",
     ["kong.plugins.llm-audit.handler"] =
@@ -56,6 +58,8 @@ build = {
       "kong/plugins/llm-audit/request_body.lua",
     ["kong.plugins.llm-audit.request_text"] =
       "kong/plugins/llm-audit/request_text.lua",
+    ["kong.plugins.llm-audit.response_owners"] =
+      "kong/plugins/llm-audit/response_owners.lua",
     ["kong.plugins.llm-audit.schema"] =
       "kong/plugins/llm-audit/schema.lua",
     ["kong.plugins.llm-audit.sse"] =

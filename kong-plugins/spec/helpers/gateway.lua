@@ -53,7 +53,8 @@ function M.new(changes)
     conf[name] = value
   end
 
-  local gateway = { conf = conf, time = 1700000000, errors = {} }
+  local gateway = { conf = conf, time = 1700000000, errors = {},
+                    consumer = { id = "id-of-alice", username = "alice" } }
 
   _G.ngx = {
     now = function()
@@ -71,6 +72,7 @@ function M.new(changes)
         return utf8_text.is_valid(text) and 1 or nil
       end,
     },
+    shared = {},
     arg = {},
     req = {},
   }
@@ -85,7 +87,7 @@ function M.new(changes)
     -- Somebody is behind the call, unless a test says otherwise.
     client = {
       get_consumer = function()
-        return { username = "alice" }
+        return gateway.consumer
       end,
       get_credential = function() end,
     },
@@ -165,6 +167,8 @@ local function serve_request(gateway, request)
   kong.request.get_header = function(name)
     return headers[name]
   end
+  -- What the router made of it; the host and Kong have it in a variable, too.
+  kong.request.get_path = kong.request.get_raw_path
   kong.request.get_start_time = function()
     return gateway.started_at
   end
@@ -262,6 +266,10 @@ function M:call(exchange)
   end
 
   local service, finish = serve_request(self, request)
+  local answer
+  kong.response.exit = function(status, body)
+    answer = { status = status, body = body }
+  end
   if not exchange.refused then
     handler:access(conf)
   end
@@ -286,6 +294,8 @@ function M:call(exchange)
 
   return {
     entry = entry,
+    -- what the plugin answered by itself
+    answer = answer,
     llm = entry.llm,
     client = client,
     service = service,

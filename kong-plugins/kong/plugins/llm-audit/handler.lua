@@ -25,6 +25,7 @@
 local body_text = require "kong.plugins.llm-audit.body_text"
 local capture = require "kong.plugins.llm-audit.capture"
 local errors = require "kong.plugins.llm-audit.errors"
+local gate = require "kong.plugins.llm-audit.gate"
 local guard = require "kong.plugins.llm-audit.guard"
 local json_edit = require "kong.plugins.llm-audit.json_edit"
 local log_queue = require "kong.plugins.llm-audit.log_queue"
@@ -130,6 +131,11 @@ local function access(_, conf)
   sync.begin_call()
   kong.ctx.plugin.in_flight = true
 
+  local refusal = gate.refusal()
+  if refusal then
+    return refusal
+  end
+
   local edits = may_need_usage(conf)
   local keep = conf.capture == "full" and conf.max_request_body_size or 0
 
@@ -227,6 +233,7 @@ local function header_filter(_, conf)
 
   call.stream = stream
   call.is_encoded = header["Content-Encoding"] ~= nil
+  call.watch = gate.watch(status, header["Content-Encoding"])
   -- What is encoded can only be read from its beginning.
   local new_capture = stream and not call.is_encoded and stream_capture.new
                       or capture.new
@@ -276,6 +283,10 @@ local function see(call, chunk)
   end
 
   call.response:put(chunk)
+
+  if call.watch and not call.watch(chunk) then
+    call.watch = nil
+  end
 end
 
 
@@ -479,7 +490,19 @@ local guarded = guard.new(function(line)
 end, now)
 
 LlmAudit.init_worker = guarded("init_worker", init_worker)
-LlmAudit.access = guarded("access", access)
+
+-- A call that is refused ends here, outside of the guard: what Kong does to
+-- that end is no error.
+local read_request_of = guarded("access", access)
+
+function LlmAudit:access(conf)
+  local refusal = read_request_of(self, conf)
+  if refusal then
+    return kong.response.exit(refusal.status,
+                              refusal.body or { message = refusal.message })
+  end
+end
+
 LlmAudit.header_filter = guarded("header_filter", header_filter)
 LlmAudit.body_filter = guarded("body_filter", body_filter, pass_held_bytes)
 

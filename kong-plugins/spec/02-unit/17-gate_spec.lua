@@ -1,0 +1,100 @@
+local gateway = require "spec.helpers.gateway"
+
+local ALICE = { id = "id-of-alice", username = "alice" }
+local BOB = { id = "id-of-bob", username = "bob" }
+
+
+describe("llm-audit", function()
+  local running
+
+  before_each(function()
+    running = gateway.new()
+  end)
+
+  local function call_of(consumer, method, path, chunks, changes)
+    running.consumer = consumer
+    local response = changes or {}
+    response.chunks = chunks
+    response.headers = response.headers
+                       or { ["Content-Type"] = "application/json" }
+
+    return running:call({
+      request = { method = method, path = path, body = '{"input":"x"}' },
+      response = response,
+    })
+  end
+
+  it("refuses WebSockets, and no other upgrade", function()
+    for value, status in pairs({
+      ["websocket"] = 400, ["WebSocket"] = 400, ["h2c, websocket"] = 400,
+      ["websocket/13"] = 400, ["h2c"] = false, ["TLS/1.0"] = false,
+    }) do
+      local result = running:call({
+        request = { headers = { Upgrade = value, Connection = "upgrade" } },
+        response = {},
+      })
+      assert.equal(status, result.answer and result.answer.status or false)
+      if result.answer then
+        assert.same({ message = "WebSockets are not supported" },
+                    result.answer.body)
+      end
+    end
+  end)
+
+  describe("gives a stored response", function()
+    local ANSWER = '{"id":"resp_1a","object":"response","status":"queued"}'
+    local STREAM = 'event: response.created\ndata: {"response":{"id":"resp_2b"'
+                   .. ',"status":"in_progress"},"type":"response.created"}\n\n'
+
+    it("to whoever made it, and to others what vLLM says of none", function()
+      assert.is_nil(call_of(ALICE, "POST", "/v1/responses", { ANSWER }).answer)
+      call_of(BOB, "POST", "/v1/responses",
+              { STREAM:sub(1, 30), STREAM:sub(31), "data: x\n\n" })
+
+      for path, maker in pairs({
+        ["/v1/responses/resp_1a"] = ALICE, ["/v1/responses/resp_2b"] = BOB,
+        ["/v1/responses/resp_1a/cancel"] = ALICE,
+      }) do
+        for _, consumer in ipairs({ ALICE, BOB, { id = "x" }, nil }) do
+          for _, method in ipairs({ "GET", "POST", "DELETE" }) do
+            local answer = call_of(consumer, method, path, {}).answer
+            if consumer == maker then
+              assert.is_nil(answer)
+            else
+              assert.equal(404, answer.status)
+              assert.same({
+                message = "Response with id '" .. path:match("resp_[^/]+")
+                          .. "' not found.",
+                type = "invalid_request_error", param = "response_id",
+                code = 404,
+              }, answer.body.error)
+            end
+          end
+        end
+      end
+    end)
+
+    it("to nobody whose maker is not known", function()
+      assert.equal(404, call_of(ALICE, "GET", "/v1/responses/resp_9", {})
+                        .answer.status)
+    end)
+
+    it("to nobody by what is no answer with a new response", function()
+      call_of(BOB, "POST", "/v1/responses", { ANSWER }, { status = 400 })
+      call_of(BOB, "POST", "/v1/chat/completions", { ANSWER })
+      call_of(BOB, "GET", "/v1/responses", { ANSWER })
+      call_of(BOB, "POST", "/v1/responses", { ANSWER },
+              { headers = { ["Content-Encoding"] = "gzip" } })
+      assert.equal(404, call_of(BOB, "GET", "/v1/responses/resp_1a", {})
+                        .answer.status)
+    end)
+
+    it("not to whoever is answered with its id later", function()
+      call_of(ALICE, "POST", "/v1/responses", { ANSWER })
+      call_of(BOB, "POST", "/v1/responses", { ANSWER })
+      assert.equal(404, call_of(BOB, "GET", "/v1/responses/resp_1a", {})
+                        .answer.status)
+      assert.is_nil(call_of(ALICE, "GET", "/v1/responses/resp_1a", {}).answer)
+    end)
+  end)
+end)
