@@ -137,7 +137,9 @@ pub fn binary() -> &'static PathBuf {
         // target/PROFILE/deps/test or target/PROFILE/program
         let folder = own.ancestors().skip(1).find(|folder| !folder.ends_with("deps")).expect("a folder");
         let mut build = std::process::Command::new(env!("CARGO"));
-        build.args(["build", "--quiet", "--package", "llm-collector", "--bin", "llm-collector"]);
+        // Both packages, so that dependencies have the features that they have in this test already: the collector alone wants
+        // fewer, and cargo would build them all again.
+        build.args(["build", "--quiet", "--package", "llm-collector", "--package", "gateway-tests", "--bin", "llm-collector"]);
         if folder.ends_with("release") {
             build.arg("--release");
         }
