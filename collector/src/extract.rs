@@ -104,7 +104,7 @@ pub fn call(entry: &Entry<'_>, secrets: &Secrets, privacy: &Privacy) -> Call {
         client_ip: fields.get("client_ip").and_then(Json::as_str).and_then(|ip| ip.parse().ok()),
         stream: entry.is_stream(),
         aborted: is_aborted(entry, response.ended),
-        truncated: entry.is_request_truncated() || entry.is_response_truncated(),
+        truncated: entry.is_request_truncated() || entry.is_response_truncated() || entry.is_shed(),
         prompt: match &request {
             Document::Absent => None,
             Document::Json(json) if api != Api::Other => request::prompt(api, json),

@@ -5,6 +5,7 @@
 //! Every label is bounded: see [`labels`].
 
 pub mod labels;
+pub mod nodes;
 
 use std::collections::HashMap;
 use std::sync::atomic::AtomicU64;
@@ -22,6 +23,7 @@ use prometheus_client::registry::{Registry, Unit};
 use crate::call::Call;
 use crate::store::state::State;
 use labels::{Bounded, OTHER};
+use nodes::Nodes;
 
 /// Consumers that get series of their own. Each costs about 20 series; a company has hundreds of users, not thousands.
 pub const MAX_CONSUMERS: usize = 1_000;
@@ -168,6 +170,8 @@ pub struct Metrics {
     /// What retention did.
     pub retention: RetentionCounters,
     state: StateGauges,
+    /// What Kong's nodes tell.
+    pub nodes: Nodes,
     store_duration: Histogram,
     batch_entries: Histogram,
     queue_bytes: Gauge,
@@ -284,6 +288,7 @@ impl Metrics {
         let retention = RetentionCounters { content_removed: action("content_removed"), dropped: action("dropped") };
         registry.register("collector_retention_partitions", "Day partitions that retention was done with", actions);
         let state = StateGauges::register(&mut registry);
+        let nodes = Nodes::register(&mut registry);
         registry.register("collector_build", "Version of the collector", Info::new([("version", env!("CARGO_PKG_VERSION"))]));
 
         Self {
@@ -300,6 +305,7 @@ impl Metrics {
             entries,
             retention,
             state,
+            nodes,
             store_duration,
             batch_entries,
             queue_bytes,
@@ -425,6 +431,7 @@ impl Metrics {
 
     /// All metrics as OpenMetrics text.
     pub fn render(&self) -> Result<String, std::fmt::Error> {
+        self.nodes.age();
         let mut text = String::new();
         prometheus_client::encoding::text::encode(&mut text, &self.registry)?;
         Ok(text)

@@ -1,7 +1,9 @@
-//! The HTTP edge: `POST /log` and the pages for operators. The only place with status codes.
+//! The HTTP edge: `POST /log`, `POST /sync` and the pages for operators. The only place with status codes.
 //!
 //! Order of a request: token, size as announced, room in memory, then the body, chunk by chunk. Nothing is buffered before it
 //! is allowed, and what is buffered is counted until its rows are safe.
+
+mod sync;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -89,6 +91,7 @@ pub fn routes(config: &mut web::ServiceConfig) {
         .service(web::resource("/log").route(web::post().to(log_entries)).default_service(web::to(|| async {
             json_body(HttpResponse::MethodNotAllowed(), json!({ "error": "send entries with POST" }))
         })))
+        .service(web::resource("/sync").route(web::post().to(sync::tell)))
         .route("/healthz", web::get().to(healthz))
         .route("/readyz", web::get().to(readyz))
         .route("/metrics", web::get().to(metrics))

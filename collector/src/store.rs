@@ -25,6 +25,7 @@ pub mod session;
 pub mod spool;
 pub mod state;
 pub mod usage;
+pub mod workers;
 mod writer;
 
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -93,7 +93,12 @@ impl TestApp {
 
     /// `POST /log` with headers.
     pub async fn log_with(&self, body: impl Into<reqwest::Body>, headers: &[(&str, &str)]) -> Answer {
-        let mut request = self.client.post(format!("{}/log", self.url)).body(body).header("Content-Type", "application/json");
+        self.post("/log", body, headers).await
+    }
+
+    /// `POST` of JSON with headers.
+    pub async fn post(&self, path: &str, body: impl Into<reqwest::Body>, headers: &[(&str, &str)]) -> Answer {
+        let mut request = self.client.post(format!("{}{path}", self.url)).body(body).header("Content-Type", "application/json");
         for (name, value) in headers {
             request = request.header(*name, *value);
         }

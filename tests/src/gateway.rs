@@ -48,6 +48,8 @@ pub struct Gateway {
     pub collector_url: String,
     /// Logs of the collector and, where we started it, of the gateway.
     log_folders: Vec<PathBuf>,
+    /// The master of the nginx test host.
+    pid: Option<u32>,
     /// Of `configure.sh` and `users.sh`.
     settings: BTreeMap<String, String>,
     /// A user that waits for changes to take effect.
@@ -331,8 +333,8 @@ impl Gateway {
         self.own_keys.lock().expect("the keys").clone()
     }
 
-    /// What the gateway, the collector and PostgreSQL's tables hold by now, each under the name of its place.
-    pub async fn everything_written(&self) -> Vec<(String, String)> {
+    /// What the collector and, where we started it, the gateway have logged by now, each file under its name.
+    pub fn logs(&self) -> Vec<(String, String)> {
         let mut all = Vec::new();
         for folder in &self.log_folders {
             for file in std::fs::read_dir(folder).expect("logs").flatten().map(|entry| entry.path()).filter(|path| path.is_file())
@@ -341,6 +343,12 @@ impl Gateway {
                 all.push((file.display().to_string(), String::from_utf8_lossy(&text).into_owned()));
             }
         }
+        all
+    }
+
+    /// What the gateway, the collector and PostgreSQL's tables hold by now, each under the name of its place.
+    pub async fn everything_written(&self) -> Vec<(String, String)> {
+        let mut all = self.logs();
         let client = self.database.connect().await;
         // Each column as text, and what is bytes as the text it most likely is.
         for (table, row) in [("llm_logs", "t::text"), ("llm_rejected", "reason || encode(raw, 'escape')")] {
@@ -348,6 +356,11 @@ impl Gateway {
             all.push((format!("table {table}"), rows.iter().map(|row| row.get::<_, String>(0) + "\n").collect()));
         }
         all
+    }
+
+    /// The process whose children are the gateway's workers; `None` when the gateway is a Kong.
+    pub fn pid(&self) -> Option<u32> {
+        self.pid
     }
 
     /// The requests that reached the model server and of which a test knows.

@@ -73,6 +73,11 @@ impl Entry<'_> {
         self.llm_flag("response_truncated") || self.response_body.as_ref().is_some_and(|body| body.cut)
     }
 
+    /// Whether Kong's queue was full and the bodies were left out.
+    pub fn is_shed(&self) -> bool {
+        self.llm_flag("shed")
+    }
+
     fn llm_flag(&self, name: &str) -> bool {
         self.fields.at(&["llm", name]).and_then(Json::as_bool).unwrap_or(false)
     }

@@ -29,7 +29,8 @@ impl Gap {
 
 /// The holes that are older than `grace` and were not found before.
 pub async fn find(connection: &PooledConnection<'_>, grace: Duration) -> Result<Vec<Gap>, StoreError> {
-    let query = "SELECT gap_worker, gap_first, gap_last FROM llm_find_sequence_gaps(make_interval(secs => $1))";
+    let query = "SELECT gap_worker, gap_first, gap_last FROM llm_find_sequence_gaps(make_interval(secs => $1))
+        UNION ALL SELECT gap_worker, gap_first, gap_last FROM llm_find_tail_gaps(make_interval(secs => $1))";
     let rows = connection.bounded(connection.client().query(query, &[&grace.as_secs_f64()])).await?;
     let gap = |row: &tokio_postgres::Row| Ok(Gap { worker: row.try_get(0)?, first: row.try_get(1)?, last: row.try_get(2)? });
     rows.iter().map(gap).collect()

@@ -84,7 +84,7 @@ describe("log_queue", function()
     assert.equal(200, world.queue_keeper.state().done)
     -- Once a minute, and none of Kong's own words about an overflow.
     assert.equal(1, #world.said)
-    assert.matches("^1 log entries were left out", world.said[1])
+    assert.matches("^1 entries of the log queue were left out", world.said[1])
 
     call("after")
     world:run_timers()

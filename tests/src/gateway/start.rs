@@ -55,7 +55,7 @@ async fn start_parts() -> Gateway {
     let host = match host {
         Host::Running { proxy_url, admin_url } => {
             eprintln!("gateway for tests: the Kong at {proxy_url}");
-            Started { proxy_url, admin_url, logs: None }
+            Started { proxy_url, admin_url, logs: None, pid: None }
         }
         Host::Script { script, name } => {
             let started = start_script(script, &folder.join("gateway"), &Database::create().await).await;
@@ -87,6 +87,7 @@ async fn start_parts() -> Gateway {
         vllm,
         database,
         collector_url,
+        pid: host.pid,
         log_folders: std::iter::once(folder.join("collector")).chain(host.logs).collect(),
         settings,
         probe: OnceCell::new(),
@@ -126,6 +127,7 @@ struct Started {
     proxy_url: String,
     admin_url: String,
     logs: Option<PathBuf>,
+    pid: Option<u32>,
 }
 
 async fn start_script(script: &str, prefix: &Path, database: &Database) -> Started {
@@ -149,7 +151,8 @@ async fn start_script(script: &str, prefix: &Path, database: &Database) -> Start
         let value = stdout.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('='));
         value.unwrap_or_else(|| panic!("no {name} in {stdout}")).to_owned()
     };
-    Started { proxy_url: line("PROXY_URL"), admin_url: line("ADMIN_URL"), logs: Some(prefix.join("logs")) }
+    let pid = script.contains("nginx-host").then(|| line("PID").parse().expect("a number"));
+    Started { proxy_url: line("PROXY_URL"), admin_url: line("ADMIN_URL"), logs: Some(prefix.join("logs")), pid }
 }
 
 /// Starts the collector as a process of its own, with all it has to say in a file; returns where it listens.
@@ -164,6 +167,7 @@ fn start_collector(folder: &Path, listen: &SocketAddr, database: &Database) -> (
         .envs(plain_environment())
         .env("DATABASE_URL", &database.url)
         .env("COLLECTOR_TOKEN", TOKEN)
+        .env("COLLECTOR_GAP_GRACE_SECONDS", "20")
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(std::fs::File::create(&log).expect("a log"))

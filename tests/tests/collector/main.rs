@@ -19,4 +19,5 @@ mod report;
 mod retention;
 mod rows;
 mod search;
+mod sync;
 mod usage;

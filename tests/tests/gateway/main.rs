@@ -15,6 +15,7 @@ mod closed;
 mod events;
 mod many;
 mod metadata;
+mod queue;
 mod recordings;
 mod refused;
 mod scripts;

@@ -8,8 +8,9 @@ use std::path::Path;
 
 use super::Report;
 
-/// What Kong's queue writes when entries are gone.
-const LOST: [&str; 4] = ["entries were lost", "entries were dropped", "queue full", "queue's max_bytes"];
+/// What Kong's queue, and `llm-audit` that watches over it, write when entries are gone.
+const LOST: [&str; 5] =
+    ["of the log queue were left out", "entries were lost", "entries were dropped", "queue full", "queue's max_bytes"];
 /// What it writes when they may soon be.
 const NEAR: [&str; 2] = ["% capacity", "could not process entries"];
 /// Keys of users begin so; a shorter rest is a word.
@@ -98,8 +99,9 @@ mod tests {
             2026/11/24 [error] [http-log] queue a1: could not send entries, giving up after 14 retries.  200 queue entries were lost\n\
             2026/11/24 [error] [http-log] queue a1: queue full, dropping old entries until processing is successful again\n\
             2026/11/24 [error] [http-log] queue a1: byte capacity exceeded, 3 queue entries were dropped\n\
+            2026/11/24 [error] 7 entries of the log queue were left out (the queue is full); their numbers are missing in llm_logs\n\
             2026/11/24 [notice] queue a1 resumed\n2026/11/24 [error] entries were lost elsewhere\n";
-        assert_eq!(count(log.as_bytes()).unwrap(), Counts { lost: 3, near: 2, keys: 0 });
+        assert_eq!(count(log.as_bytes()).unwrap(), Counts { lost: 4, near: 2, keys: 0 });
     }
 
     #[test]

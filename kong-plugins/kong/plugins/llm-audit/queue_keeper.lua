@@ -63,8 +63,8 @@ function M.lose(count, reason)
     return
   end
 
-  say("err", format("%d log entries were left out (%s); their numbers are "
-                    .. "missing in llm_logs", unreported, reason))
+  say("err", format("%d entries of the log queue were left out (%s); their "
+                    .. "numbers are missing in llm_logs", unreported, reason))
   reported_at = now
   unreported = 0
 end

@@ -1,0 +1,120 @@
+//! What the nodes of Kong tell about themselves (`POST /sync`).
+
+use std::collections::HashMap;
+use std::sync::atomic::AtomicU64;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::{Registry, Unit};
+use serde::Deserialize;
+
+/// Nodes that get series of their own; a site has a handful. Further ones are not shown: their gauges added up would say nothing.
+const MAX_NODES: usize = 50;
+
+/// A node that was silent for so long is no more: its series end.
+const FORGET_AFTER: Duration = Duration::from_secs(86_400);
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct NodeLabel {
+    node: String,
+}
+
+/// What a node tells; what it does not tell is 0.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Deserialize)]
+#[serde(default)]
+pub struct Gauges {
+    /// Calls in flight.
+    pub in_flight: f64,
+    /// Log entries that wait or are on their way.
+    pub queue_entries: f64,
+    /// Their bytes.
+    pub queue_bytes: f64,
+    /// For how long no entry could be sent, in seconds.
+    pub queue_stalled_seconds: f64,
+    /// Entries that were left out since the workers' start.
+    pub entries_left_out: f64,
+}
+
+type NodeGauge = Family<NodeLabel, Gauge<f64, AtomicU64>>;
+
+/// The series of nodes.
+#[derive(Debug, Default)]
+pub struct Nodes {
+    sync_age: NodeGauge,
+    in_flight: NodeGauge,
+    queue_entries: NodeGauge,
+    queue_bytes: NodeGauge,
+    queue_stalled: NodeGauge,
+    entries_left_out: NodeGauge,
+    heard: Mutex<HashMap<String, Instant>>,
+}
+
+impl Nodes {
+    /// Registers the series.
+    pub(super) fn register(registry: &mut Registry) -> Self {
+        let nodes = Self::default();
+        let age = nodes.sync_age.clone();
+        registry.register_with_unit("sync_age", "Time since a node of Kong reported", Unit::Seconds, age);
+        registry.register("gateway_in_flight", "Calls in flight", nodes.in_flight.clone());
+        registry.register("gateway_queue_entries", "Log entries that wait in Kong's workers", nodes.queue_entries.clone());
+        let bytes = nodes.queue_bytes.clone();
+        registry.register_with_unit("gateway_queue", "Bytes of log entries that wait in Kong's workers", Unit::Bytes, bytes);
+        registry.register_with_unit(
+            "gateway_queue_stalled",
+            "How long a worker of Kong has failed to send its log entries",
+            Unit::Seconds,
+            nodes.queue_stalled.clone(),
+        );
+        registry.register(
+            "gateway_entries_left_out",
+            "Log entries that the node's workers could not keep, since their start",
+            nodes.entries_left_out.clone(),
+        );
+        nodes
+    }
+
+    fn families(&self) -> [&NodeGauge; 6] {
+        [&self.sync_age, &self.in_flight, &self.queue_entries, &self.queue_bytes, &self.queue_stalled, &self.entries_left_out]
+    }
+
+    /// Notes what a node told.
+    pub fn observe(&self, node: &str, gauges: &Gauges) {
+        let mut heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
+        if heard.len() >= MAX_NODES && !heard.contains_key(node) {
+            return;
+        }
+        heard.insert(node.to_owned(), Instant::now());
+        let label = NodeLabel { node: node.to_owned() };
+        let values = [
+            0.0,
+            gauges.in_flight,
+            gauges.queue_entries,
+            gauges.queue_bytes,
+            gauges.queue_stalled_seconds,
+            gauges.entries_left_out,
+        ];
+        for (family, value) in self.families().into_iter().zip(values) {
+            family.get_or_create_owned(&label).set(value);
+        }
+    }
+
+    /// Brings the ages up to date.
+    pub(super) fn age(&self) {
+        let mut heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
+        heard.retain(|node, at| {
+            let label = NodeLabel { node: node.clone() };
+            let age = at.elapsed();
+            if age > FORGET_AFTER {
+                for family in self.families() {
+                    family.remove(&label);
+                }
+                return false;
+            }
+            self.sync_age.get_or_create_owned(&label).set(age.as_secs_f64());
+            true
+        });
+    }
+}

@@ -1,0 +1,194 @@
+//! `POST /sync`: what a node of Kong tells once a second that no log entry can. The contract is in `docs/contract.md`.
+//!
+//! Invariant: nothing of it decides an allocation or a label without a bound, and a member that makes no sense costs itself only: the
+//! node would tell it again for ever.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use actix_web::http::header::CONTENT_TYPE;
+use actix_web::web::{Data, Payload};
+use actix_web::{HttpRequest, HttpResponse};
+use chrono::{DateTime, Utc};
+use log::warn;
+use serde::Deserialize;
+
+use super::{BODY_TIMEOUT, Receiver, Refusal, is_authorized};
+use crate::measure::nodes::Gauges;
+use crate::store::pool::StoreError;
+use crate::store::refused::{self, Refused};
+use crate::store::workers::{self, Worker};
+
+/// Largest body. A node of 256 workers with 500 counts stays below 100 KB.
+const MAX_BODY_BYTES: usize = 262_144;
+/// The only version there is.
+const VERSION: u64 = 1;
+/// Longest name of a node or a worker, in bytes: they are parts of indexes, and a node's is a label.
+const MAX_NAME_BYTES: usize = 128;
+/// More workers are nobody's: the plugin has places for 256.
+const MAX_WORKERS: usize = 1_024;
+/// Counts of refused calls that are taken from one body; the plugin sends 500.
+const MAX_COUNTS: usize = 1_000;
+/// Numbers beyond this are no counts: 2^53, the last that every JSON reader holds exactly.
+const MAX_NUMBER: i64 = 1 << 53;
+/// Minutes that are older are not what a node can have kept.
+const MAX_AGE: Duration = Duration::from_secs(8 * 86_400);
+
+#[derive(Debug, Deserialize)]
+#[serde(default)]
+struct Told {
+    v: u64,
+    node: String,
+    workers: Vec<ToldWorker>,
+    refused_calls: Vec<ToldCount>,
+    gauges: Gauges,
+}
+
+impl Default for Told {
+    fn default() -> Self {
+        Self { v: VERSION, node: String::new(), workers: Vec::new(), refused_calls: Vec::new(), gauges: Gauges::default() }
+    }
+}
+
+#[derive(Debug, Deserialize)]
+struct ToldWorker {
+    worker: String,
+    seq: i64,
+    done: Option<i64>,
+    #[serde(default)]
+    ended: bool,
+}
+
+impl ToldWorker {
+    fn checked(self) -> Option<Worker> {
+        // An ended worker has nothing left that waits; a living one that does not say may have everything.
+        let done = if self.ended { self.seq } else { self.done.unwrap_or(0) };
+        let is_sound = is_name(&self.worker) && (0..=MAX_NUMBER).contains(&self.seq) && (0..=self.seq).contains(&done);
+        is_sound.then_some(Worker { worker: self.worker, given: self.seq, done, ended: self.ended })
+    }
+}
+
+#[derive(Debug, Deserialize)]
+struct ToldCount {
+    client_ip: String,
+    minute: i64,
+    status: i32,
+    count: i64,
+}
+
+impl ToldCount {
+    fn checked(&self, now: DateTime<Utc>) -> Option<(Refused, i64)> {
+        let minute = refused::minute_of(DateTime::from_timestamp(self.minute, 0)?);
+        let is_sound = (100..=599).contains(&self.status)
+            && (1..=MAX_NUMBER).contains(&self.count)
+            && minute > now - MAX_AGE
+            && minute < now + Duration::from_secs(3_600);
+        // What is no address, and "other" is none, is counted together.
+        let address = refused::network(self.client_ip.parse::<IpAddr>().ok());
+        is_sound.then_some((Refused { minute, address, status: self.status }, self.count))
+    }
+}
+
+fn is_name(name: &str) -> bool {
+    !name.is_empty() && name.len() <= MAX_NAME_BYTES && !name.contains('\0')
+}
+
+/// Reads a body.
+fn read(body: &[u8]) -> Result<Told, Refusal> {
+    let told: Told = serde_json::from_slice(body).map_err(|error| Refusal::NotABatch(format!("no report of a node: {error}")))?;
+    if told.v != VERSION {
+        return Err(Refusal::NotABatch(format!("version {} of a report is not known here", told.v)));
+    }
+    if !is_name(&told.node) {
+        return Err(Refusal::NotABatch(format!("the node has no name, or one of more than {MAX_NAME_BYTES} bytes")));
+    }
+    if told.workers.len() > MAX_WORKERS || told.refused_calls.len() > MAX_COUNTS {
+        return Err(Refusal::NotABatch(format!("more than {MAX_WORKERS} workers or {MAX_COUNTS} counts in one report")));
+    }
+    Ok(told)
+}
+
+/// Answers `POST /sync`.
+pub(super) async fn tell(request: HttpRequest, payload: Payload, receiver: Data<Receiver>) -> Result<HttpResponse, Refusal> {
+    if !is_authorized(&request, receiver.token.as_deref()) {
+        return Err(Refusal::Unauthorized);
+    }
+    let body =
+        tokio::time::timeout(BODY_TIMEOUT, payload.to_bytes_limited(MAX_BODY_BYTES)).await.map_err(|_| Refusal::TooSlow)?;
+    let body = body.map_err(|_| Refusal::TooLarge(MAX_BODY_BYTES))?.map_err(|error| Refusal::Broken(error.to_string()))?;
+    let told = read(&body)?;
+    receiver.pipeline.metrics.nodes.observe(&told.node, &told.gauges);
+    note(&receiver, told).await.map_err(|error| Refusal::Unavailable(error.to_string()))?;
+    Ok(HttpResponse::Ok().insert_header((CONTENT_TYPE, "application/json")).body(format!("{{\"v\":{VERSION}}}")))
+}
+
+async fn note(receiver: &Receiver, told: Told) -> Result<(), StoreError> {
+    let now = Utc::now();
+    let (all_workers, all_counts) = (told.workers.len(), told.refused_calls.len());
+    let sound: Vec<Worker> = told.workers.into_iter().filter_map(ToldWorker::checked).collect();
+    let counts: Vec<(Refused, i64)> = told.refused_calls.iter().filter_map(|count| count.checked(now)).collect();
+    if (sound.len(), counts.len()) != (all_workers, all_counts) {
+        let (workers, counts) = (all_workers - sound.len(), all_counts - counts.len());
+        warn!(workers = workers, counts = counts; "passed over {workers} workers and {counts} counts that make no sense in the report of a node");
+    }
+    let connection = receiver.pipeline.store.database().connection().await?;
+    workers::note(&connection, &told.node, &sound).await?;
+    refused::report(&connection, &told.node, &counts).await
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn what_is_missing_has_a_meaning_and_what_is_unknown_has_none() {
+        let told = read(br#"{"node":"n","later":{"x":[1]}}"#).unwrap();
+        assert_eq!((told.v, told.workers.len(), told.refused_calls.len()), (1, 0, 0));
+        for body in
+            ["", "[]", "{}", r#"{"node":""}"#, r#"{"node":"n","v":2}"#, r#"{"node":"n","workers":{}}"#, r#"{"node":"a\u0000"}"#]
+        {
+            assert!(read(body.as_bytes()).is_err(), "{body}");
+        }
+        assert!(read(json!({"node": "n".repeat(MAX_NAME_BYTES + 1)}).to_string().as_bytes()).is_err());
+        let many = vec![json!({"worker": "w", "seq": 1}); MAX_WORKERS + 1];
+        assert!(read(json!({"node": "n", "workers": many}).to_string().as_bytes()).is_err());
+    }
+
+    #[test]
+    fn numbers_that_no_worker_can_have_are_passed_over() {
+        let worker = |value: serde_json::Value| serde_json::from_value::<ToldWorker>(value).unwrap().checked();
+        let sound = worker(json!({"worker": "w", "seq": 5, "done": 3, "ended": false})).unwrap();
+        assert_eq!(sound, Worker { worker: "w".to_owned(), given: 5, done: 3, ended: false });
+        assert_eq!(worker(json!({"worker": "w", "seq": 5, "done": 3, "ended": true})).unwrap().done, 5);
+        assert_eq!(worker(json!({"worker": "w", "seq": 5})).unwrap().done, 0);
+        for value in [
+            json!({"worker": "", "seq": 5}),
+            json!({"worker": "w", "seq": -1}),
+            json!({"worker": "w", "seq": i64::MAX}),
+            json!({"worker": "w", "seq": 5, "done": 6}),
+            json!({"worker": "w", "seq": 5, "done": -6}),
+            json!({"worker": "w\u{0}", "seq": 5}),
+            json!({"worker": "w".repeat(MAX_NAME_BYTES + 1), "seq": 5}),
+        ] {
+            assert_eq!(worker(value.clone()), None, "{value}");
+        }
+    }
+
+    #[test]
+    fn counts_are_of_minutes_that_can_be() {
+        let now = DateTime::from_timestamp(1_795_716_300, 0).unwrap();
+        let count = |client_ip: &str, minute: i64, status: i32, count: i64| {
+            ToldCount { client_ip: client_ip.to_owned(), minute, status, count }.checked(now)
+        };
+        let (refused, calls) = count("2001:db8:1:2::", 1_795_716_259, 401, 7).unwrap();
+        assert_eq!((refused.address.as_str(), refused.minute.timestamp(), calls), ("2001:db8:1:2::/64", 1_795_716_240, 7));
+        assert_eq!(count("other", 1_795_716_240, 401, 1).unwrap().0.address, "other");
+        for (minute, status, calls) in
+            [(0, 401, 1), (i64::MAX, 401, 1), (1_795_726_240, 401, 1), (1_795_716_240, 99, 1), (1_795_716_240, 401, 0)]
+        {
+            assert_eq!(count("10.0.0.7", minute, status, calls), None, "{minute} {status} {calls}");
+        }
+    }
+}

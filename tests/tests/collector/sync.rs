@@ -1,0 +1,146 @@
+//! What a node of Kong tells: how far its workers have counted, and what it refused.
+
+use std::time::Duration;
+
+use chrono::Utc;
+use gateway_tests::collector::{Answer, TestApp};
+use gateway_tests::process::wait_until;
+use serde_json::{Value, json};
+
+async fn tell(app: &TestApp, told: &Value) -> Answer {
+    app.post("/sync", told.to_string(), &[]).await
+}
+
+async fn told(app: &TestApp, told: &Value) {
+    let answer = tell(app, told).await;
+    assert_eq!((answer.status, answer.text.as_str()), (200, r#"{"v":1}"#), "{told}");
+}
+
+fn worker(name: &str, seq: i64, done: i64, ended: bool) -> Value {
+    json!({"worker": name, "seq": seq, "done": done, "ended": ended})
+}
+
+fn entry(worker: &str, seq: i64) -> Value {
+    json!({"request": {"id": format!("{worker}-{seq}"), "method": "POST", "uri": "/v1/chat/completions"},
+        "response": {"status": 200}, "started_at": Utc::now().timestamp_millis(), "llm": {"v": 1, "worker": worker, "seq": seq}})
+}
+
+async fn log(app: &TestApp, worker: &str, numbers: std::ops::RangeInclusive<i64>) {
+    let entries: Vec<Value> = numbers.map(|seq| entry(worker, seq)).collect();
+    assert_eq!(app.log(json!(entries).to_string()).await.status, 200);
+}
+
+/// The holes as `worker first-last`, in order.
+async fn gaps(app: &TestApp) -> Vec<String> {
+    let query = "SELECT worker || ' ' || first_seq || '-' || last_seq FROM llm_sequence_gaps ORDER BY worker, first_seq";
+    let rows = app.database.connect().await.query(query, &[]).await.unwrap();
+    rows.iter().map(|row| row.get(0)).collect()
+}
+
+async fn wait_for_gaps(app: &TestApp, wanted: &[&str]) {
+    wait_until("the holes", Duration::from_secs(20), || async { gaps(app).await == wanted }).await;
+}
+
+#[tokio::test]
+async fn what_a_killed_worker_took_along_is_a_hole_and_what_waits_in_a_living_one_is_none() {
+    let app = TestApp::start_with(&["--gap-grace-seconds", "1"]).await;
+    log(&app, "killed", 1..=5).await;
+    log(&app, "waits", 1..=5).await;
+    let of = |killed: Value, waits: Value| json!({"v": 1, "node": "n", "workers": [killed, waits]});
+    told(&app, &of(worker("killed", 9, 5, false), worker("waits", 40, 5, false))).await;
+    told(&app, &of(worker("killed", 9, 9, true), worker("waits", 41, 5, false))).await;
+    wait_for_gaps(&app, &["killed 6-9"]).await;
+    // It lost entries, which no entry behind them shows; then one comes, and what is missing in front of it is the rest.
+    told(&app, &of(worker("killed", 9, 9, true), worker("waits", 50, 45, false))).await;
+    wait_for_gaps(&app, &["killed 6-9", "waits 6-45"]).await;
+    assert!(app.metric("llm_collector_entries_lost_total{worker=\"waits\"}").await >= 40.0);
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn workers_of_which_a_node_tells_no_more_have_ended() {
+    let app = TestApp::start_with(&["--gap-grace-seconds", "1"]).await;
+    told(&app, &json!({"node": "n", "workers": [worker("old", 3, 0, false)]})).await;
+    told(&app, &json!({"node": "other", "workers": [worker("elsewhere", 3, 0, false)]})).await;
+    // No worker at all is no report of workers.
+    told(&app, &json!({"node": "n"})).await;
+    told(&app, &json!({"node": "n", "workers": [worker("new", 0, 0, false)]})).await;
+    wait_for_gaps(&app, &["old 1-3"]).await;
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn a_worker_that_ended_with_everything_sent_leaves_no_hole() {
+    let app = TestApp::start_with(&["--gap-grace-seconds", "1"]).await;
+    log(&app, "done", 1..=7).await;
+    told(
+        &app,
+        &json!({"node": "n", "workers": [worker("done", 7, 7, true), worker("silent", 0, 0, true), worker("lost", 1, 0, true)]}),
+    )
+    .await;
+    wait_for_gaps(&app, &["lost 1-1"]).await;
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn an_entry_whose_bodies_found_no_place_is_a_truncated_row() {
+    let app = TestApp::start().await;
+    let mut shed = entry("w", 1);
+    shed["llm"]["shed"] = json!(true);
+    assert_eq!(app.log(json!([shed, entry("w", 2)]).to_string()).await.status, 200);
+    assert_eq!(app.database.number("SELECT count(*) FROM llm_logs WHERE truncated AND request_id = 'w-1'").await, 1);
+    assert_eq!(app.database.number("SELECT count(*) FROM llm_logs WHERE NOT truncated AND request_id = 'w-2'").await, 1);
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn refused_calls_are_counted_once_however_often_they_are_told() {
+    let app = TestApp::start().await;
+    let minute = Utc::now().timestamp() / 60 * 60 - 120;
+    let count = |ip: &str, count: i64| json!({"client_ip": ip, "minute": minute, "status": 401, "count": count});
+    let report = json!({"node": "n", "refused_calls": [count("192.0.2.7", 40), count("2001:db8::1", 2), count("other", 3),
+        {"client_ip": "192.0.2.8", "minute": 0, "status": 401, "count": 9}]});
+    told(&app, &report).await;
+    told(&app, &report).await;
+    let sum = |more: &str| {
+        format!("SELECT coalesce(sum(count), 0)::bigint FROM llm_refused_calls WHERE status = 401 AND source = 'n' {more}")
+    };
+    assert_eq!(app.database.number(&sum("")).await, 45);
+    assert_eq!(app.database.number(&sum("AND address = '2001:db8::/64'")).await, 2);
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn gauges_of_a_node_are_series() {
+    let app = TestApp::start().await;
+    told(
+        &app,
+        &json!({"node": "n:8111", "gauges": {"in_flight": 3, "queue_bytes": 7, "queue_stalled_seconds": 125, "unknown": {}}}),
+    )
+    .await;
+    assert_eq!(app.metric("llm_gateway_in_flight{node=\"n:8111\"}").await, 3.0);
+    assert_eq!(app.metric("llm_gateway_queue_stalled_seconds{node=\"n:8111\"}").await, 125.0);
+    assert!(app.metric("llm_sync_age_seconds{node=\"n:8111\"}").await > 0.0);
+    for number in 0..100 {
+        told(&app, &json!({"node": format!("made-up-{number}")})).await;
+    }
+    let page = app.get("/metrics").await.text;
+    assert_eq!(page.lines().filter(|line| line.starts_with("llm_gateway_in_flight{")).count(), 50);
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn a_report_that_is_none_is_refused() {
+    let app = TestApp::start_with(&["--token", "secret"]).await;
+    let send = async |body: String, token: &str| app.post("/sync", body, &[("X-Collector-Token", token)]).await;
+    assert_eq!(send(r#"{"node":"n"}"#.to_owned(), "wrong").await.status, 401);
+    assert_eq!(send(r#"{"node":"n"}"#.to_owned(), "secret").await.status, 200);
+    for body in ["", "{", "[]", "null", r#"{"node":7}"#, r#"{"node":"n","v":2}"#, r#"{"node":"n","workers":[{}]}"#] {
+        assert_eq!(send(body.to_owned(), "secret").await.status, 400, "{body}");
+    }
+    let deep = "[".repeat(100_000);
+    assert_eq!(send(format!(r#"{{"node":"n","x":{deep}"#), "secret").await.status, 400);
+    assert_eq!(send(" ".repeat(262_145), "secret").await.status, 413);
+    assert_eq!(app.database.number("SELECT count(*) FROM llm_workers").await, 0);
+    app.stop().await;
+}
