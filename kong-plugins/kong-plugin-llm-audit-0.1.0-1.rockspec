@@ -40,16 +40,12 @@ build = {
       "kong/plugins/llm-audit/guard.lua",
     ["kong.plugins.llm-audit.handler"] =
       "kong/plugins/llm-audit/handler.lua",
-    ["kong.plugins.llm-audit.json_edit"] =
-      "kong/plugins/llm-audit/json_edit.lua",
-    ["kong.plugins.llm-audit.json_scan"] =
-      "kong/plugins/llm-audit/json_scan.lua",
-    ["kong.plugins.llm-audit.json_tail"] =
-      "kong/plugins/llm-audit/json_tail.lua",
     ["kong.plugins.llm-audit.log_queue"] =
       "kong/plugins/llm-audit/log_queue.lua",
     ["kong.plugins.llm-audit.queue_keeper"] =
       "kong/plugins/llm-audit/queue_keeper.lua",
+    ["kong.plugins.llm-audit.reading"] =
+      "kong/plugins/llm-audit/reading.lua",
     ["kong.plugins.llm-audit.refused"] =
       "kong/plugins/llm-audit/refused.lua",
     ["kong.plugins.llm-audit.reported"] =
@@ -74,5 +70,17 @@ build = {
       "kong/plugins/llm-audit/sync.lua",
     ["kong.plugins.llm-audit.usage_filter"] =
       "kong/plugins/llm-audit/usage_filter.lua",
+    ["llm_gateway.api"] =
+      "llm_gateway/api.lua",
+    ["llm_gateway.json_bytes"] =
+      "llm_gateway/json_bytes.lua",
+    ["llm_gateway.json_outline"] =
+      "llm_gateway/json_outline.lua",
+    ["llm_gateway.json_scan"] =
+      "llm_gateway/json_scan.lua",
+    ["llm_gateway.json_tail"] =
+      "llm_gateway/json_tail.lua",
+    ["llm_gateway.request"] =
+      "llm_gateway/request.lua",
   },
 }

@@ -34,6 +34,8 @@
 #   AUDIT_MAX_REQUEST_BYTES   of a request body          1048576
 #   AUDIT_MAX_RESPONSE_BYTES  of a response body         1048576
 #   AUDIT_INCLUDE_USAGE       true: ask vLLM for the usage of streamed answers
+#   STRICT_REQUESTS           true: answer 400 to requests that the model server might read
+#                             differently; false: let them pass, marked in their rows
 #   AUDIT_OPENAI_ERRORS       true: Kong's errors in the form OpenAI's SDKs expect
 #   ANONYMOUS_PER_MINUTE      refused calls without a valid key from one address, until
 #                             they are counted only and wait; 0: no limit          60
@@ -114,6 +116,7 @@ read_settings() {
   AUDIT_MAX_REQUEST_BYTES=${AUDIT_MAX_REQUEST_BYTES:-1048576}
   AUDIT_MAX_RESPONSE_BYTES=${AUDIT_MAX_RESPONSE_BYTES:-1048576}
   AUDIT_INCLUDE_USAGE=${AUDIT_INCLUDE_USAGE:-true}
+  STRICT_REQUESTS=${STRICT_REQUESTS:-true}
   AUDIT_OPENAI_ERRORS=${AUDIT_OPENAI_ERRORS:-true}
   ANONYMOUS_PER_MINUTE=${ANONYMOUS_PER_MINUTE:-60}
   AUDIT_BATCH_SECONDS=${AUDIT_BATCH_SECONDS:-0.5}
@@ -138,6 +141,7 @@ read_settings() {
     fatal "AUDIT_BATCH_SECONDS is not a number of seconds: '$AUDIT_BATCH_SECONDS'"
   one_of AUDIT_CAPTURE full metadata
   one_of AUDIT_INCLUDE_USAGE true false
+  one_of STRICT_REQUESTS true false
   one_of AUDIT_OPENAI_ERRORS true false
   one_of KONG_SHARED 0 1 auto
   one_of KONG_ACCEPT_OLD 0 1
@@ -410,6 +414,7 @@ configure_plugins() {
 
   plugin 5 llm-audit "$audit_scope" "{\"capture\":\"$AUDIT_CAPTURE\",\"max_request_body_size\":$AUDIT_MAX_REQUEST_BYTES,
     \"max_response_body_size\":$AUDIT_MAX_RESPONSE_BYTES,\"include_usage\":$AUDIT_INCLUDE_USAGE,
+    \"strict_requests\":$STRICT_REQUESTS,
     \"openai_errors\":$AUDIT_OPENAI_ERRORS,\"anonymous_per_minute\":$ANONYMOUS_PER_MINUTE}"
   local headers=null
   [ -z "$collector_token" ] || headers="{\"X-Collector-Token\":$(json_string "$collector_token")}"

@@ -5,8 +5,14 @@
 -- before key-auth. It runs in Kong's sandbox: no `require`, only `kong`,
 -- `ngx` and the plain Lua functions.
 --
--- Invariant: an Authorization header that names the scheme Bearer never goes
--- on to the model server, whatever else the request carries.
+-- It also removes what no client may say to the model server: who it is
+-- (X-Consumer-*, X-Credential-*, which key-auth sets behind this), which place
+-- in the queue it wants, which rank or session of the server.
+--
+-- Invariants: an Authorization header that names the scheme Bearer never goes
+-- on to the model server, whatever else the request carries. A key that
+-- key-auth could not look up (its database takes UTF-8 only) is refused here,
+-- as a wrong one.
 --
 -- An address that keeps calling without a key is told to wait (429).
 --
@@ -28,23 +34,90 @@ local function read_bearer(value)
   return value:match(SCHEME .. "[ \t]*$") ~= nil
 end
 
-local first = kong.request.get_header("Authorization")
-local is_bearer, key
-if first then
-  is_bearer, key = read_bearer(first)
+-- Keys are issued with some 40 characters; this is room for any that were made
+-- by hand.
+local MAX_KEY_BYTES = 1024
+
+-- UTF-8 by its characters: each becomes a letter, and no byte beyond ASCII may
+-- remain.
+local CHARACTERS = {
+  "[\194-\223][\128-\191]",
+  "\224[\160-\191][\128-\191]",
+  "[\225-\236\238\239][\128-\191][\128-\191]",
+  "\237[\128-\159][\128-\191]",
+  "\240[\144-\191][\128-\191][\128-\191]",
+  "[\241-\243][\128-\191][\128-\191][\128-\191]",
+  "\244[\128-\143][\128-\191][\128-\191]",
+}
+
+local function can_be_looked_up(value)
+  if #value > MAX_KEY_BYTES or value:find("%c") then
+    return false
+  end
+
+  if value:find("[\128-\255]") then
+    for _, character in ipairs(CHARACTERS) do
+      value = value:gsub(character, "x")
+    end
+  end
+
+  return not value:find("[\128-\255]")
 end
 
-if first and not key then
-  -- A repeated header: the key may stand behind another scheme, where it
-  -- would be sent on to the model server. 1000 is the most that Kong reads;
-  -- its default of 100 would let a client hide the header.
-  local all = kong.request.get_headers(1000)["authorization"]
-  if type(all) == "table" then
-    for _, value in ipairs(all) do
-      local this_is_bearer, this_key = read_bearer(value)
-      is_bearer = is_bearer or this_is_bearer
-      key = key or this_key
-    end
+-- The most that Kong reads; its default of 100 would let a client hide a
+-- header behind others.
+local MAX_HEADERS = 1000
+
+-- In lower case, with dashes: the model server may not tell them from
+-- underscores.
+local FORBIDDEN = {
+  ["x-vllm-priority"] = true,
+  ["x-data-parallel-rank"] = true,
+  ["x-session-id"] = true,
+  ["x-anonymous-consumer"] = true,
+}
+
+local function is_forbidden(name)
+  name = name:lower():gsub("_", "-")
+
+  return FORBIDDEN[name] or name:find("^x%-consumer%-") ~= nil
+         or name:find("^x%-credential%-") ~= nil
+end
+
+local headers = kong.request.get_headers(MAX_HEADERS)
+local count = 0
+for name, value in pairs(headers) do
+  count = count + (type(value) == "table" and #value or 1)
+  if is_forbidden(name) then
+    kong.service.request.clear_header(name)
+  end
+end
+
+if count >= MAX_HEADERS then
+  return kong.response.exit(400, { message = "too many headers" })
+end
+
+local function as_list(value)
+  return type(value) == "table" and value or { value }
+end
+
+-- A repeated header: the key may stand behind another scheme, where it would
+-- be sent on to the model server.
+local is_bearer, key = false, nil
+for _, value in ipairs(as_list(headers["authorization"])) do
+  local this_is_bearer, this_key = read_bearer(value)
+  is_bearer = is_bearer or this_is_bearer
+  key = key or this_key
+end
+
+if is_bearer then
+  kong.service.request.clear_header("Authorization")
+end
+
+for _, candidate in ipairs(key and { key } or as_list(headers["x-api-key"])) do
+  if type(candidate) == "string" and not can_be_looked_up(candidate) then
+    return kong.response.exit(401, { message = "Unauthorized" },
+                              { ["WWW-Authenticate"] = "Key" })
   end
 end
 
@@ -52,15 +125,11 @@ if key then
   kong.service.request.set_header("X-API-Key", key)
 end
 
-if is_bearer then
-  kong.service.request.clear_header("Authorization")
-end
-
 -- llm-audit notes addresses that made too many calls without a valid key.
 -- Whoever brings a key is left to key-auth: the next one may be right, and
 -- belong to somebody else behind the same address.
 local noted = ngx.shared.llm_gateway
-if not key and noted and not kong.request.get_header("X-API-Key")
+if not key and noted and not headers["x-api-key"]
   and noted:get("over:" .. ngx.var.remote_addr)
 then
   kong.response.exit(429, {

@@ -40,6 +40,7 @@ describe("schema", function()
       max_response_body_size = 1048576,
       capture = "full",
       include_usage = true,
+      strict_requests = true,
       openai_errors = true,
       anonymous_per_minute = 60,
     }, defaults)

@@ -92,23 +92,24 @@ describe("errors", function()
       [503] = "overloaded_error",
       [504] = "timeout_error",
     }) do
-      for _, path in ipairs({ "/v1/messages", "/v1/messages/count_tokens",
-                              "/a/v1/messages", "/v1/messages/" }) do
-        local object = answer(call(status, { path = path,
-                                             request_id = "abc" }),
-                              kong_body("Some words"))
-        assert.equal("error", object.type)
-        assert.equal(expected, object.error.type)
-        assert.is_string(object.error.message)
-        assert.equal("abc", object.request_id)
-      end
+      local object = answer(call(status, { is_anthropic = true,
+                                           request_id = "abc" }),
+                            kong_body("Some words"))
+      assert.equal("error", object.type)
+      assert.equal(expected, object.error.type)
+      assert.is_string(object.error.message)
+      assert.equal("abc", object.request_id)
     end
 
-    local object = answer(call(401, { path = "/v1/messages" }))
+    local object = answer(call(401, { is_anthropic = true }))
     assert.equal(cjson.null, object.request_id)
+  end)
 
-    object = answer(call(401, { path = "/v1/messages/other" }))
-    assert.is_nil(object.type)
+  it("tells the SDKs not to repeat what took too long", function()
+    for _, source in ipairs({ "error", "exit" }) do
+      assert.is_true(errors.plan(call(504, { source = source })).is_final)
+      assert.is_false(errors.plan(call(503, { source = source })).is_final)
+    end
   end)
 
   it("knows its whole body before it sees Kong's", function()

@@ -49,6 +49,9 @@ describe("llm-audit", function()
         aborted = false,
         seq = 1,
         worker = worker,
+        api = "chat",
+        model_asked = "qwen-tiny",
+        stream_asked = false,
       }, result.llm)
       assert.equal(answer, result.client.body)
       assert.equal(0, result.replaced_chunks)

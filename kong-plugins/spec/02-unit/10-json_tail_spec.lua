@@ -1,7 +1,7 @@
 local cjson = require "cjson"
 local fixtures = require "spec.helpers.fixtures"
-local json_scan = require "kong.plugins.llm-audit.json_scan"
-local json_tail = require "kong.plugins.llm-audit.json_tail"
+local json_scan = require "llm_gateway.json_scan"
+local json_tail = require "llm_gateway.json_tail"
 
 
 -- @return list of { key, raw value }, in the order in which they were visited

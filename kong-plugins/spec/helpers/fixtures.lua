@@ -64,6 +64,12 @@ function M.names()
 end
 
 
+-- A table of cases that the collector is tested with, too.
+function M.table_of_cases(name)
+  return (assert(read(root .. "/../" .. name .. ".json"), name))
+end
+
+
 -- Names of the exchanges whose response is an event stream.
 function M.streams()
   local streams = {}

@@ -12,6 +12,7 @@ local DEFAULTS = {
   max_response_body_size = 1048576,
   capture = "full",
   include_usage = true,
+  strict_requests = true,
   openai_errors = true,
   anonymous_per_minute = 60,
 }
@@ -75,6 +76,7 @@ function M.new(changes)
     shared = {},
     arg = {},
     req = {},
+    sleep = function() end,
   }
   _G.kong = {
     ctx = {},
@@ -134,7 +136,11 @@ local function serve_request(gateway, request)
     lowered["transfer-encoding"] = "chunked"
   end
 
-  ngx.var = setmetatable({ kong_request_id = "f00d" }, {
+  ngx.var = setmetatable({
+    kong_request_id = "f00d",
+    upstream_uri = request.upstream_uri or request.path
+                   or "/v1/chat/completions",
+  }, {
     __index = function(_, name)
       local header = name:match("^http_(.*)$")
       return header and lowered[(header:gsub("_", "-"))]
@@ -164,6 +170,13 @@ local function serve_request(gateway, request)
   kong.request.get_raw_path = function()
     return request.path or "/v1/chat/completions"
   end
+  kong.request.get_path = kong.request.get_raw_path
+  kong.request.get_http_version = function()
+    return request.http_version or 1.1
+  end
+  kong.request.get_query_arg = function(name)
+    return (request.query or {})[name]
+  end
   kong.request.get_header = function(name)
     return headers[name]
   end
@@ -178,6 +191,17 @@ local function serve_request(gateway, request)
     sent.body = new
     sent.edited = true
     lowered["content-length"] = tostring(#new)
+  end
+
+  local written
+  ngx.req.init_body = function()
+    written = {}
+  end
+  ngx.req.append_body = gateway.broken_append or function(text)
+    written[#written + 1] = text
+  end
+  ngx.req.finish_body = function()
+    kong.service.request.set_raw_body(table.concat(written))
   end
 
   return sent, function()
@@ -239,11 +263,16 @@ local function filter_body(gateway, chunk, eof)
 end
 
 
+-- What Kong makes of an answer that a plugin gives.
+M.kong_answer = require "spec.helpers.kong_error"
+
+
 -- Leads a call through the phases.
 -- @param exchange { request = …, response = …, refused = true when access
 -- does not run, no_answer = true when the client goes before headers are
 -- sent, ttfb = seconds until the first byte }
--- @return table: entry, client (body, headers, chunks), service, was_read
+-- @return table: entry, client (body, headers, chunks), service, was_read,
+-- refusal (when the plugin answered by itself)
 function M:call(exchange)
   local request = exchange.request or {}
   local response = exchange.response or {}
@@ -266,12 +295,24 @@ function M:call(exchange)
   end
 
   local service, finish = serve_request(self, request)
-  local answer
+  local answer, refusal
   kong.response.exit = function(status, body)
     answer = { status = status, body = body }
+    -- Kong never goes on in a plugin that has answered
+    error(answer)
   end
   if not exchange.refused then
-    handler:access(conf)
+    local ok, err = pcall(handler.access, handler, conf)
+    if not ok then
+      if type(err) ~= "table" then
+        error(err, 0)
+      end
+      if err.body.message then
+        refusal = { exit = err.status, message = err.body.message }
+        response = M.kong_answer(err.status, err.body.message)
+        chunks = response.chunks
+      end
+    end
   end
 
   local client = { chunks = {} }
@@ -302,6 +343,7 @@ function M:call(exchange)
     context = context,
     replaced_chunks = self.replaced_chunks,
     was_read = finish(),
+    refusal = refusal,
   }
 end
 

@@ -17,7 +17,6 @@
 local cjson = require "cjson.safe"
 
 local concat = table.concat
-local find = string.find
 local floor = math.floor
 local format = string.format
 local gsub = string.gsub
@@ -243,24 +242,24 @@ local function anthropic_frame(call)
 end
 
 
-local function is_anthropic(path)
-  return find(path, "/v1/messages/?$") ~= nil
-         or find(path, "/v1/messages/count_tokens/?$") ~= nil
-end
-
-
 -- Decides what becomes of an error, before its body is seen.
 -- @param call table with
 --   status, method, path (without query), source ("exit" or "error"),
+--   is_anthropic (whether the API answers errors as Anthropic's does),
 --   has_route (boolean),
 --   authorization (nil, "bearer" or "other": the scheme the client sent),
 --   headers (of the response, names in lower case),
 --   content_length (of Kong's body, if known), request_id (if known)
 -- @return plan with `body`, or a plan for M.finish; `length` is the length of
--- the body to come, nil when it cannot be known
+-- the body to come, nil when it cannot be known; `is_final` says that the SDKs
+-- shall not try again by themselves
 function M.plan(call)
+  -- They would wait for the server's whole read time-out three times, and make
+  -- it begin the same long answer three times.
+  local is_final = call.status == 504
+
   local before, after
-  if is_anthropic(call.path) then
+  if call.is_anthropic then
     before, after = anthropic_frame(call)
   else
     before, after = openai_frame(call)
@@ -269,7 +268,7 @@ function M.plan(call)
   local message = known_message(call)
   if message then
     local body = before .. escape(message) .. after
-    return { body = body, length = #body }
+    return { body = body, length = #body, is_final = is_final }
   end
 
   local lead = escape(default_message(call.status))
@@ -290,6 +289,7 @@ function M.plan(call)
     lead = lead,
     answers = answers,
     length = length,
+    is_final = is_final,
   }
 end
 

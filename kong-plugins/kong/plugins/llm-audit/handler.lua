@@ -27,16 +27,16 @@ local capture = require "kong.plugins.llm-audit.capture"
 local errors = require "kong.plugins.llm-audit.errors"
 local gate = require "kong.plugins.llm-audit.gate"
 local guard = require "kong.plugins.llm-audit.guard"
-local json_edit = require "kong.plugins.llm-audit.json_edit"
 local log_queue = require "kong.plugins.llm-audit.log_queue"
+local reading = require "kong.plugins.llm-audit.reading"
 local refused = require "kong.plugins.llm-audit.refused"
 local reported = require "kong.plugins.llm-audit.reported"
 local request_body = require "kong.plugins.llm-audit.request_body"
-local request_text = require "kong.plugins.llm-audit.request_text"
 local sequence = require "kong.plugins.llm-audit.sequence"
 local stream_capture = require "kong.plugins.llm-audit.stream_capture"
 local sync = require "kong.plugins.llm-audit.sync"
 local usage_filter = require "kong.plugins.llm-audit.usage_filter"
+local apis = require "llm_gateway.api"
 
 local concat = table.concat
 local encode_base64 = ngx.encode_base64
@@ -49,20 +49,12 @@ local ngx = ngx
 local now = ngx.now
 local pcall = pcall
 local require = require
-local sub = string.sub
 local tonumber = tonumber
 
 -- Above http-log (12), whose entry we complete, and prometheus (13) and
 -- opentelemetry (14), which use the same entry. Below everything that may
 -- still change or refuse a call: what we see is what is sent.
 local PRIORITY = 15
-
--- Larger requests are not edited: they would have to be in Lua's memory as a
--- whole. 8 MiB is several images or some two million tokens of text.
-local MAX_EDIT_BYTES = 8388608
-
--- Of larger ones the head is kept: what else would be takes all of it to tell.
-local MAX_READ_BYTES = 67108864
 
 local LLM_VERSION = 1
 
@@ -93,40 +85,6 @@ local function init_worker()
 end
 
 
-local function ends_with(text, suffix)
-  return sub(text, -#suffix) == suffix
-end
-
-
-local function may_need_usage(conf)
-  if not conf.include_usage or kong.request.get_method() ~= "POST" then
-    return false
-  end
-
-  local path = kong.request.get_raw_path()
-
-  return ends_with(path, "/v1/chat/completions")
-         or ends_with(path, "/v1/completions")
-end
-
-
--- nginx ends a call whose client goes away while its body is read: what stands
--- behind the read never runs, and neither does http-log, which Kong had not
--- come to. `log` has to know.
-local function read_request(wanted)
-  local call = kong.ctx.plugin
-  call.is_reading = true
-  local ok, body, size = pcall(request_body.read, wanted)
-  call.is_reading = nil
-
-  if not ok then
-    return nil, body
-  end
-
-  return body, size
-end
-
-
 local function access(_, conf)
   sync.begin_call()
   kong.ctx.plugin.in_flight = true
@@ -136,32 +94,7 @@ local function access(_, conf)
     return refusal
   end
 
-  local edits = may_need_usage(conf)
-  local keep = conf.capture == "full" and conf.max_request_body_size or 0
-
-  if keep == 0 and not edits and request_body.declared_size() then
-    -- Only the size is wanted, and it is known.
-    return
-  end
-
-  local body, size = read_request(keep > 0 and MAX_READ_BYTES
-                                  or edits and MAX_EDIT_BYTES or 0)
-  if not body then
-    error(size)
-  end
-
-  local call = kong.ctx.plugin
-  call.request_bytes = size
-  call.request_body = #body <= keep and body
-                      or request_text.shorten(body, keep)
-
-  if edits and #body == size and size <= MAX_EDIT_BYTES then
-    local edited = json_edit.add_include_usage(body)
-    if edited then
-      kong.service.request.set_raw_body(edited)
-      call.removes_usage = true
-    end
-  end
+  return reading.read(conf, kong.ctx.plugin)
 end
 
 
@@ -183,6 +116,18 @@ local function authorization_scheme()
 end
 
 
+-- @return the API of the call, also where access did not run
+local function api_of(call)
+  local api = call.api
+  if not api then
+    api = reading.api_of_call()
+    call.api = api
+  end
+
+  return api
+end
+
+
 -- @return what to do with an error that Kong makes, nil for other responses
 local function plan_error(conf, status, content_type, content_length)
   if not conf.openai_errors or status < 400 then
@@ -201,6 +146,7 @@ local function plan_error(conf, status, content_type, content_length)
     source = source,
     method = kong.request.get_method(),
     path = kong.request.get_raw_path(),
+    is_anthropic = apis.is_anthropic(api_of(kong.ctx.plugin)),
     has_route = kong.router.get_route() ~= nil,
     authorization = authorization_scheme(),
     headers = kong.response.get_headers(),
@@ -252,6 +198,9 @@ local function header_filter(_, conf)
       kong.response.clear_header("Content-Length")
     end
     call.error_plan = plan
+    if plan.is_final then
+      kong.response.set_header("x-should-retry", "false")
+    end
 
   elseif call.removes_usage and stream and not header["Content-Encoding"] then
     content_length = nil
@@ -385,6 +334,23 @@ local function time_to_first_byte(call)
 end
 
 
+-- @return why nobody could tell what was asked; nil where it was read, and
+-- where the server could not read it either
+local function unread_reason(call)
+  if call.unread then
+    return call.unread
+  end
+
+  if call.expects_json and not call.is_json and call.request_bytes ~= 0
+    and kong.response.get_status() < 400
+  then
+    return "not_json"
+  end
+
+  return nil
+end
+
+
 -- Reads what the server reported, guarded on its own: a fault in there must
 -- not cost the entry. Set below.
 local read_reported
@@ -446,6 +412,10 @@ local function log(call, conf)
     aborted = not is_complete(call),
     seq = sequence.next(),
     worker = sequence.worker(),
+    api = api_of(call),
+    model_asked = call.model_asked,
+    stream_asked = call.stream_asked,
+    unread = unread_reason(call),
   }
 
   if answer then
@@ -493,14 +463,20 @@ LlmAudit.init_worker = guarded("init_worker", init_worker)
 
 -- A call that is refused ends here, outside of the guard: what Kong does to
 -- that end is no error.
-local read_request_of = guarded("access", access)
+local read_request = guarded("access", access)
 
 function LlmAudit:access(conf)
-  local refusal = read_request_of(self, conf)
-  if refusal then
-    return kong.response.exit(refusal.status,
-                              refusal.body or { message = refusal.message })
+  local refusal = read_request(self, conf)
+  if not refusal then
+    return nil
   end
+
+  if refusal.err then
+    kong.log.err(refusal.err)
+  end
+
+  return kong.response.exit(refusal.status,
+                            refusal.body or { message = refusal.message })
 end
 
 LlmAudit.header_filter = guarded("header_filter", header_filter)

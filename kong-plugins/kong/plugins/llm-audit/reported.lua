@@ -23,8 +23,8 @@
 -- would have to be inflated), failed calls (they have no usage).
 
 local capture = require "kong.plugins.llm-audit.capture"
-local json_scan = require "kong.plugins.llm-audit.json_scan"
-local json_tail = require "kong.plugins.llm-audit.json_tail"
+local json_scan = require "llm_gateway.json_scan"
+local json_tail = require "llm_gateway.json_tail"
 
 local byte = string.byte
 local find = string.find

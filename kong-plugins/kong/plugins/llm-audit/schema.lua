@@ -50,6 +50,15 @@ return {
               type = "boolean",
               required = true,
               default = true, }, },
+          { strict_requests = {
+              description = "Whether to answer 400 to a request that the "
+                            .. "model server and the gateway might read "
+                            .. "differently: UTF-16, bytes behind the JSON, "
+                            .. "deep nesting, Content-Encoding. Otherwise it "
+                            .. "passes, and its entry says `unread`.",
+              type = "boolean",
+              required = true,
+              default = true, }, },
           { openai_errors = {
               description = "Whether to give errors that Kong itself answers "
                             .. "with the shape that the SDKs of OpenAI and "

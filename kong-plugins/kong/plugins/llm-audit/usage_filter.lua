@@ -13,7 +13,7 @@
 -- a choice has finished (finish_reason), or in streams that have events but
 -- never a finish_reason. Other events may be cut anywhere and pass at once.
 
-local json_scan = require "kong.plugins.llm-audit.json_scan"
+local json_scan = require "llm_gateway.json_scan"
 local sse = require "kong.plugins.llm-audit.sse"
 
 local byte = string.byte

@@ -14,7 +14,7 @@
 --
 -- What it is not: a validator, as json_scan is none.
 
-local json_scan = require "kong.plugins.llm-audit.json_scan"
+local json_scan = require "llm_gateway.json_scan"
 
 local byte = string.byte
 local find = string.find

@@ -126,16 +126,24 @@ local function value_end(text, pos)
 end
 
 
--- Keys are compared as what they mean: "str\u0065am" is "stream".
--- @return what the string from quote to quote says, nil when it is none
-local function text_of(text, from, to)
-  local raw = sub(text, from + 1, to - 1)
+-- @param raw what stands between the quotes of a string
+-- @return what it says, nil when it is no string
+local function decode_string(raw)
   if not find(raw, "\\", 1, true) then
     return raw
   end
 
   local decoded = cjson.decode('["' .. raw .. '"]')
   return decoded and decoded[1]
+end
+
+M.decode_string = decode_string
+
+
+-- Keys are compared as what they mean: "str\u0065am" is "stream".
+-- @return what the string from quote to quote says, nil when it is none
+local function text_of(text, from, to)
+  return decode_string(sub(text, from + 1, to - 1))
 end
 
 M.text_of = text_of

@@ -1,0 +1,230 @@
+-- Reads the request of a call, in the access phase: which API, which model,
+-- whether a stream is asked for; keeps what goes into the log entry, and sees
+-- to it that streams report their usage.
+--
+-- What cannot be read in one way only is refused, or, where the gateway is not
+-- strict, let pass and marked: see llm_gateway.request for what that is.
+
+local apis = require "llm_gateway.api"
+local request = require "llm_gateway.request"
+local request_body = require "kong.plugins.llm-audit.request_body"
+local request_text = require "kong.plugins.llm-audit.request_text"
+
+local error = error
+local find = string.find
+local kong = kong
+local lower = string.lower
+local ngx = ngx
+local pcall = pcall
+local type = type
+
+-- A large body is looked at in so many pieces before other calls get a turn.
+local PIECES_A_TURN = 4
+
+-- Of larger ones the head is kept: what else would be takes all of it to tell.
+local MAX_SHORTEN_BYTES = 67108864
+
+-- APIs that report the usage of a stream only when asked.
+local ASKED_FOR_USAGE = { chat = true, completions = true }
+
+local M = {}
+
+
+-- @return the path that is forwarded, or, where nothing is, the one that the
+-- router looked at
+local function forwarded_path()
+  local upstream_uri = ngx.var.upstream_uri
+  if upstream_uri and upstream_uri ~= "" then
+    return upstream_uri
+  end
+
+  return kong.request.get_path()
+end
+
+
+-- @return the API that the call uses; for calls that no route led here, too
+function M.api_of_call()
+  return apis.of_path(forwarded_path())
+end
+
+
+local function has_header_word(name, word)
+  local value = kong.request.get_header(name)
+  return value ~= nil and find(lower(value), word, 1, true) ~= nil
+end
+
+
+local function is_encoded()
+  local value = kong.request.get_header("Content-Encoding")
+  return value ~= nil and value ~= "" and lower(value) ~= "identity"
+end
+
+
+-- @return whether the body should be JSON
+local function expects_json(api)
+  return api ~= "other" and api ~= "models"
+         and not has_header_word("Content-Type", "multipart/form-data")
+end
+
+
+-- HTTP/2 and later may carry a body without telling its length, which nginx's
+-- Lua module refuses to read.
+local function hides_length()
+  return kong.request.get_http_version() >= 2
+         and not request_body.declared_size()
+         and not find(forwarded_path(), "/cancel/?$")
+end
+
+
+-- @return what the body asks for
+local function read_body(body, asks_usage)
+  local reader = request.new(asks_usage)
+  local pieces = 0
+
+  for piece in body:pieces() do
+    if pieces == PIECES_A_TURN then
+      ngx.sleep(0)
+      pieces = 0
+    end
+    reader:feed(piece)
+    pieces = pieces + 1
+  end
+
+  return reader:finish(body.size)
+end
+
+
+-- @return how to answer instead of the server, if that is to be
+local function refusal(conf, reason)
+  if not reason or not conf.strict_requests then
+    return nil
+  end
+
+  return { status = reason == "no_length" and 411 or 400,
+           message = request.REASONS[reason] }
+end
+
+
+-- @return a refusal when that failed: then the body is in pieces
+local function change(call, body, changes)
+  local ok, err = pcall(body.change, body, changes)
+  if not ok then
+    return { status = 500, message = "the request could not be handed on",
+             err = err }
+  end
+
+  call.removes_usage = true
+end
+
+
+-- @return what goes into the entry
+local function kept_of(body, keep)
+  if keep == 0 then
+    return ""
+  end
+
+  if body.size <= keep then
+    return body:read(1, keep)
+  end
+
+  return request_text.shorten(body:read(1, MAX_SHORTEN_BYTES), keep)
+end
+
+
+-- Opens the body and keeps what goes into the entry.
+local function open_body(conf, call)
+  -- nginx ends a call whose client goes away while its body is read: what
+  -- stands behind the read never runs, and neither does http-log, which Kong
+  -- had not come to. `log` has to know.
+  call.is_reading = true
+  local ok, body, err = pcall(request_body.open)
+  call.is_reading = nil
+  if not ok then
+    error(body)
+  end
+  if not body then
+    error(err)
+  end
+
+  call.request_bytes = body.size
+  call.request_body = kept_of(body, conf.capture == "full"
+                                    and conf.max_request_body_size or 0)
+
+  return body
+end
+
+
+-- @return refusal, and what was not read
+local function read_json(conf, call, api, is_coded)
+  if hides_length() then
+    return refusal(conf, "no_length"), "no_length"
+  end
+
+  local body = open_body(conf, call)
+  local found = read_body(body, conf.include_usage and ASKED_FOR_USAGE[api])
+  call.is_json = found.is_json
+  call.model_asked = found.model_asked
+  call.stream_asked = found.stream_asked
+  call.text_bytes = found.text_bytes
+
+  local answer = refusal(conf, found.unread)
+  if found.changes and not answer and not is_coded then
+    answer = change(call, body, found.changes)
+  end
+  body:close()
+
+  return answer, found.unread
+end
+
+
+local function read_post(conf, call, api)
+  -- stays when the body cannot be had at all
+  call.unread = "not_read"
+  call.expects_json = expects_json(api)
+
+  local is_coded = is_encoded()
+  local answer = refusal(conf, is_coded and "encoded")
+  local unread
+
+  if not answer and call.expects_json then
+    answer, unread = read_json(conf, call, api, is_coded)
+  elseif not answer then
+    open_body(conf, call):close()
+  end
+
+  call.unread = not answer and (is_coded and "encoded" or unread) or nil
+
+  return answer
+end
+
+
+-- What is no POST has no body that a model reads.
+local function read_other(conf, call, api)
+  if api == "responses" then
+    local stream = kong.request.get_query_arg("stream")
+    call.stream_asked = type(stream) == "string"
+                        and request.is_true_word(stream)
+  end
+
+  if conf.capture == "full" and conf.max_request_body_size > 0
+    or not request_body.declared_size()
+  then
+    open_body(conf, call):close()
+  end
+end
+
+
+-- @return nil, or how to answer instead of the server: { status, message, err }
+function M.read(conf, call)
+  local api = M.api_of_call()
+  call.api = api
+
+  if kong.request.get_method() == "POST" then
+    return read_post(conf, call, api)
+  end
+
+  return read_other(conf, call, api)
+end
+
+
+return M

@@ -1,0 +1,247 @@
+-- What a request to the model server asks for: the one reading of it that
+-- counts. The entry says what it found (`llm.model_asked`, `llm.stream_asked`),
+-- so that nobody behind has to interpret the same bytes again.
+--
+-- It reads as vLLM does (Python's json, pydantic's booleans): of repeated keys
+-- the last counts, keys count as what they mean ("str\u0065am"), "yes" and 1.0
+-- are true. A test holds it to a table of what vLLM was seen to accept.
+--
+-- What a server might read differently is named by a word, `unread`; M.REASONS
+-- says it to people. Text that is no JSON is not among that: every server
+-- refuses it, in its own words.
+--
+-- For streams of which the client wants no token usage it says how to change
+-- the text so that the server reports it: every byte stays, in order, but for
+-- the values of stream_options, include_usage and continuous_usage_stats.
+-- Values that vLLM refuses stay as they are, for vLLM to say so.
+
+local json_outline = require "llm_gateway.json_outline"
+local json_scan = require "llm_gateway.json_scan"
+
+local byte = string.byte
+local find = string.find
+local lower = string.lower
+local setmetatable = setmetatable
+local sub = string.sub
+local tonumber = tonumber
+
+local OPEN_BRACE = byte("{")
+local QUOTE = byte('"')
+
+local WANTED = { model = true, stream = true, stream_options = true }
+
+-- Longer than any name, also than the path of a model on disk that stands for
+-- one.
+local MAX_MODEL_BYTES = 200
+
+-- Why a request is not read, for who sent it.
+local REASONS = {
+  not_utf8 = "the body is UTF-16 or UTF-32; send JSON in UTF-8",
+  trailing_bytes = "there are further bytes behind the JSON",
+  too_deep = "the JSON is nested deeper than " .. json_outline.MAX_DEPTH
+             .. " levels",
+  too_many_members = "the JSON has more than " .. json_outline.MAX_MEMBERS
+                     .. " members on its outermost level",
+  option_too_long = "stream or stream_options is longer than "
+                    .. json_outline.MAX_VALUE_BYTES .. " bytes",
+  encoded = "a request with Content-Encoding is not read; send it as it is",
+  no_length = "an HTTP/2 request has to tell its Content-Length",
+}
+
+-- What pydantic takes for true and false, in any case.
+local WORDS = {
+  ["true"] = true, ["t"] = true, ["yes"] = true, ["y"] = true, ["on"] = true,
+  ["1"] = true,
+  ["false"] = false, ["f"] = false, ["no"] = false, ["n"] = false,
+  ["off"] = false, ["0"] = false,
+}
+
+local LONGEST_WORD_BYTES = 64
+
+local M = { REASONS = REASONS }
+
+local Reader = {}
+Reader.__index = Reader
+
+
+-- @param text a JSON value
+-- @return true or false as vLLM takes it, nil for what it refuses
+local function truth(text)
+  if text == "null" then
+    return false
+  end
+
+  if byte(text) == QUOTE then
+    local word = #text <= LONGEST_WORD_BYTES
+                 and json_scan.decode_string(sub(text, 2, -2))
+    return word and WORDS[lower(word)]
+  end
+
+  if text == "true" or text == "false" then
+    return text == "true"
+  end
+
+  if find(text, "^-?%d+%.?%d*[eE]?[+-]?%d*$") then
+    local number = tonumber(text)
+    if number == 0 or number == 1 then
+      return number == 1
+    end
+  end
+
+  return nil
+end
+
+
+-- @param word text of a query or a form
+-- @return whether it means true
+function M.is_true_word(word)
+  return WORDS[lower(word)] == true
+end
+
+
+-- @param options { from, to, text } of stream_options, an object
+-- @return the changes, nil where the client asks itself, or vLLM refuses
+local function change_options(options)
+  local text = options.text
+  local include, continuous
+
+  local close = json_scan.members(text, 1, function(key, from, to)
+    local value = to and { from = from, to = to, text = sub(text, from, to) }
+    if key == "include_usage" then
+      include = value
+    elseif key == "continuous_usage_stats" then
+      continuous = value
+    end
+  end)
+
+  if not close or include and truth(include.text) ~= false then
+    return nil
+  end
+
+  local function place(value, new)
+    return { from = options.from - 1 + value.from,
+             to = options.from - 1 + value.to, text = new }
+  end
+
+  local changes = {}
+  if include then
+    changes[1] = place(include, "true")
+  else
+    local is_empty = find(text, "^{[ \t\r\n]*}$") ~= nil
+    changes[1] = place({ from = 2, to = 1 },
+                       '"include_usage":true' .. (is_empty and "" or ","))
+  end
+
+  -- Without include_usage vLLM ignores it; with it every event would carry
+  -- counts that the client does not expect.
+  if continuous and truth(continuous.text) then
+    local change = place(continuous, "false")
+    if changes[1].from > change.from then
+      changes[1], changes[2] = change, changes[1]
+    else
+      changes[2] = change
+    end
+  end
+
+  return changes
+end
+
+
+-- @return the changes, nil when there are none to be made
+local function usage_changes(outline)
+  local options = outline.found.stream_options
+  if not options then
+    local at = outline.open + 1
+    -- not the only member: there is "stream"
+    return { { from = at, to = at - 1,
+                text = '"stream_options":{"include_usage":true},' } }
+  end
+
+  if byte(options.text) == OPEN_BRACE then
+    return change_options(options)
+  end
+
+  if options.text == "null" then
+    return { { from = options.from, to = options.to,
+                text = '{"include_usage":true}' } }
+  end
+
+  return nil
+end
+
+
+-- @param asks_usage whether the server has to be asked for the usage of a
+-- stream
+function M.new(asks_usage)
+  return setmetatable({
+    asks_usage = asks_usage,
+    outline = json_outline.new(WANTED),
+  }, Reader)
+end
+
+
+-- @param piece the next piece of the body; the first one has four bytes if the
+-- body has them
+function Reader:feed(piece)
+  self.outline:feed(piece)
+end
+
+
+local function read_model(found)
+  local model = found and found.text
+  if not model or byte(model) ~= QUOTE then
+    return nil
+  end
+
+  local name = json_scan.decode_string(sub(model, 2, -2))
+  if not name or name == "" or #name > MAX_MODEL_BYTES then
+    return nil
+  end
+
+  return name
+end
+
+
+-- Nothing more comes.
+-- @return table:
+--   model_asked, a string or nil; stream_asked, true or false, nil when the
+--     body is no JSON object;
+--   unread, a key of M.REASONS, or nil; is_json, whether it is a JSON object;
+--   changes, a list of { from, to, text } in the order of the body, to be put
+--     in place of those bytes so that usage is reported, or nil;
+--   text_bytes, how much of the body is not pictures, sound or vectors
+function Reader:finish(size)
+  local outline = self.outline
+  local verdict = outline:finish()
+  local found = outline.found
+  local reading = {
+    is_json = verdict == "object",
+    text_bytes = size - outline.blob_bytes,
+  }
+
+  if REASONS[verdict] then
+    reading.unread = verdict
+  end
+
+  if verdict ~= "object" then
+    return reading
+  end
+
+  local stream, options = found.stream, found.stream_options
+  if stream and not stream.text or options and not options.text then
+    reading.unread = "option_too_long"
+    return reading
+  end
+
+  reading.model_asked = read_model(found.model)
+  reading.stream_asked = stream ~= nil and truth(stream.text) == true
+
+  if self.asks_usage and reading.stream_asked then
+    reading.changes = usage_changes(outline)
+  end
+
+  return reading
+end
+
+
+return M

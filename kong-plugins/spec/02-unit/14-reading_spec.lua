@@ -1,0 +1,173 @@
+local around = require "spec.helpers.around"
+local cjson = require "cjson"
+local gateway = require "spec.helpers.gateway"
+
+local BODY = '{"model":"m","stream":true}'
+local UTF16 = BODY:gsub(".", "%0\0")
+local ANSWER = { headers = { ["Content-Type"] = "application/json" },
+                 chunks = { "{}" } }
+
+
+describe("llm-audit", function()
+  local running
+  around(function(new)
+    running = new
+  end)
+
+  local function call(request, response)
+    return running:call({ request = request, response = response or ANSWER })
+  end
+
+  describe("the reading of a request", function()
+    it("goes by the path that is forwarded", function()
+      local result = call({ path = "/v1//ch%61t/completions", body = BODY,
+                            upstream_uri = "/v1/chat/completions" })
+      assert.equal("chat", result.llm.api)
+      assert.equal("m", result.llm.model_asked)
+      assert.is_true(result.llm.stream_asked)
+      assert.is_true(result.service.edited)
+
+      result = call({ path = "/v1/chat/completions", body = BODY,
+                      upstream_uri = "/v1/models" })
+      assert.equal("models", result.llm.api)
+      assert.is_nil(result.llm.model_asked)
+      assert.is_nil(result.service.edited)
+    end)
+
+    it("is there for calls that no route led anywhere", function()
+      local result = running:call({
+        refused = true,
+        request = { path = "/v1/messages", upstream_uri = "" },
+        response = gateway.kong_answer(404, "no Route matched",
+                                       { no_route = true }),
+      })
+      assert.equal("messages", result.llm.api)
+      assert.equal("error", cjson.decode(result.client.body).type)
+    end)
+
+    it("leaves bodies alone that are no JSON", function()
+      for _, request in ipairs({
+        { path = "/v1/audio/transcriptions", body = "--b\r\n{",
+          headers = { ["Content-Type"] = "multipart/form-data; boundary=b" } },
+        { path = "/v1/responses/resp_1/cancel" },
+        { path = "/health", body = UTF16 },
+        { path = "/v1/models", body = UTF16 },
+        { method = "GET", body = UTF16 },
+      }) do
+        local result = call(request)
+        assert.is_nil(result.refusal, request.path)
+        assert.is_nil(result.llm.unread)
+        assert.is_nil(result.llm.stream_asked)
+      end
+    end)
+
+    it("sees whether a stored answer is asked for as a stream", function()
+      for value, expected in pairs({ ["true"] = true, ["1"] = true,
+                                     ["false"] = false, ["x"] = false }) do
+        local result = call({ method = "GET", path = "/v1/responses",
+                              query = { stream = value } })
+        assert.equal("responses", result.llm.api)
+        assert.equal(expected, result.llm.stream_asked)
+      end
+      assert.is_false(call({ method = "GET", path = "/v1/responses",
+                             query = { stream = true } }).llm.stream_asked)
+    end)
+
+    it("gives other calls a turn while it reads a large body", function()
+      local turns = 0
+      ngx.sleep = function(seconds)
+        assert.equal(0, seconds)
+        turns = turns + 1
+      end
+      call({ body = '{"a":"' .. ("x"):rep(4000000) .. '"}', in_file = true })
+      assert.equal(3, turns)
+      call({ body = '{"a":"' .. ("x"):rep(1000000) .. '"}', in_file = true })
+      assert.equal(3, turns)
+    end)
+  end)
+
+  describe("strict_requests", function()
+    local AMBIGUOUS = {
+      not_utf8 = { body = UTF16 },
+      trailing_bytes = { body = BODY .. "x" },
+      too_deep = { body = '{"a":' .. ("["):rep(1000) },
+      too_many_members = { body = "{" .. ('"a":1,'):rep(5000) .. '"b":2}' },
+      option_too_long = { body = '{"stream":"' .. ("y"):rep(5000) .. '"}' },
+      encoded = { body = BODY, headers = { ["Content-Encoding"] = "gzip" } },
+      no_length = { http_version = 2 },
+    }
+
+    for reason, request in pairs(AMBIGUOUS) do
+      it("refuses, and says why: " .. reason, function()
+        for _, in_file in ipairs({ false, true }) do
+          request.in_file = request.body and in_file
+          for path, is_anthropic in pairs({ ["/v1/chat/completions"] = false,
+                                            ["/v1/messages"] = true,
+                                            ["/v1/embeddings"] = false }) do
+            request.path = path
+            local result = call(request)
+            assert.equal(reason == "no_length" and 411 or 400,
+                         result.refusal.exit)
+            local err = cjson.decode(result.client.body)
+            assert.equal(is_anthropic, err.type == "error")
+            assert.equal("invalid_request_error", err.error.type)
+            assert.is_truthy(err.error.message:find(result.refusal.message, 1,
+                                                    true))
+            -- nobody has to look after a call that was not made
+            assert.is_nil(result.llm.unread)
+            assert.is_nil(result.service.edited)
+          end
+        end
+      end)
+
+      it("off: lets pass and marks: " .. reason, function()
+        running = gateway.new({ strict_requests = false })
+        request.path = "/v1/chat/completions"
+        local result = call(request)
+        assert.is_nil(result.refusal)
+        assert.equal(reason, result.llm.unread)
+        assert.is_nil(result.service.edited)
+      end)
+    end
+
+    it("takes identity for no encoding", function()
+      for _, coding in ipairs({ "identity", "Identity", "" }) do
+        local result = call({ body = BODY,
+                              headers = { ["Content-Encoding"] = coding } })
+        assert.is_nil(result.refusal)
+        assert.is_true(result.service.edited)
+      end
+    end)
+
+    it("marks what is no JSON only if a server took it for some", function()
+      for _, body in ipairs({ "hello", '{"a":', "[]", "{'a':1}" }) do
+        local result = call({ body = body })
+        assert.is_nil(result.refusal)
+        assert.equal("not_json", result.llm.unread)
+        assert.is_nil(call({ body = body }, { status = 400 }).llm.unread)
+      end
+      assert.is_nil(call({ body = "" }).llm.unread)
+    end)
+
+    it("marks a body that could not be read", function()
+      local result = call({ body = BODY, in_file = "/nonexistent/file" })
+      assert.equal("not_read", result.llm.unread)
+      assert.equal(1, #running.errors)
+      running.errors = {}
+    end)
+  end)
+
+  it("sends no body that could not be written whole", function()
+    local body = '{"stream":true,"a":"' .. ("x"):rep(100000) .. '"}'
+    local append = 0
+    running.broken_append = function()
+      append = append + 1
+      error("fail to write file")
+    end
+    local result = call({ body = body })
+    assert.equal(1, append)
+    assert.equal(500, result.refusal.exit)
+    assert.matches("fail to write file", running.errors[1])
+    running.errors = {}
+  end)
+end)
