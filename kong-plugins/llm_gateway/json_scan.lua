@@ -24,6 +24,7 @@ local COMMA = byte(",")
 local OPEN_BRACE = byte("{")
 local CLOSE_BRACE = byte("}")
 local OPEN_BRACKET = byte("[")
+local CLOSE_BRACKET = byte("]")
 
 local M = {
   INCOMPLETE = "incomplete",
@@ -147,6 +148,28 @@ local function text_of(text, from, to)
 end
 
 M.text_of = text_of
+
+
+-- Calls visit(from, to) for each element of the array at `open`, until one
+-- returns true, the array ends, or the text does.
+-- @param open position of "["
+function M.elements(text, open, visit)
+  local pos = byte(text, open) == OPEN_BRACKET and skip_space(text, open + 1)
+
+  while pos and byte(text, pos) ~= CLOSE_BRACKET do
+    local to, err = value_end(text, pos)
+    if err == M.INVALID or visit(pos, to) or not to then
+      return
+    end
+
+    pos = skip_space(text, to + 1)
+    if not pos or byte(text, pos) ~= COMMA then
+      return
+    end
+
+    pos = skip_space(text, pos + 1)
+  end
+end
 
 
 -- Calls visit(key, from, to) for each member of the object at `open`, in the

@@ -222,14 +222,8 @@ describe("usage_filter", function()
 
   it("lets go of an event as soon as it cannot be the usage event", function()
     for _, beginning in ipairs({
-      ": ",
-      "e",
-      "event: x",
-      "id",
-      "datx",
       "data: [",
       "data: [DONE]",
-      "data:  {",
       "data: x",
       'data: {"choices":[{',
       'data: {"id":"c","choices":[{',
@@ -238,8 +232,6 @@ describe("usage_filter", function()
       'data: {"usage":null',
       'data: {"usage":n',
       'data: {"id":"c",]',
-      'data: {}\ndata',
-      'data: {"choices":[]\nx',
     }) do
       local instance = usage_filter.new()
       instance:push(FIRST .. LAST)
@@ -265,12 +257,24 @@ describe("usage_filter", function()
     end
   end)
 
-  it("removes one event, and only one", function()
+  it("frees what has no data at the end of the event", function()
+    for _, other in ipairs({ ": keep-alive\n\n", "event: x\n\n", "id:\n\n" }) do
+      local instance = usage_filter.new()
+      instance:push(FIRST .. LAST)
+      local out = {}
+      for i = 1, #other do
+        out[i] = instance:push(other:sub(i, i))
+      end
+      assert.equal(other, table.concat(out))
+    end
+  end)
+
+  it("removes the event as often as it comes", function()
     local out = filter({ FIRST .. LAST .. USAGE .. USAGE .. DONE })
-    assert.equal(FIRST .. LAST .. USAGE .. DONE, out)
+    assert.equal(FIRST .. LAST .. DONE, out)
 
     out = filter({ FIRST, LAST, USAGE, USAGE, DONE })
-    assert.equal(FIRST .. LAST .. USAGE .. DONE, out)
+    assert.equal(FIRST .. LAST .. DONE, out)
   end)
 
   it("knows the event by its members", function()
@@ -305,9 +309,10 @@ describe("usage_filter", function()
       event('{"choices":[],"usage":{}'),
       event('["choices",[],"usage",{}]'),
       event('{"choices":[1],"choices":[],"usage":{}}'),
-      event('{"choices":[],"usage":{}}\nid: 1'),
-      'event: usage\ndata: {"choices":[],"usage":{}}\n\n',
       ': {"choices":[],"usage":{}}\n\n',
+      ': keep-alive\n\n',
+      'event: ping\n\n',
+      'data: {"choices":[],\n: "usage":{}}\n\n',
       ' data: {"choices":[],"usage":{}}\n\n',
       event('{"choices":[],"usage":{"a":"' .. ("x"):rep(16384) .. '"}}'),
     }) do
@@ -315,6 +320,30 @@ describe("usage_filter", function()
       assert.equal(stream, (filter({ stream })), other:sub(1, 60))
       assert.equal(stream, (filter(chunking.split_every(stream, 11))))
       assert.equal(stream, (filter(chunking.split_every(stream, 64))))
+    end
+  end)
+
+  it("takes it out whatever stands beside it, and each time", function()
+    for _, usage in ipairs({
+      'data: {"choices":[],"usage":{"a":1}}\nid: 1\n\n',
+      'event: usage\ndata: {"choices":[],"usage":{}}\n\n',
+      'id: 7\nevent: message\nretry: 5\ndata: {"choices":[],"usage":{}}\n\n',
+      ': ping\ndata: {"choices":[],"usage":{}}\n\n',
+      ':\r\ndata: {"choices":[],"usage":{}}\r\n\r\n',
+      'data: {"choices":[],\ndata: "usage":\ndata:{"a":1}}\n\n',
+      USAGE .. USAGE,
+      USAGE .. ": ping\n" .. USAGE,
+    }) do
+      local stream = FIRST .. LAST .. usage .. DONE
+      for _, length in ipairs({ 1, 2, 7, 64, 1000 }) do
+        local chunks = chunking.split_every(stream, length)
+        assert.equal(FIRST .. LAST .. DONE, (filter(chunks)), usage)
+      end
+
+      stream = FIRST .. LAST .. ": keep-alive\n\n" .. usage
+               .. ": keep-alive\n\n" .. usage .. DONE
+      assert.equal(FIRST .. LAST .. (": keep-alive\n\n"):rep(2) .. DONE,
+                   (filter(chunking.split_every(stream, 11))))
     end
   end)
 

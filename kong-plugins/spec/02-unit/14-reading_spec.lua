@@ -76,7 +76,7 @@ describe("llm-audit", function()
     it("gives other calls a turn while it reads a large body", function()
       local turns = 0
       ngx.sleep = function(seconds)
-        assert.equal(0, seconds)
+        assert.is_true(seconds <= 0.001)
         turns = turns + 1
       end
       call({ body = '{"a":"' .. ("x"):rep(4000000) .. '"}', in_file = true })

@@ -6,7 +6,9 @@
 --   Nothing else of the answer comes out: the model is a short string from the
 --   place where the API has it, the usage is built anew from counts of known
 --   names.
---   What was not reported, or not seen, is nil; nothing is guessed. Text that
+--   What was not reported, or not seen, is nil; nothing is guessed. What counts
+--   is what the collector takes for a count (tests/fixtures/usage.json): whole
+--   numbers, also as 61.0 or "61"; {} and zeros never replace counts. Text that
 --   merely looks like a usage is never taken for one: JSON is walked by its
 --   structure, from the beginning, or from the end where the beginning is
 --   missing (see json_tail).
@@ -14,7 +16,8 @@
 --
 -- Where the APIs have it (vLLM 0.32)
 --   JSON: `model` in the head, behind the content in /v1/messages; `usage` at
---   the end, before the results in /v1/rerank.
+--   the end, before the results in /v1/rerank; other servers have it in the
+--   choice.
 --   Streams: the first event has the model, in /v1/messages also the input
 --   tokens; the last or last but one the usage. In /v1/responses that event
 --   repeats the whole answer, so that its beginning may be missing.
@@ -27,7 +30,11 @@ local json_scan = require "llm_gateway.json_scan"
 local json_tail = require "llm_gateway.json_tail"
 
 local byte = string.byte
+local concat = table.concat
 local find = string.find
+local floor = math.floor
+local gmatch = string.gmatch
+local gsub = string.gsub
 local lower = string.lower
 local match = string.match
 local next = next
@@ -48,10 +55,18 @@ local TAIL_BYTES = 16384
 -- one; a text that got here by mistake is cut off from the log.
 local MAX_MODEL_BYTES = 200
 
-local MAX_DIGITS = 15
+-- A count is an integer of PostgreSQL.
+local MAX_COUNT = 2147483647
 
+-- Events without data that may stand behind the last one: comments.
+local MAX_LAST_EVENTS = 3
+
+local BOM = "\239\187\191"
+
+local LF = byte("\n")
 local QUOTE = byte('"')
 local OPEN_BRACE = byte("{")
+local OPEN_BRACKET = byte("[")
 
 -- Names of counts; a table holds those of a nested object.
 local COUNTS = {
@@ -106,6 +121,23 @@ local function read_string(text, from, to)
 end
 
 
+-- @return a whole number, nil when the value is no count
+local function read_count(text, from, to)
+  local value = sub(text, from, to)
+  if byte(value) == QUOTE then
+    value = match(value, '^"%s*([^%s"]*)%s*"$')
+  end
+
+  local number = value and find(value, "^%d+%.?%d*[eE]?[+-]?%d*$")
+                 and tonumber(value)
+  if number and number <= MAX_COUNT and number == floor(number) then
+    return number
+  end
+
+  return nil
+end
+
+
 -- @param open position of "{"
 -- @return table of counts, nil when there are none
 local function read_counts(text, open, names)
@@ -114,8 +146,7 @@ local function read_counts(text, open, names)
   json_scan.members(text, open, function(key, from, to)
     local name = to and names[key]
     if name == true then
-      local digits = match(sub(text, from, to), "^%d+$")
-      counts[key] = digits and #digits <= MAX_DIGITS and tonumber(digits) or nil
+      counts[key] = read_count(text, from, to)
 
     elseif name then
       counts[key] = byte(text, from) == OPEN_BRACE
@@ -127,6 +158,24 @@ local function read_counts(text, open, names)
 end
 
 
+-- @return the counts of the first choice that has some
+local function read_choices(text, open)
+  local counts
+
+  json_scan.elements(text, open, function(from)
+    json_scan.members(text, from, function(key, first, last)
+      if key == "usage" and last and byte(text, first) == OPEN_BRACE then
+        counts = read_counts(text, first, COUNTS) or counts
+      end
+    end)
+
+    return counts ~= nil
+  end)
+
+  return counts
+end
+
+
 -- Notes a member that any answer may have.
 local function read_member(found, text, key, from, to)
   if key == "model" then
@@ -134,6 +183,11 @@ local function read_member(found, text, key, from, to)
 
   elseif key == "usage" and byte(text, from) == OPEN_BRACE then
     found.usage = read_counts(text, from, COUNTS) or found.usage
+
+  elseif key == "choices" and byte(text, from) == OPEN_BRACKET
+    and find(text, '"usage"', from, true)
+  then
+    found.choices = read_choices(text, from)
   end
 end
 
@@ -163,54 +217,115 @@ local function read_json(found, head, tail, is_whole)
     found.usage = late.usage or found.usage
     found.model = late.model or found.model
   end
+
+  found.usage = found.usage or found.choices
 end
 
 
--- @param line a line of a stream; it may be incomplete
-local function read_event(found, line)
-  local open = match(line, "^data: ?(){")
+local function total(usage)
+  return (usage.prompt_tokens or usage.input_tokens or 0)
+         + (usage.completion_tokens or usage.output_tokens or 0)
+end
+
+
+-- Events of /v1/messages complete each other; elsewhere the larger of two
+-- usages counts, since running counts grow.
+local function add_usage(found, usage)
+  local before = found.usage
+
+  if found.is_messages and before then
+    for name, count in pairs(usage) do
+      if count ~= 0 or before[name] == nil then
+        before[name] = count
+      end
+    end
+
+  elseif not before or total(usage) >= total(before) then
+    found.usage = usage
+  end
+end
+
+
+-- @return the data of the event that stands from here to there; nil when it
+-- has none
+local function data_of(text, from, to)
+  local first = match(text, "^data: ?()", from)
+  local line_end = find(text, "\n", from, true)
+  if first and (not line_end or line_end > to) then
+    return sub(text, first, to)
+  end
+
+  local lines = {}
+  for line in gmatch(sub(text, from, to), "[^\n]+") do
+    lines[#lines + 1] = match(line, "^data: ?(.*)")
+  end
+
+  return lines[1] and concat(lines, "\n")
+end
+
+
+-- @return position of the event's last byte without its line end, and of the
+-- next event
+local function event_bounds(text, from)
+  local blank = find(text, "\n\n", from, true)
+  if not blank then
+    local last = byte(text, -1) == LF and #text - 1 or #text
+    return last, #text + 1
+  end
+
+  return blank - 1, find(text, "[^\n]", blank) or #text + 1
+end
+
+
+-- @param data of an event; it may be incomplete
+local function read_event(found, data)
+  local open = json_scan.skip_space(data, 1)
   if not open then
     return
   end
 
-  json_scan.members(line, open, function(key, from, to)
-    local is_object = byte(line, from) == OPEN_BRACE
-
-    -- message_start of /v1/messages: message_delta completes its counts
-    if key == "message" and is_object then
-      local started = {}
-      json_scan.members(line, from, function(inner, first, last)
+  local event = {}
+  json_scan.members(data, open, function(key, from, to)
+    -- message_start of /v1/messages, and /v1/responses
+    if (key == "message" or key == "response")
+      and byte(data, from) == OPEN_BRACE
+    then
+      if key == "message" then
+        found.is_messages = true
+      end
+      json_scan.members(data, from, function(inner, first, last)
         if last then
-          read_member(started, line, inner, first, last)
-        end
-      end)
-      found.model = found.model or started.model
-      found.started = started.usage or found.started
-
-    -- of /v1/responses
-    elseif key == "response" and is_object then
-      json_scan.members(line, from, function(inner, first, last)
-        if last then
-          read_member(found, line, inner, first, last)
+          read_member(event, data, inner, first, last)
         end
       end)
 
     elseif to then
-      read_member(found, line, key, from, to)
+      read_member(event, data, key, from, to)
     end
   end)
+
+  found.model = found.model or event.model
+  local usage = event.usage or event.choices
+  if usage then
+    add_usage(found, usage)
+  end
 end
 
 
--- Reads the first event that has a model.
+-- Reads events until one has a model.
 local function read_start(found, text)
   local from = 1
 
-  while from and not found.model do
-    local line_end = find(text, "\n", from, true)
-    read_event(found, sub(text, from, line_end or -1))
-    from = line_end and line_end + 1
+  while from <= #text and not found.model do
+    local to, after = event_bounds(text, from)
+    local data = data_of(text, from, to)
+    if data then
+      read_event(found, data)
+    end
+    from = after
   end
+
+  return from
 end
 
 
@@ -226,44 +341,38 @@ local function find_usage(text, from)
 end
 
 
--- Reads every event that has a usage; of running counts the last ones stay.
--- @param from where a line begins
+-- Reads every event that has a usage.
+-- @param from where an event begins
 local function read_usages(found, text, from)
   local at = find_usage(text, from)
 
   while at do
-    local line_end = find(text, "\n", from, true)
-    if not line_end then
-      return
+    local to, after = event_bounds(text, from)
+
+    if to >= at then
+      local data = data_of(text, from, to)
+      if data then
+        read_event(found, data)
+      end
+      at = find_usage(text, after)
     end
 
-    if line_end > at then
-      read_event(found, sub(text, from, line_end))
-      at = find_usage(text, line_end)
-    end
-
-    from = line_end + 1
+    from = after
   end
 end
 
 
--- Reads the last event, of which the beginning may be missing.
-local function read_end(found, text)
-  local line = match(text, "^(.*[^\r\n])\r?\n")
-  line = line and match(line, "^.*\n(.*)$") or line
-  if not line then
-    return
-  end
-
-  if find(line, "^data: ?%[DONE%]$") then
-    found.ended = true
-    return
+-- @return whether an event is the one after which nothing comes; nil when that
+-- cannot be told, because its beginning is missing
+local function is_terminal(found, data, has_beginning)
+  if find(data, "^%s*%[DONE%]%s*$") then
+    return true
   end
 
   local kind, response_from, response_to
-  json_tail.members(line, function(key, from, to)
+  json_tail.members(data, function(key, from, to)
     if key == "type" then
-      kind = read_string(line, from, to)
+      kind = read_string(data, from, to)
 
     -- A value of which the beginning is missing is that of "response", if the
     -- event is one that ends a stream of /v1/responses.
@@ -273,52 +382,84 @@ local function read_end(found, text)
   end)
 
   if not TERMINAL_TYPES[kind] then
-    -- Of an event without its beginning the type may be missing, too.
-    if find(line, "^data:") then
-      found.ended = false
-    end
-
-    return
+    return not has_beginning and nil
   end
 
-  found.ended = true
-
   if response_to then
-    local response = sub(line, response_from, response_to)
+    local response = sub(data, response_from, response_to)
+    local late = {}
     json_tail.members(response, function(key, from, to)
       if key then
-        read_member(found, response, key, from, to)
+        read_member(late, response, key, from, to)
       end
 
       return key == "usage"
     end)
+    found.model = late.model or found.model
+    found.usage = late.usage or found.usage
+  end
+
+  return true
+end
+
+
+-- Reads the last event that has data, of which the beginning may be missing.
+-- @param is_cut whether the text begins in the middle of the stream
+local function read_end(found, text, is_cut)
+  for _ = 1, MAX_LAST_EVENTS do
+    local last = match(text, "^.*\n\n()[^\n]")
+    local from = last or 1
+    local data = data_of(text, from, (event_bounds(text, from)))
+    local has_beginning = data ~= nil
+
+    if not data and not last and is_cut then
+      data = match(text, "([^\n]*)\n*$")
+    end
+
+    if data then
+      found.ended = is_terminal(found, data, has_beginning)
+      return
+    end
+
+    if not last then
+      return
+    end
+    text = sub(text, 1, last - 1)
   end
 end
 
 
+-- @return text with line feeds only
+local function with_line_feeds(text)
+  if find(text, "\r", 1, true) then
+    return (gsub(text, "\r\n?", "\n"))
+  end
+
+  return text
+end
+
+
 local function read_stream(found, head, tail)
-  read_start(found, head)
+  head = with_line_feeds(head)
+  if sub(head, 1, #BOM) == BOM then
+    head = sub(head, #BOM + 1)
+  end
+
+  local after = read_start(found, head)
 
   if tail then
-    -- the tail most likely begins in the middle of a line
+    tail = with_line_feeds(tail)
+    -- most likely it begins in the middle of a line
     local line_end = find(tail, "\n", 1, true)
     if line_end then
       read_usages(found, tail, line_end + 1)
     end
 
   else
-    read_usages(found, head, 1)
+    read_usages(found, head, after)
   end
 
-  read_end(found, tail or head)
-
-  if found.started then
-    local usage = found.started
-    for name, count in pairs(found.usage or {}) do
-      usage[name] = count
-    end
-    found.usage = usage
-  end
+  read_end(found, tail or head, tail ~= nil)
 end
 
 
@@ -338,7 +479,7 @@ function M.read(body, is_stream, is_whole)
     read_json(found, head, tail, is_whole)
   end
 
-  return found
+  return { model = found.model, usage = found.usage, ended = found.ended }
 end
 
 

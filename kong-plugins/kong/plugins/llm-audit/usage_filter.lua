@@ -1,9 +1,10 @@
 -- Takes the usage event out of a stream of which the client did not ask for
 -- one: data: {…,"choices":[],"usage":{…}}
 --
--- Invariants: exactly one event is removed, with its empty line, and nothing
--- else; what comes out does not depend on how the stream was cut into chunks;
--- no complete event is ever held back.
+-- Invariants: only such events are removed, whole, with the other fields and
+-- comments they may have and their empty line, and nothing else; what comes out
+-- does not depend on how the stream was cut into chunks; no complete event is
+-- ever held back.
 --
 -- A chunk that needs no change is returned as the very same string, so that
 -- the caller can leave nginx's own buffer in place. That matters: a buffer
@@ -17,7 +18,10 @@ local json_scan = require "llm_gateway.json_scan"
 local sse = require "kong.plugins.llm-audit.sse"
 
 local byte = string.byte
+local concat = table.concat
 local find = string.find
+local gmatch = string.gmatch
+local match = string.match
 local max = math.max
 local sub = string.sub
 
@@ -76,32 +80,42 @@ end
 
 
 -- @param event an event, from its first byte; it may be incomplete
+-- @return its data, nil when there is none yet
+local function data_of(event)
+  local first = match(event, "^data: ?()")
+  local line_end = find(event, "[\r\n]")
+  if first and (not line_end or not find(event, "[^\r\n]", line_end)) then
+    return line_end and sub(event, first, line_end - 1) or sub(event, first)
+  end
+
+  local lines = {}
+  for line in gmatch(event, "[^\r\n]+") do
+    lines[#lines + 1] = match(line, "^data: ?(.*)")
+  end
+
+  return lines[1] and concat(lines, "\n")
+end
+
+
+-- @param event an event, from its first byte; it may be incomplete
+-- @param is_complete whether it is not
 -- @return true or false, nil when the text does not tell yet
-local function is_usage_event(event)
+local function is_usage_event(event, is_complete)
   if #event > MAX_EVENT_BYTES then
     return false
   end
 
-  local open = 6
-  if byte(event, 6) == 32 then
-    open = 7
+  local data = data_of(event)
+  local open = data and json_scan.skip_space(data, 1)
+  if not open then
+    return is_complete and false or nil
   end
 
-  if #event < open then
-    return nil
-  end
-
-  if byte(event, open) ~= OPEN_BRACE then
+  if byte(data, open) ~= OPEN_BRACE then
     return false
   end
 
-  -- One line and the empty one: an event with further fields is none of ours.
-  local line_end = find(event, "\n", open, true)
-  if line_end and find(event, "[^\r\n]", line_end + 1) then
-    return false
-  end
-
-  return object_is_usage(event, open)
+  return object_is_usage(data, open)
 end
 
 
@@ -114,7 +128,6 @@ function M.new()
     seen_event = false,
     seen_finish_key = false,
     seen_finish = false,
-    removed = false,
   }, Filter)
 end
 
@@ -148,9 +161,7 @@ end
 local function take_incomplete(self, text, from)
   if expects_usage(self) then
     local event = sub(text, from)
-    local head = sub(event, 1, 5)
-
-    if head == sub("data:", 1, #head) and is_usage_event(event) ~= false then
+    if is_usage_event(event, false) ~= false then
       return sub(text, 1, from - 1), event
     end
   end
@@ -180,16 +191,15 @@ local function take_events(self, text, from)
     end
 
     if expects_usage(self)
-      and sub(text, from, from + 4) == "data:"
-      and is_usage_event(sub(text, from, last)) == true
+      and is_usage_event(sub(text, from, last), true) == true
     then
-      self.removed = true
-      return sub(text, 1, from - 1) .. sub(text, last + 1)
-    end
+      text = sub(text, 1, from - 1) .. sub(text, last + 1)
 
-    note_finish(self, text, from, last)
-    self.seen_event = true
-    from = last + 1
+    else
+      note_finish(self, text, from, last)
+      self.seen_event = true
+      from = last + 1
+    end
   end
 
   return text
@@ -225,10 +235,6 @@ end
 
 -- @return what the client may have now: `chunk` itself where nothing changes
 function Filter:push(chunk)
-  if self.removed then
-    return chunk
-  end
-
   -- `held` changes last: should anything fail, no byte is lost.
   local out, held = push(self, chunk)
   self.held = held
