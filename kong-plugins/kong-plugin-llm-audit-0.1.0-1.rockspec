@@ -34,6 +34,8 @@ build = {
       "kong/plugins/llm-audit/errors.lua",
     ["kong.plugins.llm-audit.event_shape"] =
       "kong/plugins/llm-audit/event_shape.lua",
+    ["kong.plugins.llm-audit.estimate"] =
+      "kong/plugins/llm-audit/estimate.lua",
     ["kong.plugins.llm-audit.gate"] =
       "kong/plugins/llm-audit/gate.lua",
     ["kong.plugins.llm-audit.guard"] =

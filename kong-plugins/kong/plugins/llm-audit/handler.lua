@@ -116,18 +116,6 @@ local function authorization_scheme()
 end
 
 
--- @return the API of the call, also where access did not run
-local function api_of(call)
-  local api = call.api
-  if not api then
-    api = reading.api_of_call()
-    call.api = api
-  end
-
-  return api
-end
-
-
 -- @return what to do with an error that Kong makes, nil for other responses
 local function plan_error(conf, status, content_type, content_length)
   if not conf.openai_errors or status < 400 then
@@ -146,7 +134,7 @@ local function plan_error(conf, status, content_type, content_length)
     source = source,
     method = kong.request.get_method(),
     path = kong.request.get_raw_path(),
-    is_anthropic = apis.is_anthropic(api_of(kong.ctx.plugin)),
+    is_anthropic = apis.is_anthropic(reading.api_of(kong.ctx.plugin)),
     has_route = kong.router.get_route() ~= nil,
     authorization = authorization_scheme(),
     headers = kong.response.get_headers(),
@@ -180,6 +168,7 @@ local function header_filter(_, conf)
   call.stream = stream
   call.is_encoded = header["Content-Encoding"] ~= nil
   call.watch = gate.watch(status, header["Content-Encoding"])
+  call.meter = reading.new_meter(call, status)
   -- What is encoded can only be read from its beginning.
   local new_capture = stream and not call.is_encoded and stream_capture.new
                       or capture.new
@@ -232,6 +221,10 @@ local function see(call, chunk)
   end
 
   call.response:put(chunk)
+
+  if call.meter then
+    call.meter:put(chunk)
+  end
 
   if call.watch and not call.watch(chunk) then
     call.watch = nil
@@ -334,23 +327,6 @@ local function time_to_first_byte(call)
 end
 
 
--- @return why nobody could tell what was asked; nil where it was read, and
--- where the server could not read it either
-local function unread_reason(call)
-  if call.unread then
-    return call.unread
-  end
-
-  if call.expects_json and not call.is_json and call.request_bytes ~= 0
-    and kong.response.get_status() < 400
-  then
-    return "not_json"
-  end
-
-  return nil
-end
-
-
 -- Reads what the server reported, guarded on its own: a fault in there must
 -- not cost the entry. Set below.
 local read_reported
@@ -412,10 +388,6 @@ local function log(call, conf)
     aborted = not is_complete(call),
     seq = sequence.next(),
     worker = sequence.worker(),
-    api = api_of(call),
-    model_asked = call.model_asked,
-    stream_asked = call.stream_asked,
-    unread = unread_reason(call),
   }
 
   if answer then
@@ -428,6 +400,7 @@ local function log(call, conf)
     end
   end
 
+  reading.describe(call, llm, status)
   set_value("llm", llm)
 
   local entry = {
@@ -450,6 +423,7 @@ local function release(call)
 
   call.response = nil
   call.request_body = nil
+  call.meter = nil
   call.filter = nil
   call.error_plan = nil
 end

@@ -6,6 +6,7 @@
 -- strict, let pass and marked: see llm_gateway.request for what that is.
 
 local apis = require "llm_gateway.api"
+local estimate = require "kong.plugins.llm-audit.estimate"
 local request = require "llm_gateway.request"
 local request_body = require "kong.plugins.llm-audit.request_body"
 local request_text = require "kong.plugins.llm-audit.request_text"
@@ -45,9 +46,13 @@ local function forwarded_path()
 end
 
 
--- @return the API that the call uses; for calls that no route led here, too
-function M.api_of_call()
-  return apis.of_path(forwarded_path())
+-- @return the API that the call uses; also where access did not run
+function M.api_of(call)
+  if not call.api then
+    call.api = apis.of_path(forwarded_path())
+  end
+
+  return call.api
 end
 
 
@@ -219,14 +224,64 @@ end
 
 -- @return nil, or how to answer instead of the server: { status, message, err }
 function M.read(conf, call)
-  local api = M.api_of_call()
-  call.api = api
-
+  local api = M.api_of(call)
   if kong.request.get_method() == "POST" then
     return read_post(conf, call, api)
   end
 
   return read_other(conf, call, api)
+end
+
+
+-- @return what measures the answer as it passes, for calls of which the server
+-- may report no tokens; nil where there is nothing to be measured
+function M.new_meter(call, status)
+  if not call.is_json or call.is_encoded or status < 200 or status > 299
+    or kong.response.get_source() ~= "service"
+  then
+    return nil
+  end
+
+  return estimate.new(call.api, call.stream)
+end
+
+
+-- @return why nobody could tell what was asked; nil where it was read, and
+-- where the server could not read it either
+local function unread_reason(call, status)
+  if call.unread then
+    return call.unread
+  end
+
+  if call.expects_json and not call.is_json and call.request_bytes ~= 0
+    and status < 400
+  then
+    return "not_json"
+  end
+
+  return nil
+end
+
+
+-- Whether the client went away while the server was at work on the answer.
+local function is_abandoned(call, status)
+  local server = status == 499 and ngx.var.upstream_addr
+
+  return call.is_json and server and server ~= ""
+end
+
+
+-- Puts into the entry what is known of the request, and an estimate of its
+-- tokens if the server reported none.
+function M.describe(call, llm, status)
+  llm.api = M.api_of(call)
+  llm.model_asked = call.model_asked
+  llm.stream_asked = call.stream_asked
+  llm.unread = unread_reason(call, status)
+
+  if not llm.usage and (call.meter or is_abandoned(call, status)) then
+    llm.estimated = estimate.of(call.api, call.text_bytes, call.meter)
+  end
 end
 
 
