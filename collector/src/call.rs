@@ -101,6 +101,17 @@ impl Call {
         self.status.is_some_and(|status| (200..300).contains(&status)) && self.error.is_none() && !self.aborted
     }
 
+    /// The texts of its columns that people and models chose. `raw_log` is none of them.
+    pub fn texts_mut(&mut self) -> impl Iterator<Item = &mut String> {
+        let Self { model, endpoint, prompt, response, reasoning, finish_reason, error, served_model, tool_calls, .. } = self;
+        let columns = [model, endpoint, prompt, response, reasoning, finish_reason, error, served_model].into_iter().flatten();
+        columns.chain(
+            tool_calls.iter_mut().flat_map(|ToolCall { id, name, arguments }| {
+                id.iter_mut().chain(name.iter_mut()).chain(std::iter::once(arguments))
+            }),
+        )
+    }
+
     /// The column `tool_calls`: JSON text, `None` where no tool was called.
     pub fn tool_calls_json(&self) -> Option<String> {
         if self.tool_calls.is_empty() {

@@ -17,7 +17,6 @@ use anyhow::{Context, Result};
 
 use crate::config::{DatabaseArgs, PipelineSettings};
 use crate::decode::Limits;
-use crate::extract::redact::Secrets;
 use crate::measure::Metrics;
 use crate::pipeline::Pipeline;
 use crate::store::pool::{Database, DatabaseSettings};
@@ -39,7 +38,7 @@ fn database(args: &DatabaseArgs) -> Result<Database> {
 async fn pipeline(args: &DatabaseArgs, settings: &PipelineSettings) -> Result<(Pipeline, Writers)> {
     migrate(args).await?;
     let metrics = Arc::new(Metrics::new());
-    let secrets = Arc::new(Secrets::with_headers(&settings.secret_headers));
+    let secrets = Arc::new(settings.secrets());
     let privacy = Arc::new(settings.privacy()?);
     let health = Arc::new(Health::new(true, Arc::clone(&metrics)));
     let (store, writers) = Store::start(database(args)?, None, health, Arc::clone(&metrics), Arc::clone(&secrets));

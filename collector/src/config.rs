@@ -15,6 +15,7 @@ use tokio_postgres::Config;
 pub use usage::{Dimension, PricesAction, PricesSettings, ReportFormat, ReportSettings};
 
 use crate::extract::privacy::{Forms, Privacy};
+use crate::extract::redact::Secrets;
 use crate::store::retention::Clocks;
 
 /// Receives Kong's http-log batches, decodes the conversations with the model and keeps them in PostgreSQL.
@@ -98,6 +99,9 @@ pub struct PipelineSettings {
     /// Further headers and query parameters that carry credentials and are never stored, separated by commas
     #[arg(long, env = "COLLECTOR_SECRET_HEADERS", value_delimiter = ',')]
     pub secret_headers: Vec<String>,
+    /// Further headers and query parameters whose values are stored, separated by commas; NAME* for all that begin so
+    #[arg(long, env = "COLLECTOR_KEEP_HEADERS", value_delimiter = ',')]
+    pub keep_headers: Vec<String>,
     /// What is masked in prompts and answers before they are stored: key, email, mobile, resident-id, bank-card, separated by
     /// commas; empty masks nothing
     #[arg(long, env = "COLLECTOR_MASK", default_value = "key")]
@@ -114,6 +118,11 @@ pub struct PipelineSettings {
 }
 
 impl PipelineSettings {
+    /// What is stored of what Kong says about a call.
+    pub fn secrets(&self) -> Secrets {
+        Secrets::new(&self.secret_headers, &self.keep_headers)
+    }
+
     /// What is not to be stored of conversations; an error names the pattern that is wrong.
     pub fn privacy(&self) -> Result<Privacy> {
         Privacy::new(&self.mask.0, &self.mask_patterns, &self.metadata_consumers, &self.metadata_routes)

@@ -6,6 +6,7 @@
 pub mod answer;
 pub mod api;
 pub mod choices;
+pub mod error;
 pub mod messages;
 pub mod privacy;
 pub mod raw_log;
@@ -27,7 +28,7 @@ use answer::{Answer, joined, text_of};
 use api::Api;
 use privacy::Privacy;
 use raw_log::Document;
-use redact::Secrets;
+use redact::{Credentials, Secrets, scrub_words};
 use stream::{Merged, merge};
 
 /// Characters that are kept of a text that no rule says how to read.
@@ -45,12 +46,12 @@ pub fn call(entry: &Entry<'_>, secrets: &Secrets, privacy: &Privacy) -> Call {
     let failed = status.is_some_and(|status| status >= 400);
 
     let request_text = mended(entry.request_body.as_ref());
-    let request = match &request_text {
+    let mut request = match &request_text {
         None => Document::Absent,
         Some(text) => parse(text, entry.is_request_truncated()),
     };
     let response_text = mended(entry.response_body.as_ref());
-    let response = match &response_text {
+    let mut response = match &response_text {
         None => ResponseBody { document: Document::Absent, ended: None },
         Some(text) if sse::looks_like_events(text) || entry.is_stream() && sse::is_fragment(text) => add_up(api, text),
         Some(text) => {
@@ -58,6 +59,10 @@ pub fn call(entry: &Entry<'_>, secrets: &Secrets, privacy: &Privacy) -> Call {
             ResponseBody { document: parse(text, cut), ended: None }
         }
     };
+
+    let mut credentials = Credentials::default();
+    remove_credentials(&mut request, &mut credentials, secrets);
+    remove_credentials(&mut response.document, &mut credentials, secrets);
 
     let mut answer = match &response.document {
         Document::Json(json) => read_answer(api, json),
@@ -89,7 +94,11 @@ pub fn call(entry: &Entry<'_>, secrets: &Secrets, privacy: &Privacy) -> Call {
     } else {
         raw_log::Bodies { request: &request, response: &response.document, vectors: api.answers_with_vectors() }
     };
-    raw_log::write(&mut raw_log, fields, bodies, secrets, &mut |text| masked.mask(privacy, text));
+    let mask: &redact::Mask<'_> = &|text| privacy.mask(text, |_| {});
+    raw_log::write(&mut raw_log, fields, bodies, secrets, mask, &mut |text| match credentials.hide(text) {
+        Cow::Borrowed(_) => masked.mask(privacy, text),
+        Cow::Owned(hidden) => Cow::Owned(masked.mask(privacy, &hidden).into_owned()),
+    });
 
     let mut call = Call {
         request_id: entry.request_id.clone(),
@@ -119,7 +128,7 @@ pub fn call(entry: &Entry<'_>, secrets: &Secrets, privacy: &Privacy) -> Call {
         reasoning: joined(answer.reasoning),
         tool_calls: answer.tool_calls,
         finish_reason: answer.finish_reason,
-        error: error.map(|error| secrets.scrub(&error).into_owned()),
+        error,
         usage: answer.usage,
         ttft_ms: milliseconds(&["llm", "ttft_ms"]),
         // -1 where Kong asked no upstream.
@@ -132,9 +141,28 @@ pub fn call(entry: &Entry<'_>, secrets: &Secrets, privacy: &Privacy) -> Call {
     };
     if metadata_only {
         (call.prompt, call.response, call.reasoning, call.tool_calls) = (None, None, None, Vec::new());
+        call.error = call.error.map(|_| error::word(response.document.json()));
     }
+    credentials.hide_columns(&mut call);
     privacy.mask_columns(&mut call);
+    if !metadata_only {
+        // Bounded at the end: what is cut in its middle has no form any more.
+        call.error = call.error.map(error::stored);
+    }
     call
+}
+
+/// Removes what the call hands on to tools, and what stands in text that nobody understood.
+fn remove_credentials(document: &mut Document<'_>, credentials: &mut Credentials, secrets: &Secrets) {
+    match document {
+        Document::Absent => {}
+        Document::Json(json) => credentials.remove_from(json, secrets),
+        Document::Text(text) => {
+            if let Cow::Owned(scrubbed) = scrub_words(text) {
+                *text = Cow::Owned(scrubbed);
+            }
+        }
+    }
 }
 
 /// How often which pattern was found in the bodies.
@@ -231,7 +259,8 @@ fn error_message(document: &Document<'_>, body: Option<&Body<'_>>, failed: bool)
             .or_else(|| failed.then(|| json.get("detail").or_else(|| json.get("message")).map(plain_text)).flatten()),
         _ => None,
     };
-    message.filter(|message| !message.is_empty()).or_else(|| failed.then(|| text_head(body)).flatten())
+    let message = message.filter(|message| !message.is_empty()).or_else(|| failed.then(|| text_head(body)).flatten());
+    message.map(|message| scrub_words(&message).into_owned())
 }
 
 /// A string's text; anything else as JSON.
@@ -240,8 +269,8 @@ fn plain_text(json: &Json<'_>) -> String {
 }
 
 fn text_head(body: Option<&Body<'_>>) -> Option<String> {
-    let text = without_nul(Cow::Owned(head(&body?.text, HEAD_CHARS))).into_owned();
-    (!text.is_empty()).then_some(text)
+    let text = without_nul(Cow::Owned(head(&body?.text, HEAD_CHARS)));
+    (!text.is_empty()).then(|| scrub_words(&text).into_owned())
 }
 
 /// The first `count` characters.

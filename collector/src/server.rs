@@ -19,7 +19,6 @@ use tokio_postgres::Config;
 use crate::config::ServeSettings;
 use crate::decode::Limits;
 use crate::drain::Drain;
-use crate::extract::redact::Secrets;
 use crate::measure::Metrics;
 use crate::pipeline::Pipeline;
 use crate::receive::{self, Receiver, Room};
@@ -65,7 +64,7 @@ impl Application {
         let migrate_first = migrate_or_put_off(&config, patience, &settings.data_dir).await?;
 
         let metrics = Arc::new(Metrics::new());
-        let secrets = Arc::new(Secrets::with_headers(&settings.pipeline.secret_headers));
+        let secrets = Arc::new(settings.pipeline.secrets());
         let database =
             Database::new(DatabaseSettings { config, connections: settings.database.database_connections, timeout: patience });
         let health = Arc::new(Health::new(migrate_first.is_none(), Arc::clone(&metrics)));

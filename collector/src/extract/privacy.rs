@@ -15,7 +15,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result, bail};
 use regex::Regex;
 
-use crate::call::{Call, ToolCall};
+use crate::call::Call;
 
 /// What is masked by its form.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -202,17 +202,10 @@ impl Privacy {
 
     /// Masks the columns of a call. Its `raw_log` is masked as it is written, and there occurrences are counted.
     pub fn mask_columns(&self, call: &mut Call) {
-        for text in [&mut call.prompt, &mut call.response, &mut call.reasoning, &mut call.error].into_iter().flatten() {
-            self.mask_in_place(text);
-        }
-        for ToolCall { arguments, .. } in &mut call.tool_calls {
-            self.mask_in_place(arguments);
-        }
-    }
-
-    fn mask_in_place(&self, text: &mut String) {
-        if let Cow::Owned(masked) = self.mask(text, |_| {}) {
-            *text = masked;
+        for text in call.texts_mut() {
+            if let Cow::Owned(masked) = self.mask(text, |_| {}) {
+                *text = masked;
+            }
         }
     }
 }

@@ -13,7 +13,7 @@ use memchr::memmem;
 use crate::decode::body::describe_binary;
 use crate::decode::json::{Json, write_list, write_string, write_text};
 
-use super::redact::Secrets;
+use super::redact::{Mask, Secrets};
 
 /// Base64 of fewer letters than this stays as it is: it may just as well be a word.
 const MIN_BLOB_LETTERS: usize = 64;
@@ -27,6 +27,16 @@ pub enum Document<'a> {
     Json(Json<'a>),
     /// Anything else.
     Text(Cow<'a, str>),
+}
+
+impl<'a> Document<'a> {
+    /// The JSON that it is.
+    pub fn json(&self) -> Option<&Json<'a>> {
+        match self {
+            Document::Json(json) => Some(json),
+            _ => None,
+        }
+    }
 }
 
 /// The bodies of a call.
@@ -43,8 +53,8 @@ pub struct Bodies<'a> {
 /// Hides what is not to be stored of a text of the user's or the model's.
 pub type Hide<'h> = dyn for<'t> FnMut(&'t str) -> Cow<'t, str> + 'h;
 
-/// Appends the entry `fields` with its bodies put back to `out`.
-pub fn write(out: &mut String, fields: &Json<'_>, bodies: Bodies<'_>, secrets: &Secrets, hide: &mut Hide<'_>) {
+/// Appends the entry `fields` with its bodies put back to `out`. `mask` is for texts of the client's outside of the bodies.
+pub fn write(out: &mut String, fields: &Json<'_>, bodies: Bodies<'_>, secrets: &Secrets, mask: &Mask<'_>, hide: &mut Hide<'_>) {
     let mut separator = '{';
     let mut bodies = [("request", bodies.request, false), ("response", bodies.response, bodies.vectors)];
     for (name, value) in fields.members() {
@@ -56,7 +66,7 @@ pub fn write(out: &mut String, fields: &Json<'_>, bodies: Bodies<'_>, secrets: &
         write_text(out, name);
         out.push(':');
         let start = out.len();
-        secrets.write(out, value, name == "querystring");
+        secrets.write_member(out, name, value, mask);
         for (side, document, vectors) in &mut bodies {
             if name == side && matches!(value, Json::Object(_)) && out.ends_with('}') {
                 out.pop();
@@ -103,7 +113,10 @@ fn write_without_blobs(out: &mut String, json: &Json<'_>, vectors: bool, hide: &
             write_list(out, '[', elements, ']', |out, element| write_without_blobs(out, element, vectors, hide));
         }
         Json::Object(members) => write_list(out, '{', members, '}', |out, (name, value)| {
-            write_text(out, name);
+            match hide(name) {
+                Cow::Borrowed(_) => write_text(out, name),
+                Cow::Owned(hidden) => write_string(out, &hidden),
+            }
             out.push(':');
             if let Some(dimensions) =
                 (vectors && matches!(name.as_ref(), "embedding" | "data")).then(|| dimensions(value)).flatten()
@@ -193,7 +206,7 @@ mod tests {
     fn written(fields: &str, request: Document<'_>, response: Document<'_>, vectors: bool) -> String {
         let mut out = String::new();
         let bodies = Bodies { request: &request, response: &response, vectors };
-        write(&mut out, &Json::parse(fields).unwrap(), bodies, &Secrets::default(), &mut |text| text.into());
+        write(&mut out, &Json::parse(fields).unwrap(), bodies, &Secrets::default(), &|text| text.into(), &mut |text| text.into());
         out
     }
 

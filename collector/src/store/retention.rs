@@ -17,10 +17,11 @@ use crate::measure::Metrics;
 
 /// What takes content out of rows.
 pub(super) const WITHOUT_CONTENT: &str = "SET prompt = NULL, response = NULL, reasoning = NULL, tool_calls = NULL,
-    raw_log = llm_without_bodies(raw_log)";
+    error = llm_error_without_content(error), raw_log = llm_without_bodies(raw_log)";
 
 /// Whether a row has content.
-pub(super) const HAS_CONTENT: &str = "llm_has_content(prompt, response, reasoning, tool_calls, raw_log)";
+pub(super) const HAS_CONTENT: &str =
+    "(llm_has_content(prompt, response, reasoning, tool_calls, raw_log) OR llm_error_has_content(error))";
 
 /// Where a day begins that is to stay, `$1` days back.
 const CUTOFF: &str = "(((now() AT TIME ZONE 'UTC')::date - $1::int)::timestamp AT TIME ZONE 'UTC')";
@@ -164,6 +165,10 @@ pub async fn run(session: &Session, clocks: Clocks, metrics: &Metrics) -> Result
         return Ok(None);
     }
     remove_leftovers(session).await?;
+    if clocks.content_days > 0 {
+        // Without them the days are read whole.
+        index_errors(session).await.unwrap_or_else(|error| warn!("retention could not index what is left of days: {error}"));
+    }
     let mut round = Round::default();
     for step in plan(session, clocks).await? {
         match carry_out(session, clocks, &step).await {
@@ -201,6 +206,21 @@ async fn remove_leftovers(session: &Session) -> Result<(), StoreError> {
         let table: String = row.try_get(0)?;
         warn!(table = table.as_str(); "removing {table}, which an interrupted round of retention left");
         session.batch(&format!("DROP TABLE {table}")).await?;
+    }
+    Ok(())
+}
+
+/// Makes the index of what is left to do in days whose content was removed before messages of errors were content.
+async fn index_errors(session: &Session) -> Result<(), StoreError> {
+    let query = "SELECT partition FROM llm_partition_days WHERE content_removed
+        AND NOT EXISTS (SELECT FROM pg_index WHERE indexrelid = to_regclass(partition || '_error') AND indisvalid)";
+    for row in session.client().query(query, &[]).await? {
+        let table: String = row.try_get(0)?;
+        // One that was interrupted is there, but of no use.
+        session.batch(&format!("DROP INDEX CONCURRENTLY IF EXISTS {table}_error")).await?;
+        session
+            .batch(&format!("CREATE INDEX CONCURRENTLY {table}_error ON {table} (started_at) WHERE llm_error_has_content(error)"))
+            .await?;
     }
     Ok(())
 }

@@ -30,9 +30,10 @@ async fn erase(database: &Database, arguments: &[&str]) -> Finished {
 }
 
 const CONTENT: &str = "SELECT count(*) FROM llm_logs WHERE prompt IS NOT NULL AND response IS NOT NULL AND reasoning IS NOT NULL
-    AND tool_calls IS NOT NULL AND raw_log #> '{request,body}' IS NOT NULL AND raw_log #> '{response,body}' IS NOT NULL";
+    AND tool_calls IS NOT NULL AND raw_log #> '{request,body}' IS NOT NULL AND raw_log #> '{response,body}' IS NOT NULL
+    AND error LIKE 'failed on%'";
 const NO_CONTENT: &str = "SELECT count(*) FROM llm_logs WHERE prompt IS NULL AND response IS NULL AND reasoning IS NULL
-    AND tool_calls IS NULL AND raw_log #> '{request,body}' IS NULL AND raw_log #> '{response,body}' IS NULL
+    AND tool_calls IS NULL AND raw_log #> '{request,body}' IS NULL AND raw_log #> '{response,body}' IS NULL AND error = '[error]'
     AND raw_log #>> '{request,id}' = request_id AND prompt_tokens = 300";
 
 #[tokio::test]

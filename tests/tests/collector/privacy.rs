@@ -18,7 +18,7 @@ fn entry(request_id: &str, consumer: &str, route: &str, text: &str) -> String {
             "role": "assistant", "content": format!("model {text}"), "reasoning": format!("thought {text}"),
             "tool_calls": [{"id": "t", "type": "function",
                 "function": {"name": "f", "arguments": json!({"a": text}).to_string()}}]}}],
-        "usage": {"prompt_tokens": 5, "completion_tokens": 7}});
+        "error": {"message": format!("error {text}"), "type": "PartialError"}, "usage": {"prompt_tokens": 5, "completion_tokens": 7}});
     json!({
         "started_at": 1_795_402_800_000_i64,
         "consumer": {"username": consumer},
@@ -44,6 +44,8 @@ async fn what_is_masked_is_nowhere_in_the_row_and_counted_once_a_row() {
     }
     let row = row(&app, "masked").await;
     let expected = format!("[key] [mobile] {EMAIL} [staff] \"quoted\"");
+    // In the message of an error a key goes by its form, whatever is masked.
+    assert_eq!(row["error"], format!("error {expected}").replace("[key]", "[redacted]"));
     assert_eq!(row["prompt"], format!("user {expected}"));
     assert_eq!(row["response"], format!("model {expected}"));
     assert_eq!(row["reasoning"], format!("thought {expected}"));
@@ -52,9 +54,9 @@ async fn what_is_masked_is_nowhere_in_the_row_and_counted_once_a_row() {
     for hidden in [KEY, MOBILE, "z123456"] {
         assert!(!row.to_string().contains(hidden), "{hidden} in {row}");
     }
-    // Five texts in the bodies; the repeat is no new row.
-    for pattern in ["key", "mobile", "staff"] {
-        assert_eq!(app.metric(&format!("llm_masked_total{{pattern=\"{pattern}\"}}")).await, 5.0, "{pattern}");
+    // Six texts in the bodies, one of them the error; the repeat is no new row.
+    for (pattern, count) in [("key", 5.0), ("mobile", 6.0), ("staff", 6.0)] {
+        assert_eq!(app.metric(&format!("llm_masked_total{{pattern=\"{pattern}\"}}")).await, count, "{pattern}");
     }
     assert_eq!(app.metric("llm_masked_total{pattern=\"email\"}").await, 0.0);
 }
@@ -82,8 +84,174 @@ async fn of_some_consumers_and_routes_only_metadata_is_stored() {
         for column in ["prompt", "response", "reasoning", "tool_calls"] {
             assert_eq!(row[column], Value::Null, "{column}");
         }
+        // How it failed, without the message.
+        assert_eq!(row["error"], "[PartialError]");
     }
     assert_eq!(row(&app, "of-others").await["prompt"], "user confidential");
+}
+
+#[tokio::test]
+async fn names_of_models_and_members_are_masked_like_text() {
+    let app = TestApp::start_with(&["--mask", "key,mobile"]).await;
+    let encoded = |body: Value| STANDARD.encode(body.to_string());
+    let name = format!("m-{MOBILE}");
+    let request = json!({"model": name, "messages": [{"role": "user", "content": "a"}], "metadata": {MOBILE: {KEY: 1}}});
+    let answer = json!({"model": name, "choices": [{"index": 0, "finish_reason": MOBILE, "message": {"content": "b",
+        "tool_calls": [{"id": MOBILE, "function": {"name": MOBILE, "arguments": json!({MOBILE: 1}).to_string()}}]}}]});
+    let entry = json!({"started_at": 1_795_402_800_000_i64, "request": {"id": "names", "uri": format!("/v1/chat/completions?model={MOBILE}"),
+        "body": encoded(request)}, "response": {"status": 200, "body": encoded(answer)},
+        "llm": {"model": name, "model_asked": name}});
+    app.log(entry.to_string()).await;
+    let row = row(&app, "names").await;
+    assert!(!row.to_string().contains(MOBILE) && !row.to_string().contains(KEY), "{row}");
+    assert_eq!(row["model"], "m-[mobile]");
+    assert_eq!(row["raw_log"]["request"]["body"]["metadata"], json!({"[mobile]": {"[key]": 1}}));
+    assert!(!app.get("/metrics").await.text.contains(MOBILE));
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn the_message_of_an_error_is_bounded_and_whole_in_raw_log() {
+    let app = TestApp::start().await;
+    let message = format!("1 validation error: {}", "长".repeat(70_000));
+    let body = STANDARD.encode(json!({"error": {"message": message, "type": "BadRequestError", "code": 400}}).to_string());
+    let entry = json!({"started_at": 1_795_402_800_000_i64, "request": {"id": "long", "uri": "/v1/chat/completions"},
+        "response": {"status": 400, "body": body}});
+    app.log(entry.to_string()).await;
+    let row = row(&app, "long").await;
+    let error = row["error"].as_str().unwrap();
+    assert!(
+        error.len() < 4_200 && error.starts_with("1 validation error: 长") && error.ends_with("[cut, 210020 bytes in all]"),
+        "{error}"
+    );
+    assert_eq!(row["raw_log"]["response"]["body"]["error"]["message"], message);
+    app.stop().await;
+}
+
+/// Whatever is to be nowhere has this in it.
+const SECRET: &str = "zzSECRETzz";
+
+#[tokio::test]
+async fn no_credential_in_a_header_an_address_or_a_query_is_stored() {
+    let app = TestApp::start_with(&["--keep-headers", "x-unit-*", "--secret-headers", "x-unit-key"]).await;
+    let mut headers = json!({"user-agent": "openai/3", "accept": "*/*", "x-stainless-lang": "python", "x-request-id": "r-1",
+        "traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", "anthropic-version": "2023-06-01",
+        "x-forwarded-for": "10.0.0.9", "x-unit-name": "lab", "x-kong-proxy-latency": "3"});
+    let kept = headers.clone();
+    for name in [
+        "x-auth-token",
+        "x-goog-api-key",
+        "x-amz-security-token",
+        "x-forwarded-authorization",
+        "x-unit-key",
+        "x-stainless-token",
+        "ocp-apim-subscription-key",
+        "x-vault-token",
+        "cf-access-client-secret",
+        "x-anything",
+    ] {
+        headers[name] = json!(format!("Basic {SECRET}"));
+    }
+    headers["x-many"] = json!([SECRET, SECRET]);
+    headers["referer"] = json!(format!("https://u:{SECRET}@chat.example/?token={SECRET}"));
+    headers[format!("sk-{SECRET}").as_str()] = json!("1");
+    let query = ["jwt", "sig", "X-Amz-Signature", "x%2Dapi%2Dkey", "code"].map(|name| format!("{name}={SECRET}")).join("&");
+    let uri = format!("/v1/messages?beta=true&{query}");
+    let entry = json!({"started_at": 1_795_402_800_000_i64, "upstream_uri": uri,
+        "request": {"id": "secrets", "uri": uri, "url": format!("http://u:{SECRET}@gw:8111{uri}"), "headers": headers,
+            "querystring": {"beta": "true", "jwt": SECRET, "sig": [SECRET, SECRET], SECRET.repeat(9): "1"}},
+        "response": {"status": 200, "headers": {"set-cookie": SECRET, "x-token": SECRET, "content-type": "text/plain",
+            "location": format!("/v1?sig={SECRET}")}}});
+    // What is no entry keeps none either.
+    let mut rejected = entry.clone();
+    rejected.as_object_mut().unwrap().remove("started_at");
+    assert_eq!(app.log(Value::from(vec![entry, rejected.clone()]).to_string()).await.count("rejected"), 1);
+    let broken = format!("[{},{}]", fixtures_entry("good"), rejected.to_string().replace("\"secrets\"", "\"secrets\\x\""));
+    assert_eq!(app.log(broken).await.count("rejected"), 1);
+
+    let row = row(&app, "secrets").await;
+    assert!(!row.to_string().contains(SECRET), "{row}");
+    let stored = &row["raw_log"]["request"]["headers"];
+    for (name, value) in kept.as_object().unwrap() {
+        assert_eq!(&stored[name], value, "{name}");
+    }
+    for name in ["x-auth-token", "x-goog-api-key", "x-anything", "x-many"] {
+        assert_eq!(stored[name], "[redacted]", "{name}");
+    }
+    assert_eq!(stored.get("x-unit-key"), None);
+    assert_eq!(row["raw_log"]["request"]["querystring"]["beta"], "true");
+    assert!(row["raw_log"]["request"]["uri"].as_str().unwrap().starts_with("/v1/messages?beta=true&jwt=[redacted]"), "{row}");
+    let records = app.database.connect().await.query("SELECT convert_from(raw, 'UTF8') FROM llm_rejected", &[]).await.unwrap();
+    let records: Vec<String> = records.iter().map(|record| record.get(0)).collect();
+    assert_eq!(records.len(), 2);
+    assert!(records.iter().all(|record| !record.contains(SECRET) && record.contains("openai/3")), "{records:?}");
+    app.stop().await;
+}
+
+fn fixtures_entry(id: &str) -> String {
+    gateway_tests::fixtures::small_entry(id, 1_795_400_000_000)
+}
+
+#[tokio::test]
+async fn credentials_that_a_request_hands_to_tools_are_stored_nowhere() {
+    let app = TestApp::start().await;
+    let tools = json!([{"type": "mcp", "server_label": "cal", "server_url": format!("https://u:{SECRET}@cal.example/mcp?key={SECRET}"),
+        "authorization": format!("ya29.{SECRET}"), "headers": {"Authorization": format!("Bearer {SECRET}-2"), "X-Key": [format!("{SECRET}-3")]}},
+        {"type": "function", "name": "f", "parameters": {"properties": {"authorization": {"type": "string", "default": "anonymous"}}}}]);
+    let servers =
+        json!([{"type": "url", "name": "erp", "url": "https://erp.example", "authorization_token": format!("{SECRET}-4")}]);
+    let said = format!("is ya29.{SECRET} right?");
+    let events = |tools: &Value| {
+        let response = json!({"id": "r", "object": "response", "model": "m", "status": "completed", "tools": tools,
+            "output": [{"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": said}]}]});
+        format!(
+            "event: response.created\ndata: {}\n\nevent: response.completed\ndata: {}\n\n",
+            json!({"type": "response.created", "response": {"tools": tools, "status": "in_progress"}}),
+            json!({"type": "response.completed", "response": response})
+        )
+    };
+    let whole = json!({"object": "response", "model": "m", "tools": tools, "output": [{"type": "message", "content": [{"type": "output_text", "text": said}]}]});
+    let refused = json!({"error": {"type": "BadRequestError", "message": format!("1 error: [{{'input': {{'authorization': 'ya29.{SECRET}'}}}}]")}});
+    let asked = json!({"model": "m", "input": said, "tools": tools});
+    for (id, path, request, status, answer) in [
+        ("whole", "/v1/responses", asked.to_string(), 200, whole.to_string()),
+        ("events", "/v1/responses", asked.to_string(), 200, events(&tools)),
+        (
+            "cut",
+            "/v1/responses",
+            asked.to_string(),
+            200,
+            events(&tools).split_once("event: response.completed").unwrap().0.to_owned(),
+        ),
+        ("refused", "/v1/responses", asked.to_string(), 400, refused.to_string()),
+        ("unread", "/v1/responses", format!("{asked} {asked}"), 400, refused.to_string()),
+        ("other", "/elsewhere", asked.to_string(), 200, events(&tools)),
+        (
+            "chat",
+            "/v1/chat/completions",
+            json!({"model": "m", "messages": [{"role": "user", "content": said}], "tools": tools}).to_string(),
+            200,
+            json!({"choices": [{"message": {"content": said}}]}).to_string(),
+        ),
+        (
+            "messages",
+            "/v1/messages",
+            json!({"model": "m", "mcp_servers": servers, "messages": [{"role": "user", "content": "a"}]}).to_string(),
+            200,
+            json!({"content": [{"type": "text", "text": format!("{SECRET}-4")}]}).to_string(),
+        ),
+    ] {
+        let entry = json!({"started_at": 1_795_402_800_000_i64, "request": {"id": id, "uri": path, "body": STANDARD.encode(&request)},
+            "response": {"status": status, "body": STANDARD.encode(&answer)}, "llm": {"stream": answer.starts_with("event")}});
+        assert_eq!(app.log(entry.to_string()).await.count("stored"), 1, "{id}");
+        let row = row(&app, id).await;
+        assert!(!row.to_string().contains(SECRET), "{id}: {row}");
+        if !matches!(id, "messages" | "unread" | "other") {
+            assert_eq!(row["raw_log"]["request"]["body"]["tools"][1], tools[1], "{id}: a schema stays");
+        }
+    }
+    assert_eq!(row(&app, "whole").await["response"], "is [redacted] right?");
+    app.stop().await;
 }
 
 /// A call on `path` of which the gateway logged no body, with what it says of it.

@@ -36,7 +36,7 @@ async fn the_same_entry_twice_in_a_batch_is_one_row() {
 
 #[tokio::test]
 async fn bytes_that_are_no_utf8_cost_replacement_characters_only() {
-    let app = TestApp::start().await;
+    let app = TestApp::start_with(&["--keep-headers", "X-Weird"]).await;
     assert_eq!(counts(&app.log(fixtures::batch("invalid-utf8-between-good")).await), [3, 0, 0, 0]);
     let header = "SELECT count(*) FROM llm_logs WHERE raw_log->'request'->'headers'->>'x-weird' = E'caf\\uFFFD'";
     assert_eq!(app.database.number(header).await, 1);

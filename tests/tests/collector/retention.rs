@@ -29,7 +29,7 @@ pub(crate) fn call(id: &str, consumer: &str, at: DateTime<Utc>) -> Value {
             "body": json!({"model": "m", "choices": [{"index": 0, "finish_reason": "tool_calls", "message": {
                 "content": format!("answered {noise}"), "reasoning_content": format!("thought {noise}"),
                 "tool_calls": [{"id": "t", "type": "function", "function": {"name": "f", "arguments": "{}"}}]}}],
-                "usage": {"prompt_tokens": 300, "completion_tokens": 500}}).to_string()},
+                "error": {"message": format!("failed on {noise}")}, "usage": {"prompt_tokens": 300, "completion_tokens": 500}}).to_string()},
         "consumer": {"username": consumer}, "latencies": {"request": 12, "proxy": 11, "kong": 1},
         "client_ip": "10.0.0.7", "started_at": at.timestamp_millis(),
     })
@@ -76,6 +76,9 @@ fn without_content(mut row: Value) -> Value {
     for column in ["prompt", "response", "reasoning", "tool_calls"] {
         row[column] = Value::Null;
     }
+    assert!(row["error"].as_str().unwrap().starts_with("failed on"));
+    // That it failed is no content.
+    row["error"] = json!("[error]");
     for side in ["request", "response"] {
         row["raw_log"][side].as_object_mut().unwrap().remove("body");
     }
@@ -122,6 +125,23 @@ async fn content_goes_rows_stay_and_the_disk_space_comes_back() {
     assert_eq!(database.number(removed).await, 1);
     assert_eq!(database.number(&format!("{removed} AND partition = '{old}'")).await, 1);
 
+    assert_eq!(retention(&database, &["--keep-content-days", "7"]).await.stdout, "nothing was due\n");
+}
+
+#[tokio::test]
+async fn messages_of_errors_go_from_days_that_were_done_before_they_were_content() {
+    let database = filled().await;
+    let old = partition(10);
+    retention(&database, &["--keep-content-days", "7"]).await;
+    let as_before = format!("DROP INDEX {old}_error; UPDATE {old} SET error = 'the patient' WHERE request_id LIKE 'old-1%'");
+    database.connect().await.batch_execute(&as_before).await.unwrap();
+    let left = format!("SELECT count(*) FROM {old} WHERE error = 'the patient'");
+    assert_eq!(database.number(&left).await, 111);
+    let planned = retention(&database, &["--keep-content-days", "7", "--dry-run"]).await.stdout;
+    assert!(planned.contains("111") && planned.contains("remove content of single rows"), "{planned}");
+    retention(&database, &["--keep-content-days", "7"]).await;
+    assert_eq!(database.number(&left).await, 0);
+    assert_eq!(database.number(&format!("SELECT count(*) FROM {old} WHERE error = '[error]'")).await, 200);
     assert_eq!(retention(&database, &["--keep-content-days", "7"]).await.stdout, "nothing was due\n");
 }
 

@@ -1,0 +1,191 @@
+//! Credentials that are known by their own form, wherever they stand.
+
+use std::borrow::Cow;
+use std::sync::LazyLock;
+
+use aho_corasick::AhoCorasick;
+use regex::{Captures, Regex};
+
+use super::REDACTED;
+
+/// What each form below begins with, and ends of the names of members that may hold a credential. An entry has some seventy short
+/// texts, and the pattern costs more for each than parsing it did: so a whole stretch of JSON is asked at once whether
+/// any of these is in it.
+const SIGNS: [&str; 43] = [
+    "bearer",
+    "basic",
+    "digest ",
+    "token ",
+    "token%20",
+    "token+",
+    "sk-",
+    "sk_",
+    "rk_",
+    "eyj",
+    "akia",
+    "asia",
+    "ghp_",
+    "gho_",
+    "ghu_",
+    "ghs_",
+    "ghr_",
+    "github_pat_",
+    "glpat-",
+    "xox",
+    "aiza",
+    "ya29.",
+    "hf_",
+    "gsk_",
+    "xai-",
+    "nvapi-",
+    "npm_",
+    "dckr_pat_",
+    "dop_v1_",
+    "private key-----",
+    "token\":",
+    "secret\":",
+    "password\":",
+    "passwd\":",
+    "key\":",
+    "authorization\":",
+    "cookie\":",
+    "jwt\":",
+    "signature\":",
+    "credential\":",
+    "credentials\":",
+    "auth\":",
+    "bearer\":",
+];
+
+#[expect(clippy::expect_used, reason = "constants, compiled by every test")]
+static SIGN: LazyLock<AhoCorasick> =
+    LazyLock::new(|| AhoCorasick::builder().ascii_case_insensitive(true).build(SIGNS).expect("valid patterns"));
+
+/// Schemes of `Authorization` with what follows them, JSON web tokens, and the keys of OpenAI and those who follow it, Stripe, AWS,
+/// GitHub, GitLab, Slack, Google, Hugging Face, Groq, xAI, Nvidia, npm, Docker and DigitalOcean, by what their makers document
+/// as prefixes; private keys in PEM. Case does not matter, because some proxies change it.
+#[expect(clippy::expect_used, reason = "a constant, compiled by every test")]
+static CREDENTIAL: LazyLock<Regex> = LazyLock::new(|| {
+    Regex::new(concat!(
+        r#"(?i)(?P<scheme>(?-u:\b)bearer(?:\s|\+|%20)+)[^\s"',;&]+"#,
+        r#"|(?P<word>(?-u:\b)(?:basic|token)(?:\s|\+|%20)+)[a-z0-9+/=._~%-]{8,}"#,
+        r#"|(?P<digest>(?-u:\b)digest\s+)(?:username|response|nonce)=.*"#,
+        r#"|(?-u:\b)sk-[a-z0-9_-]{4,}|(?-u:\b)[sr]k_(?:live|test)_[a-z0-9]{4,}"#,
+        r#"|(?-u:\b)eyj[a-z0-9_-]{5,}\.[a-z0-9_-]*(?:\.[a-z0-9_-]*)*|(?-u:\b)eyj[a-z0-9_-]{20,}"#,
+        r#"|(?-u:\b)(?:akia|asia)[a-z0-9]{12,}"#,
+        r#"|(?-u:\b)gh[opsur]_[a-z0-9]{10,}|(?-u:\b)github_pat_[a-z0-9_]{10,}|(?-u:\b)glpat-[a-z0-9_-]{10,}"#,
+        r#"|(?-u:\b)xox[a-z]-[a-z0-9-]{8,}|(?-u:\b)aiza[a-z0-9_-]{20,}|(?-u:\b)ya29\.[a-z0-9._-]{4,}"#,
+        r#"|(?-u:\b)hf_[a-z0-9]{10,}|(?-u:\b)gsk_[a-z0-9]{10,}|(?-u:\b)xai-[a-z0-9]{10,}|(?-u:\b)nvapi-[a-z0-9_-]{10,}"#,
+        r#"|(?-u:\b)npm_[a-z0-9]{10,}|(?-u:\b)dckr_pat_[a-z0-9_-]{8,}|(?-u:\b)dop_v1_[a-z0-9]{10,}"#,
+        r#"|-----BEGIN [a-z ]*PRIVATE KEY-----[^-]*(?:-----END [a-z ]*PRIVATE KEY-----)?"#,
+    ))
+    .expect("valid pattern")
+});
+
+/// Whether a text may hold a credential by its form, or JSON text one by the name of a member.
+pub(super) fn may_hold_credential(text: &str) -> bool {
+    SIGN.is_match(text)
+}
+
+/// A text without what has the form of a credential.
+pub(super) fn without_credentials(text: &str) -> Cow<'_, str> {
+    if !may_hold_credential(text) {
+        return Cow::Borrowed(text);
+    }
+    CREDENTIAL.replace_all(text, |found: &Captures<'_>| {
+        let whole = found.get(0).map_or("", |whole| whole.as_str());
+        if let Some(word) = found.name("word") {
+            // "basic arithmetic" and "token generation" are prose.
+            let value = whole.get(word.len()..).unwrap_or_default();
+            return if value.bytes().any(|byte| byte.is_ascii_digit() || byte.is_ascii_uppercase() || byte == b'=') {
+                format!("{}{REDACTED}", word.as_str())
+            } else {
+                whole.to_owned()
+            };
+        }
+        format!("{}{REDACTED}", found.name("scheme").or_else(|| found.name("digest")).map_or("", |scheme| scheme.as_str()))
+    })
+}
+
+/// A member whose name speaks of a credential, with its value: in JSON, in JSON inside a string, and as Python writes it, which is how
+/// vLLM repeats a request that it refuses.
+#[expect(clippy::expect_used, reason = "a constant, compiled by every test")]
+static MEMBER: LazyLock<Regex> = LazyLock::new(|| {
+    let name = r"(?:[a-z0-9_-]*(?:authorization|api[_-]?key|access[_-]token|auth[_-]token|secret|password|cookie|security[_-]token)|authorization_token)";
+    let carrier = r"(?:extra_|default_|http_|request_)?headers";
+    Regex::new(&format!(
+        r#"(?i)("{name}"\s*:\s*")(?:[^"\\]|\\.)*|(\\+"{name}\\+"\s*:\s*\\+")[^"\\]*|('{name}'\s*:\s*['"])[^'"]*|(\\*["']{name}\\*["']\s*:\s*[\[{{])[^\]}}]*|(\\*["']{carrier}\\*["']\s*:\s*[\[{{])[^\]}}]*|(://)[^\s/"'@]*@|([?&](?:[a-z_-]*(?:key|token|sig|signature|secret|password)|auth|code|jwt)=)[^&\s"'\\]*"#
+    ))
+    .expect("valid pattern")
+});
+
+/// What a text has that quotes such a member.
+#[expect(clippy::expect_used, reason = "constants, compiled by every test")]
+static QUOTED: LazyLock<AhoCorasick> = LazyLock::new(|| {
+    let words = ["authorization", "key", "token", "secret", "password", "cookie", "headers"];
+    let ends = words.iter().flat_map(|word| ["\"", "'", "\\"].map(|quote| format!("{word}{quote}")));
+    let of_addresses = ["://", "key=", "token=", "sig=", "signature=", "secret=", "password=", "auth=", "code=", "jwt="];
+    let all: Vec<String> = ends.chain(of_addresses.map(str::to_owned)).collect();
+    AhoCorasick::builder().ascii_case_insensitive(true).build(all).expect("valid patterns")
+});
+
+/// A text in which somebody quotes JSON, without the credentials that names in it speak of, and without what has the form of one.
+pub(super) fn without_quoted_credentials(text: &str) -> Cow<'_, str> {
+    if !QUOTED.is_match(text) {
+        return without_credentials(text);
+    }
+    let without_members = MEMBER.replace_all(text, |found: &Captures<'_>| {
+        let name = (1..=7).find_map(|group| found.get(group)).map_or("", |name| name.as_str());
+        format!("{name}{REDACTED}{}", if name == "://" { "@" } else { "" })
+    });
+    match without_credentials(&without_members) {
+        Cow::Borrowed(_) => without_members,
+        Cow::Owned(scrubbed) => Cow::Owned(scrubbed),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_are_known_by_their_form() {
+        // Made up, in the form that their makers document.
+        for (text, expected) in [
+            ("Bearer abc.def", "Bearer [redacted]"),
+            ("BEARER\tabc SK-z123456", "BEARER\t[redacted] [redacted]"),
+            ("a=Bearer%20abc&b=sk-z123456", "a=Bearer%20[redacted]&b=[redacted]"),
+            ("Basic dXNlcjpwYXNzd29yZA==", "Basic [redacted]"),
+            ("x eyJhbGciOiJub25lIn0.eyJhIjoxfQ. y", "x [redacted] y"),
+            ("AKIAIOSFODNN7EXAMPLE", "[redacted]"),
+            ("curl/8 (ghp_0123456789abcdefghij)", "curl/8 ([redacted])"),
+            ("ya29.zzTOKENzz-7731", "[redacted]"),
+            ("hf_abcdefghijKLMNOP", "[redacted]"),
+            ("网关 sk-z123456", "网关 [redacted]"),
+            ("-----BEGIN RSA PRIVATE KEY-----\nMIIE\n-----END RSA PRIVATE KEY-----!", "[redacted]!"),
+            ("a task-force of risk-takers, Asia/Shanghai", "a task-force of risk-takers, Asia/Shanghai"),
+            ("basic arithmetic, token generation", "basic arithmetic, token generation"),
+        ] {
+            assert_eq!(without_credentials(text), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn quoted_requests_lose_their_credentials_and_keep_the_rest() {
+        for (text, expected) in [
+            (
+                "{'tools': [{'type': 'mcp', 'authorization': 'zzTOKENzz', 'headers': {'X-A': 'zzKEYzz'}, 'n': 1}]}",
+                "{'tools': [{'type': 'mcp', 'authorization': '[redacted]', 'headers': {[redacted]}, 'n': 1}]}",
+            ),
+            (r#"data: {"x-api-key": "z\"zKEYzz","a":1}"#, r#"data: {"x-api-key": "[redacted]","a":1}"#),
+            (r#"{"detail":"{\"authorization_token\": \"zz\"}"}"#, r#"{"detail":"{\"authorization_token\": \"[redacted]\"}"}"#),
+            ("see https://u:zz@h/x?a=1&api_key=zz&b=2", "see https://[redacted]@h/x?a=1&api_key=[redacted]&b=2"),
+            (
+                "the headers of a letter, and authorization of a payment",
+                "the headers of a letter, and authorization of a payment",
+            ),
+        ] {
+            assert_eq!(without_quoted_credentials(text), expected, "{text}");
+        }
+    }
+}
