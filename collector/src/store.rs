@@ -17,6 +17,7 @@ pub mod migrate;
 pub mod partitions;
 pub mod pool;
 pub mod prices;
+pub mod readers;
 pub mod refused;
 pub mod rejected;
 pub mod retention;

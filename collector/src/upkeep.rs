@@ -15,7 +15,7 @@ use crate::measure::{MAX_CONSUMERS, Metrics};
 use crate::store::pool::{Database, StoreError};
 use crate::store::retention::{self, Clocks};
 use crate::store::session::Session;
-use crate::store::{Health, gaps, partitions, refused, search, state, usage};
+use crate::store::{Health, gaps, partitions, readers, refused, search, state, usage};
 
 /// How often the partitions of the coming days are made.
 const PARTITION_INTERVAL: Duration = Duration::from_secs(3_600);
@@ -38,6 +38,9 @@ const COMPACTION_INTERVAL: Duration = Duration::from_secs(60);
 
 /// How often old counts of refused calls are removed.
 const TRIM_INTERVAL: Duration = Duration::from_secs(600);
+
+/// How often it is looked for queries of dashboards that take too long: they have a minute, and half of one more.
+const READERS_INTERVAL: Duration = Duration::from_secs(10);
 
 /// How often the gauges are brought up to date.
 const STATE_INTERVAL: Duration = Duration::from_secs(60);
@@ -73,6 +76,7 @@ impl Upkeep {
             tokio::spawn(self.clone().compact_usage()),
             tokio::spawn(self.clone().look()),
             tokio::spawn(self.clone().trim_refused_calls()),
+            tokio::spawn(self.clone().end_long_queries()),
         ];
         if self.clocks.are_set() {
             tasks.push(tokio::spawn(self.clone().keep()));
@@ -173,6 +177,23 @@ impl Upkeep {
         let connection = self.database.connection().await?;
         while refused::trim(&connection, self.clocks.rows_days).await? {}
         Ok(())
+    }
+
+    /// Ends queries of dashboards that lifted their time limit.
+    async fn end_long_queries(self) {
+        loop {
+            tokio::time::sleep(READERS_INTERVAL).await;
+            self.while_away().await;
+            let ended = match self.database.connection().await {
+                Ok(connection) => readers::end_long_queries(&connection).await,
+                Err(error) => Err(error),
+            };
+            match ended {
+                Ok(0) => {}
+                Ok(ended) => warn!("ended {ended} sessions of dashboards that were at work for too long"),
+                Err(error) => warn!("could not look for queries of dashboards that take too long: {error}"),
+            }
+        }
     }
 
     /// Brings the gauges up to date.

@@ -17,6 +17,7 @@ mod receive;
 mod refused;
 mod report;
 mod retention;
+mod roles;
 mod rows;
 mod search;
 mod sync;
