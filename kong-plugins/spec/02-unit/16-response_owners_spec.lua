@@ -3,15 +3,18 @@ local response_owners = require "kong.plugins.llm-audit.response_owners"
 
 
 describe("the maker of a response", function()
-  it("is whoever it was answered to first", function()
+  it("is whoever it was answered to", function()
     local owners = response_owners.new()
     owners:note("resp_1", "alice")
     owners:note("resp_2", "bob")
-    owners:note("resp_1", "bob")
 
     assert.is_true(owners:is_of("resp_1", "alice"))
     assert.is_false(owners:is_of("resp_1", "bob"))
     assert.is_true(owners:is_of("resp_2", "bob"))
+
+    owners:note("resp_1", "bob")
+    assert.is_false(owners:is_of("resp_1", "alice"))
+    assert.is_true(owners:is_of("resp_1", "bob"))
   end)
 
   it("is nobody for an id that was never seen, or is none", function()

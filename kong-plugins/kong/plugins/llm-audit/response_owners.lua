@@ -10,8 +10,9 @@
 --   or beyond MAX_IDS, a response can no longer be had through the gateway.
 --   The oldest go first, and never more than MAX_IDS are kept: the shared dict
 --   holds other things, too.
---   The first who is seen with an id keeps it: an answer that names it again,
---   to somebody else, does not move it.
+--   Servers make ids that no other has, and no client chooses one (the gateway
+--   takes request_id out of requests). Where one comes again all the same, the
+--   last who was answered with it has it, as the server has the last response.
 
 local find = string.find
 local format = string.format
@@ -73,7 +74,12 @@ end
 
 function Owners:note(id, user)
   local dict = self.dict
-  if #id > MAX_ID_BYTES or dict:get(owner_key(id)) then
+  if #id > MAX_ID_BYTES then
+    return
+  end
+
+  if dict:get(owner_key(id)) then
+    dict:set(owner_key(id), user)
     return
   end
 
