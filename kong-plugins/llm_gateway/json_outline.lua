@@ -33,6 +33,7 @@ local byte = string.byte
 local cast = ffi.cast
 local ffi_string = ffi.string
 local find = string.find
+local ipairs = ipairs
 local max = math.max
 local pairs = pairs
 local setmetatable = setmetatable
@@ -95,14 +96,20 @@ Outline.__index = Outline
 
 
 -- @param wanted set of the keys whose members are noted
-function M.new(wanted)
+-- @param unwanted set of the keys whose members are to be taken out, each one
+function M.new(wanted, unwanted)
   local first_bytes = { [BACKSLASH] = true }
-  for key in pairs(wanted) do
-    first_bytes[byte(key)] = true
+  for _, keys in ipairs({ wanted, unwanted }) do
+    for key in pairs(keys) do
+      first_bytes[byte(key)] = true
+    end
   end
 
   return setmetatable({
     wanted = wanted,
+    unwanted = unwanted or {},
+    -- { from, to } of each unwanted member, with one comma beside it, in order
+    dropped = {},
     first_bytes = first_bytes,
     -- key → { from, to, text }: the last member of that key; the text is nil
     -- when it has more than MAX_VALUE_BYTES
@@ -166,6 +173,10 @@ local function end_key(self)
   if key and self.wanted[key] then
     self.member = { key = key }
     self.begun = ""
+  elseif key and self.unwanted[key] then
+    self.dropped[#self.dropped + 1] = { from = self.comma_at or self.key_at,
+                                        is_first = not self.comma_at }
+    self.is_dropping = true
   end
 end
 
@@ -196,6 +207,9 @@ local function end_value(self, p, i)
       text = self.begun,
     }
     self.member = nil
+
+  elseif self.is_dropping then
+    self.dropped[#self.dropped].to = self.base + i
   end
 
   self.state = AFTER_VALUE
@@ -218,7 +232,7 @@ steps[START] = function(self, c, i)
 end
 
 
-local function begin_key(self, c)
+local function begin_key(self, c, i)
   if c ~= QUOTE then
     self.verdict = "invalid"
     return
@@ -226,6 +240,7 @@ local function begin_key(self, c)
 
   self.state = IN_KEY
   self.is_key = true
+  self.key_at = self.base + i + 1
   if self.members >= MAX_MEMBERS then
     self.verdict = "too_many_members"
   end
@@ -234,11 +249,11 @@ end
 steps[KEY] = begin_key
 
 
-steps[FIRST_KEY] = function(self, c)
+steps[FIRST_KEY] = function(self, c, i)
   if c == CLOSE_BRACE then
     self.state = DONE
   else
-    begin_key(self, c)
+    begin_key(self, c, i)
   end
 end
 
@@ -273,8 +288,20 @@ steps[VALUE] = function(self, c, i)
 end
 
 
-steps[AFTER_VALUE] = function(self, c)
+steps[AFTER_VALUE] = function(self, c, i)
   self.state = c == COMMA and KEY or DONE
+  self.comma_at = self.base + i + 1
+
+  if self.is_dropping then
+    self.is_dropping = false
+    local member = self.dropped[#self.dropped]
+    if member.is_first and c == COMMA then
+      -- with the comma behind it; the next member is the first one then
+      member.to = self.comma_at
+      self.comma_at = nil
+    end
+  end
+
   if c ~= COMMA and c ~= CLOSE_BRACE then
     self.verdict = "invalid"
   end

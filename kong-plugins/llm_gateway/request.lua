@@ -13,13 +13,15 @@
 -- For streams of which the client wants no token usage it says how to change
 -- the text so that the server reports it: every byte stays, in order, but for
 -- the values of stream_options, include_usage and continuous_usage_stats.
--- Values that vLLM refuses stay as they are, for vLLM to say so.
+-- Values that vLLM refuses stay as they are, for vLLM to say so. What no client
+-- may set is taken out.
 
 local json_outline = require "llm_gateway.json_outline"
 local json_scan = require "llm_gateway.json_scan"
 
 local byte = string.byte
 local find = string.find
+local ipairs = ipairs
 local lower = string.lower
 local setmetatable = setmetatable
 local sub = string.sub
@@ -28,11 +30,16 @@ local tonumber = tonumber
 local OPEN_BRACE = byte("{")
 local QUOTE = byte('"')
 
-local WANTED = { model = true, stream = true, stream_options = true }
+local WANTED = { model = true, stream = true, stream_options = true,
+                 previous_response_id = true }
+
+-- With request_id a client chooses, and overwrites, the ids of the server's
+-- responses; with kv_transfer_params it reaches into the server's caches.
+local UNWANTED = { request_id = true, kv_transfer_params = true }
 
 -- Longer than any name, also than the path of a model on disk that stands for
 -- one.
-local MAX_MODEL_BYTES = 200
+local MAX_NAME_BYTES = 200
 
 -- Why a request is not read, for who sent it.
 local REASONS = {
@@ -175,7 +182,7 @@ end
 function M.new(asks_usage)
   return setmetatable({
     asks_usage = asks_usage,
-    outline = json_outline.new(WANTED),
+    outline = json_outline.new(WANTED, UNWANTED),
   }, Reader)
 end
 
@@ -187,18 +194,36 @@ function Reader:feed(piece)
 end
 
 
-local function read_model(found)
-  local model = found and found.text
-  if not model or byte(model) ~= QUOTE then
+-- @return a string that is neither empty nor too long for a name
+local function read_name(found)
+  local text = found and found.text
+  if not text or byte(text) ~= QUOTE then
     return nil
   end
 
-  local name = json_scan.decode_string(sub(model, 2, -2))
-  if not name or name == "" or #name > MAX_MODEL_BYTES then
+  local name = json_scan.decode_string(sub(text, 2, -2))
+  if not name or name == "" or #name > MAX_NAME_BYTES then
     return nil
   end
 
   return name
+end
+
+
+-- @return all changes in the order of the body, nil when there are none
+local function merge(dropped, usage)
+  local changes = usage or {}
+  for _, member in ipairs(dropped) do
+    changes[#changes + 1] = { from = member.from, to = member.to, text = "" }
+  end
+
+  table.sort(changes, function(one, other)
+    -- what is put in comes before what is taken out there
+    return one.from < other.from
+           or one.from == other.from and one.to < other.to
+  end)
+
+  return changes[1] and changes
 end
 
 
@@ -208,7 +233,9 @@ end
 --     body is no JSON object;
 --   unread, a key of M.REASONS, or nil; is_json, whether it is a JSON object;
 --   changes, a list of { from, to, text } in the order of the body, to be put
---     in place of those bytes so that usage is reported, or nil;
+--     in place of those bytes, or nil; asks_usage, whether they make the server
+--     report its usage;
+--   previous_response_id, a string or nil;
 --   text_bytes, how much of the body is not pictures, sound or vectors
 function Reader:finish(size)
   local outline = self.outline
@@ -227,17 +254,22 @@ function Reader:finish(size)
     return reading
   end
 
+  reading.changes = merge(outline.dropped)
+  reading.previous_response_id = read_name(found.previous_response_id)
+
   local stream, options = found.stream, found.stream_options
   if stream and not stream.text or options and not options.text then
     reading.unread = "option_too_long"
     return reading
   end
 
-  reading.model_asked = read_model(found.model)
+  reading.model_asked = read_name(found.model)
   reading.stream_asked = stream ~= nil and truth(stream.text) == true
 
   if self.asks_usage and reading.stream_asked then
-    reading.changes = usage_changes(outline)
+    local usage = usage_changes(outline)
+    reading.asks_usage = usage ~= nil
+    reading.changes = merge(outline.dropped, usage)
   end
 
   return reading

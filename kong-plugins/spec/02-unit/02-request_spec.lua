@@ -435,6 +435,9 @@ describe("request", function()
                           :gsub('stats": ?true', function(found)
                             return (found:gsub("true", "false"))
                           end)), edited)
+      elseif name == "rid-body-request-id" then
+        assert.equal((text:gsub(',"request_id":"body%-id%-7"', "")), edited)
+
       elseif edited then
         changed = changed + 1
         assert.equal("{" .. OPTIONS .. "," .. text:sub(2), edited, name)

@@ -74,6 +74,32 @@ describe("llm-audit", function()
       end
     end)
 
+    it("to be continued to whoever made it", function()
+      call_of(ALICE, "POST", "/v1/responses", { ANSWER })
+      for _, case in ipairs({
+        { ALICE, "/v1/responses", false }, { BOB, "/v1/responses", true },
+        -- elsewhere the member means nothing
+        { BOB, "/v1/chat/completions", false },
+      }) do
+        running.consumer = case[1]
+        local result = running:call({
+          request = { path = case[2], body = '{"input":"x",'
+                      .. '"previous_response_id":"resp_1a","request_id":"r"}' },
+          response = { chunks = {} },
+        })
+        assert.equal(case[3], result.answer ~= nil)
+        if case[3] then
+          assert.equal(404, result.answer.status)
+        else
+          assert.equal('{"input":"x","previous_response_id":"resp_1a"}',
+                       result.service.body)
+          assert.is_true(result.service.edited)
+        end
+        -- the log has what the client wrote
+        assert.matches('"request_id":"r"', result.entry.request.body)
+      end
+    end)
+
     it("to nobody whose maker is not known", function()
       assert.equal(404, call_of(ALICE, "GET", "/v1/responses/resp_9", {})
                         .answer.status)

@@ -7,6 +7,7 @@
 
 local apis = require "llm_gateway.api"
 local estimate = require "kong.plugins.llm-audit.estimate"
+local gate = require "kong.plugins.llm-audit.gate"
 local request = require "llm_gateway.request"
 local request_body = require "kong.plugins.llm-audit.request_body"
 local request_text = require "kong.plugins.llm-audit.request_text"
@@ -114,14 +115,12 @@ end
 
 
 -- @return a refusal when that failed: then the body is in pieces
-local function change(call, body, changes)
+local function change(body, changes)
   local ok, err = pcall(body.change, body, changes)
   if not ok then
     return { status = 500, message = "the request could not be handed on",
              err = err }
   end
-
-  call.removes_usage = true
 end
 
 
@@ -176,8 +175,12 @@ local function read_json(conf, call, api, is_coded)
   call.text_bytes = found.text_bytes
 
   local answer = refusal(conf, found.unread)
+  if not answer and api == "responses" and found.previous_response_id then
+    answer = gate.refusal_of_response(found.previous_response_id)
+  end
   if found.changes and not answer and not is_coded then
-    answer = change(call, body, found.changes)
+    answer = change(body, found.changes)
+    call.removes_usage = not answer and found.asks_usage
   end
   body:close()
 
