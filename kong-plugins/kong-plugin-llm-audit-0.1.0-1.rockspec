@@ -70,6 +70,8 @@ build = {
       "kong/plugins/llm-audit/stream_text.lua",
     ["kong.plugins.llm-audit.sync"] =
       "kong/plugins/llm-audit/sync.lua",
+    ["kong.plugins.llm-audit.upload_room"] =
+      "kong/plugins/llm-audit/upload_room.lua",
     ["kong.plugins.llm-audit.usage_filter"] =
       "kong/plugins/llm-audit/usage_filter.lua",
     ["llm_gateway.api"] =

@@ -39,6 +39,8 @@
 #   AUDIT_OPENAI_ERRORS       true: Kong's errors in the form OpenAI's SDKs expect
 #   ANONYMOUS_PER_MINUTE      refused calls without a valid key from one address, until
 #                             they are counted only and wait; 0: no limit          60
+#   UPLOAD_ROOM_MB            large request bodies on their way in each worker, a user's at
+#                             most half of it; 0: any number
 #   AUDIT_BATCH_SECONDS       how long an entry waits for others   0.5
 #   AUDIT_QUEUE_BYTES         entries each worker keeps while the collector is away
 #                                                        134217728
@@ -119,6 +121,7 @@ read_settings() {
   STRICT_REQUESTS=${STRICT_REQUESTS:-true}
   AUDIT_OPENAI_ERRORS=${AUDIT_OPENAI_ERRORS:-true}
   ANONYMOUS_PER_MINUTE=${ANONYMOUS_PER_MINUTE:-60}
+  UPLOAD_ROOM_MB=${UPLOAD_ROOM_MB:-0}
   AUDIT_BATCH_SECONDS=${AUDIT_BATCH_SECONDS:-0.5}
   AUDIT_QUEUE_BYTES=${AUDIT_QUEUE_BYTES:-134217728}
   AUDIT_RETRY_SECONDS=${AUDIT_RETRY_SECONDS:-86400}
@@ -135,6 +138,7 @@ read_settings() {
   whole_number AUDIT_MAX_REQUEST_BYTES 0 67108864
   whole_number AUDIT_MAX_RESPONSE_BYTES 0 67108864
   whole_number ANONYMOUS_PER_MINUTE 0 1000000
+  whole_number UPLOAD_ROOM_MB 0 1048576
   whole_number AUDIT_QUEUE_BYTES 1 1099511627776
   whole_number AUDIT_RETRY_SECONDS 1 31536000
   [[ $AUDIT_BATCH_SECONDS =~ ^(0|[1-9][0-9]{0,2})(\.[0-9]{1,3})?$ ]] ||
@@ -413,7 +417,7 @@ configure_plugins() {
   fi
 
   plugin 5 llm-audit "$audit_scope" "{\"capture\":\"$AUDIT_CAPTURE\",\"max_request_body_size\":$AUDIT_MAX_REQUEST_BYTES,
-    \"max_response_body_size\":$AUDIT_MAX_RESPONSE_BYTES,\"include_usage\":$AUDIT_INCLUDE_USAGE,
+    \"max_response_body_size\":$AUDIT_MAX_RESPONSE_BYTES,\"upload_room_mb\":$UPLOAD_ROOM_MB,\"include_usage\":$AUDIT_INCLUDE_USAGE,
     \"strict_requests\":$STRICT_REQUESTS,
     \"openai_errors\":$AUDIT_OPENAI_ERRORS,\"anonymous_per_minute\":$ANONYMOUS_PER_MINUTE}"
   local headers=null

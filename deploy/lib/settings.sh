@@ -9,8 +9,8 @@
 
 declare -gA setting
 
-# Request bodies of MAX_REQUEST_MB for which Kong has room, in its own tmpfs.
-bodies_on_their_way=16
+# Request bodies of MAX_REQUEST_MB for which each of Kong's workers has room, in a tmpfs.
+bodies_of_worker=4
 
 # Names that are handed to a program as they stand, by prefix.
 passed_on=''
@@ -100,9 +100,9 @@ captured_calls=256
 check_kong_memory() {
   local captures=$((captured_calls * (${setting[AUDIT_MAX_REQUEST_BYTES]} + 2 * ${setting[AUDIT_MAX_RESPONSE_BYTES]}) / 1048576))
   local queues=$((2 * ${setting[KONG_WORKERS]} * ${setting[AUDIT_QUEUE_BYTES]} / 1048576))
-  local most=$((512 + queues + captures + bodies_on_their_way * ${setting[MAX_REQUEST_MB]}))
+  local most=$((512 + queues + captures + bodies_of_worker * ${setting[KONG_WORKERS]} * ${setting[MAX_REQUEST_MB]}))
   [ "${setting[KONG_MEMORY_MB]}" -ge "$most" ] ||
-    warn "KONG_MEMORY_MB is ${setting[KONG_MEMORY_MB]}, but Kong can come to need $most: $queues for log queues, $captures for captures, $((bodies_on_their_way * ${setting[MAX_REQUEST_MB]})) for bodies"
+    warn "KONG_MEMORY_MB is ${setting[KONG_MEMORY_MB]}, but Kong can come to need $most: $queues for log queues, $captures for captures, $((bodies_of_worker * ${setting[KONG_WORKERS]} * ${setting[MAX_REQUEST_MB]})) for bodies"
 }
 
 is_number() { [[ $1 =~ ^(0|[1-9][0-9]{0,14})$ ]] && [ "$1" -ge "$2" ] && [ "$1" -le "$3" ]; }
@@ -206,6 +206,7 @@ kong_environment() {
     printf '%s=%s\n' "$name" "${setting[$name]}"
   done
   cat <<LINES
+UPLOAD_ROOM_MB=$((bodies_of_worker * ${setting[MAX_REQUEST_MB]}))
 VLLM_READ_TIMEOUT_MS=$((${setting[VLLM_READ_TIMEOUT_SECONDS]} * 1000))
 KONG_ADMIN_URL=$admin_url
 KONG_PROXY_URL=$proxy_url
@@ -286,7 +287,7 @@ POSTGRES_SHARED_BUFFERS_MB=$((${setting[POSTGRES_MEMORY_MB]} / 4))
 POSTGRES_CACHE_MB=$((${setting[POSTGRES_MEMORY_MB]} * 3 / 4))
 POSTGRES_MAINTENANCE_MB=$((${setting[POSTGRES_MEMORY_MB]} / 16))
 KONG_CONNECTIONS_PER_WORKER=$kong_connections_per_worker
-KONG_BODIES_MB=$((bodies_on_their_way * ${setting[MAX_REQUEST_MB]} + 64))
+KONG_BODIES_MB=$((bodies_of_worker * ${setting[KONG_WORKERS]} * ${setting[MAX_REQUEST_MB]} + 64))
 COLLECTOR_CONNECTIONS=$collector_connections
 LINES
     for role in KONG POSTGRES PROMETHEUS GRAFANA COLLECTOR; do

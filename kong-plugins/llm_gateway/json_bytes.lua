@@ -17,6 +17,7 @@ local ffi_string = ffi.string
 local find = string.find
 local min = math.min
 local pcall = pcall
+local sub = string.sub
 
 -- Fails where another module has declared it already, which does as well.
 pcall(ffi.cdef, [[
@@ -205,6 +206,21 @@ function M.is_blob(p, i, length, is_cut)
   end
 
   return true
+end
+
+
+-- As Python's json.detect_encoding does.
+-- @param text the beginning of a JSON text
+-- @return whether it is UTF-16 or UTF-32
+function M.is_other_encoding(text)
+  local mark = sub(text, 1, 2)
+  if mark == "\255\254" or mark == "\254\255"
+    or sub(text, 1, 4) == "\0\0\254\255"
+  then
+    return true
+  end
+
+  return #text >= 4 and (byte(text, 1) == 0 or byte(text, 2) == 0)
 end
 
 

@@ -43,6 +43,7 @@ local ESCAPE = json_bytes.ESCAPE
 local INSIDE = json_bytes.INSIDE
 local OUTSIDE = json_bytes.OUTSIDE
 local is_blob = json_bytes.is_blob
+local is_other_encoding = json_bytes.is_other_encoding
 local is_scalar = json_bytes.is_scalar
 local skip_scalar = json_bytes.skip_scalar
 local skip_space = json_bytes.skip_space
@@ -141,19 +142,6 @@ end
 
 
 -- --- what is found ----------------------------------------------------------
-
--- As Python's json.detect_encoding does.
-local function is_other_encoding(text)
-  local mark = sub(text, 1, 2)
-  if mark == "\255\254" or mark == "\254\255"
-    or sub(text, 1, 4) == "\0\0\254\255"
-  then
-    return true
-  end
-
-  return #text >= 4 and (byte(text, 1) == 0 or byte(text, 2) == 0)
-end
-
 
 local function end_key(self)
   self.members = self.members + 1

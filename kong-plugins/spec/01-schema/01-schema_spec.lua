@@ -37,6 +37,7 @@ describe("schema", function()
     end
     assert.same({
       max_request_body_size = 1048576,
+      upload_room_mb = 0,
       max_response_body_size = 1048576,
       capture = "full",
       include_usage = true,

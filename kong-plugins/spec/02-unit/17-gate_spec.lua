@@ -41,6 +41,37 @@ describe("llm-audit", function()
     end
   end)
 
+  it("lets no user take all the room for large bodies", function()
+    running = gateway.new({ upload_room_mb = 4 })
+    local body = '{"input":"' .. ("x"):rep(1500000) .. '"}'
+    local inner
+    local function call(consumer, chunked)
+      running.consumer = consumer
+      return running:call({ request = { body = body, chunked = chunked },
+                            response = {} })
+    end
+
+    -- a call in another's answer: both are there at the same time
+    running.consumer = ALICE
+    local held = running.handler
+    local log = held.log
+    held.log = function(...)
+      held.log = log
+      local of_call, shared = kong.ctx.plugin, kong.ctx.shared
+      inner = { call(ALICE).answer, call(BOB).answer }
+      kong.ctx.plugin, kong.ctx.shared = of_call, shared
+      return log(...)
+    end
+    call(ALICE)
+    assert.equal(429, inner[1].status)
+    assert.is_nil(inner[2])
+
+    -- and what it held is given back
+    assert.is_nil(call(ALICE).answer)
+    assert.is_nil(call(ALICE, true).answer)
+    assert.is_nil(call(ALICE).answer)
+  end)
+
   describe("gives a stored response", function()
     local ANSWER = '{"id":"resp_1a","object":"response","status":"queued"}'
     local STREAM = 'event: response.created\ndata: {"response":{"id":"resp_2b"'

@@ -5,9 +5,13 @@
 -- (h2c, which some clients offer with every call) go no further than Kong, and
 -- the call is answered as if they were not asked for.
 --
+-- Room for large bodies is shared fairly, see upload_room.
+--
 -- Stored responses are those of whoever made them, see response_owners.
 
+local request_body = require "kong.plugins.llm-audit.request_body"
 local response_owners = require "kong.plugins.llm-audit.response_owners"
+local upload_room = require "kong.plugins.llm-audit.upload_room"
 
 local find = string.find
 local format = string.format
@@ -55,15 +59,57 @@ local function not_found(id)
 end
 
 
--- @return nil, or how to answer: { status, message } or { status, body }
-function M.refusal()
+local function refusal_for_room(conf, call)
+  local size = request_body.declared_size()
+  if not size and not ngx.var.http_transfer_encoding then
+    return nil
+  end
+
+  local holding, lacking = upload_room.take(caller(), size,
+                                            conf.upload_room_mb * 1048576)
+  call.holding = holding
+  if not lacking then
+    return nil
+  end
+
+  return {
+    status = lacking == "user" and 429 or 503,
+    headers = { ["Retry-After"] = "5" },
+    message = lacking == "user"
+              and "Too many large requests of yours are on their way; wait "
+                  .. "until they have ended"
+              or "Too many large requests are on their way",
+  }
+end
+
+
+-- @return nil, or how to answer: { status, headers, message or body }
+function M.refusal(conf, call)
   local upgrade = kong.request.get_header("Upgrade")
   if upgrade and find(lower(upgrade), "websocket", 1, true) then
     return { status = 400, message = "WebSockets are not supported" }
   end
 
   local id = match(forwarded_path(), "/v1/responses/([^/]+)")
-  return id and M.refusal_of_response(id)
+  return id and M.refusal_of_response(id) or refusal_for_room(conf, call)
+end
+
+
+-- The body of the call is there.
+function M.settle(call, size)
+  if call.holding then
+    upload_room.settle(call.holding,
+                       size > upload_room.SMALL_BYTES and size or 0)
+  end
+end
+
+
+-- The call has ended.
+function M.leave(call)
+  if call.holding then
+    upload_room.give_back(call.holding)
+    call.holding = nil
+  end
 end
 
 

@@ -89,7 +89,7 @@ local function access(_, conf)
   sync.begin_call()
   kong.ctx.plugin.in_flight = true
 
-  local refusal = gate.refusal()
+  local refusal = gate.refusal(conf, kong.ctx.plugin)
   if refusal then
     return refusal
   end
@@ -421,6 +421,7 @@ local function release(call)
     call.response:free()
   end
 
+  gate.leave(call)
   call.response = nil
   call.request_body = nil
   call.meter = nil
@@ -450,7 +451,8 @@ function LlmAudit:access(conf)
   end
 
   return kong.response.exit(refusal.status,
-                            refusal.body or { message = refusal.message })
+                            refusal.body or { message = refusal.message },
+                            refusal.headers)
 end
 
 LlmAudit.header_filter = guarded("header_filter", header_filter)

@@ -154,6 +154,7 @@ local function open_body(conf, call)
   end
 
   call.request_bytes = body.size
+  gate.settle(call, body.size)
   call.request_body = kept_of(body, conf.capture == "full"
                                     and conf.max_request_body_size or 0)
 

@@ -59,6 +59,15 @@ return {
               type = "boolean",
               required = true,
               default = true, }, },
+          { upload_room_mb = {
+              description = "Megabytes of large request bodies that may be on "
+                            .. "their way in one worker, a user's at most "
+                            .. "half of it; 0: any number. A call beyond it "
+                            .. "gets 429 or 503.",
+              type = "integer",
+              required = true,
+              default = 0,
+              between = { 0, 1048576 }, }, },
           { openai_errors = {
               description = "Whether to give errors that Kong itself answers "
                             .. "with the shape that the SDKs of OpenAI and "
