@@ -16,6 +16,8 @@ local error = error
 local find = string.find
 local kong = kong
 local lower = string.lower
+local max = math.max
+local min = math.min
 local ngx = ngx
 local pcall = pcall
 local type = type
@@ -23,11 +25,18 @@ local type = type
 -- A large body is looked at in so many pieces before other calls get a turn.
 local PIECES_A_TURN = 4
 
--- Not 0: nginx without OpenResty's patch complains about that.
-local TURN_SECONDS = 0.001
+-- What a turn, and a MiB of a body that is made short, may take.
+local TURN_SECONDS = 0.004
+local SHORTEN_SECONDS_PER_MIB = 0.008
+
+-- Not 0: nginx without OpenResty's patch complains about that. And no longer
+-- than nobody notices, however many large bodies there are.
+local SHORTEST_WAIT_SECONDS = 0.001
+local LONGEST_WAIT_SECONDS = 0.1
 
 -- Of larger ones the head is kept: what else would be takes all of it to tell.
 local MAX_SHORTEN_BYTES = 67108864
+local MIB = 1048576
 
 -- APIs that report the usage of a stream only when asked.
 local ASKED_FOR_USAGE = { chat = true, completions = true }
@@ -54,6 +63,23 @@ function M.api_of(call)
   end
 
   return call.api
+end
+
+
+-- When this worker may do the next piece of long work.
+local next_turn = 0
+
+
+-- Lets events of other calls pass before a piece of work. Timers that expire
+-- together run one after the other with nothing in between, so each piece gets
+-- a time of its own.
+-- @param seconds that the work may take
+local function await_turn(seconds)
+  local now = ngx.now()
+  local at = min(max(now, next_turn), now + LONGEST_WAIT_SECONDS)
+  next_turn = at + seconds
+
+  ngx.sleep(max(at - now, SHORTEST_WAIT_SECONDS))
 end
 
 
@@ -92,7 +118,7 @@ local function read_body(body, asks_usage)
 
   for piece in body:pieces() do
     if pieces == PIECES_A_TURN then
-      ngx.sleep(TURN_SECONDS)
+      await_turn(TURN_SECONDS)
       pieces = 0
     end
     reader:feed(piece)
@@ -124,22 +150,7 @@ local function change(body, changes)
 end
 
 
--- @return what goes into the entry
-local function kept_of(body, keep)
-  if keep == 0 then
-    return ""
-  end
-
-  if body.size <= keep then
-    return body:read(1, keep)
-  end
-
-  return request_text.shorten(body:read(1, MAX_SHORTEN_BYTES), keep)
-end
-
-
--- Opens the body and keeps what goes into the entry.
-local function open_body(conf, call)
+local function open_body(call)
   -- nginx ends a call whose client goes away while its body is read: what
   -- stands behind the read never runs, and neither does http-log, which Kong
   -- had not come to. `log` has to know.
@@ -152,13 +163,39 @@ local function open_body(conf, call)
   if not body then
     error(err)
   end
-
   call.request_bytes = body.size
   gate.settle(call, body.size)
-  call.request_body = kept_of(body, conf.capture == "full"
-                                    and conf.max_request_body_size or 0)
 
   return body
+end
+
+
+-- Keeps what goes into the entry.
+-- @param is_refused whether nobody will answer: then the head does, and no
+-- work is spent on it
+local function keep_body(conf, call, body, is_refused)
+  local keep = conf.capture == "full" and conf.max_request_body_size or 0
+
+  if keep == 0 then
+    call.request_body = ""
+  elseif body.size <= keep or is_refused then
+    call.request_body = body:read(1, keep)
+  else
+    if body.size > MIB then
+      await_turn(min(body.size, MAX_SHORTEN_BYTES) / MIB
+                 * SHORTEN_SECONDS_PER_MIB)
+    end
+    local whole = body:read(1, MAX_SHORTEN_BYTES)
+    call.request_body = request_text.shorten(whole, keep)
+  end
+end
+
+
+-- Opens the body only to keep it.
+local function note_body(conf, call)
+  local body = open_body(call)
+  keep_body(conf, call, body)
+  body:close()
 end
 
 
@@ -168,7 +205,7 @@ local function read_json(conf, call, api, is_coded)
     return refusal(conf, "no_length"), "no_length"
   end
 
-  local body = open_body(conf, call)
+  local body = open_body(call)
   local found = read_body(body, conf.include_usage and ASKED_FOR_USAGE[api])
   call.is_json = found.is_json
   call.model_asked = found.model_asked
@@ -179,6 +216,7 @@ local function read_json(conf, call, api, is_coded)
   if not answer and api == "responses" and found.previous_response_id then
     answer = gate.refusal_of_response(found.previous_response_id)
   end
+  keep_body(conf, call, body, answer ~= nil)
   if found.changes and not answer and not is_coded then
     answer = change(body, found.changes)
     call.removes_usage = not answer and found.asks_usage
@@ -201,7 +239,7 @@ local function read_post(conf, call, api)
   if not answer and call.expects_json then
     answer, unread = read_json(conf, call, api, is_coded)
   elseif not answer then
-    open_body(conf, call):close()
+    note_body(conf, call)
   end
 
   call.unread = not answer and (is_coded and "encoded" or unread) or nil
@@ -221,7 +259,7 @@ local function read_other(conf, call, api)
   if conf.capture == "full" and conf.max_request_body_size > 0
     or not request_body.declared_size()
   then
-    open_body(conf, call):close()
+    note_body(conf, call)
   end
 end
 
