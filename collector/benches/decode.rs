@@ -41,8 +41,7 @@ impl Workload {
         for batch in &self.batches {
             let text = decode::text(batch);
             for raw in decode::elements(&text).unwrap_or_default() {
-                let mended = decode::entry::mended(raw);
-                if let Ok(entry) = decode::entry::decode(&mended, LIMITS) {
+                if let Ok(entry) = decode::entry::decode(raw, LIMITS) {
                     black_box(extract::call(&entry, secrets, privacy));
                     calls += 1;
                 }

@@ -48,6 +48,18 @@ pub struct Call {
     pub error: Option<String>,
     /// Tokens as reported by the model server.
     pub usage: Usage,
+    /// Tokens of prompt and answer as the gateway estimated them, where the model server reported none.
+    pub estimated: (Option<i32>, Option<i32>),
+    /// What of the call nobody understood, each kind once.
+    pub unread: Vec<Unread>,
+    /// The caller's team.
+    pub team: Option<String>,
+    /// The model server that the gateway chose.
+    pub backend: Option<String>,
+    /// Milliseconds that the gateway held the call back.
+    pub queue_ms: Option<i32>,
+    /// How long the call took inside of the model server.
+    pub engine: EngineTimes,
     /// Milliseconds from the first byte of the request to the first byte of the answer's body.
     pub ttft_ms: Option<i32>,
     /// Milliseconds that Kong waited for the upstream's first byte.
@@ -62,6 +74,57 @@ pub struct Call {
     pub api: Api,
     /// The model that answered successfully, for metrics: a name that a client made up never gets here.
     pub served_model: Option<String>,
+}
+
+/// Times inside of the model server, as it reported them.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct EngineTimes {
+    /// Milliseconds in its queue.
+    pub queue_ms: Option<i32>,
+    /// Milliseconds from there to the first token.
+    pub prefill_ms: Option<i32>,
+    /// Milliseconds from the first token to the last.
+    pub decode_ms: Option<i32>,
+}
+
+/// What nobody understood.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unread {
+    /// The body of the request.
+    Request,
+    /// The body of the answer.
+    Response,
+    /// An event whose data is nothing known.
+    Event,
+    /// A line of a stream that belongs to no event.
+    Line,
+    /// An event of a type that is not known.
+    Type,
+    /// A member that has no place in the answer.
+    Member,
+}
+
+impl Unread {
+    /// All kinds.
+    pub const ALL: [Self; 6] = [Self::Request, Self::Response, Self::Event, Self::Line, Self::Type, Self::Member];
+
+    /// Its name in `raw_log` and in metrics.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Request => "request",
+            Self::Response => "response",
+            Self::Event => "event",
+            Self::Line => "line",
+            Self::Type => "type",
+            Self::Member => "member",
+        }
+    }
+
+    /// Whether text of the conversation may be missing from the columns. New types and members come with each version of a server;
+    /// they are kept and counted, and say nothing about the rest.
+    fn hides_text(self) -> bool {
+        !matches!(self, Self::Type | Self::Member)
+    }
 }
 
 /// A call of a tool.
@@ -99,6 +162,11 @@ impl Call {
     /// Whether the answer was a success, and complete.
     pub fn succeeded(&self) -> bool {
         self.status.is_some_and(|status| (200..300).contains(&status)) && self.error.is_none() && !self.aborted
+    }
+
+    /// The column `unread`.
+    pub fn is_unread(&self) -> bool {
+        self.unread.iter().any(|kind| kind.hides_text())
     }
 
     /// The texts of its columns that people and models chose. `raw_log` is none of them.

@@ -6,7 +6,11 @@
 //! Deliberately absent: any knowledge of what the OpenAI bodies mean; that is `extract`.
 
 pub mod body;
+mod charset;
+pub mod cut;
+pub mod digest;
 pub mod entry;
+mod form;
 pub mod json;
 pub mod sse;
 

@@ -5,6 +5,8 @@
 
 pub mod answer;
 pub mod api;
+pub mod audio;
+pub mod blobs;
 pub mod choices;
 pub mod error;
 pub mod messages;
@@ -14,22 +16,26 @@ pub mod redact;
 pub mod request;
 pub mod responses;
 pub mod stream;
+pub mod unread;
 pub mod usage;
 
 use std::borrow::Cow;
 use std::sync::Arc;
 
-use crate::call::Call;
-use crate::decode::body::{Body, parse_cut_json};
-use crate::decode::json::{Json, mend_escapes, without_nul};
+use crate::call::{Call, EngineTimes, Unread};
+use crate::decode::body::Body;
+use crate::decode::cut::parse_cut_json;
+use crate::decode::json::{Json, without_nul};
 use crate::decode::{Entry, sse};
 
-use answer::{Answer, joined, text_of};
+use answer::{Answer, joined, plain_text, text_of};
 use api::Api;
+use blobs::without_blobs;
 use privacy::Privacy;
 use raw_log::Document;
 use redact::{Credentials, Secrets, scrub_words};
-use stream::{Merged, merge};
+use stream::{Merge, merge};
+use unread::Pieces;
 
 /// Characters that are kept of a text that no rule says how to read.
 const HEAD_CHARS: usize = 500;
@@ -40,24 +46,24 @@ const MAX_NAME_CHARS: usize = 255;
 /// Reads the meaning of an entry, and leaves out of it what is not to be stored.
 pub fn call(entry: &Entry<'_>, secrets: &Secrets, privacy: &Privacy) -> Call {
     let fields = &entry.fields;
-    let path = entry.endpoint().unwrap_or_default();
-    let api = Api::of_path(path);
+    let api = api_of(entry);
     let status = entry.status();
     let failed = status.is_some_and(|status| status >= 400);
 
-    let request_text = mended(entry.request_body.as_ref());
-    let mut request = match &request_text {
+    let mut request = match text_of_body(entry.request_body.as_ref()) {
         None => Document::Absent,
         Some(text) => parse(text, entry.is_request_truncated()),
     };
-    let response_text = mended(entry.response_body.as_ref());
-    let mut response = match &response_text {
-        None => ResponseBody { document: Document::Absent, ended: None },
-        Some(text) if sse::looks_like_events(text) || entry.is_stream() && sse::is_fragment(text) => add_up(api, text),
-        Some(text) => {
-            let cut = entry.is_response_truncated() || entry.is_aborted();
-            ResponseBody { document: parse(text, cut), ended: None }
-        }
+    let is_cut = entry.is_response_truncated() || entry.is_aborted();
+    let response_text = text_of_body(entry.response_body.as_ref());
+    let mut response = match response_text {
+        None => ResponseBody::of(Document::Absent),
+        Some(text) if sse::looks_like_events(text) || entry.is_stream() && sse::is_fragment(text) => add_up(api, text, is_cut),
+        Some(text) => match parse(text, is_cut) {
+            // Events behind something else: an error that is no event, a line of a proxy's.
+            Document::Text(_) if entry.is_stream() => add_up(api, text, is_cut),
+            document => ResponseBody::of(document),
+        },
     };
 
     let mut credentials = Credentials::default();
@@ -68,13 +74,14 @@ pub fn call(entry: &Entry<'_>, secrets: &Secrets, privacy: &Privacy) -> Call {
         Document::Json(json) => read_answer(api, json),
         _ => Answer::default(),
     };
-    add_reported(&mut answer, api, fields);
+    add_reported(&mut answer, fields);
     let error = error_message(&response.document, entry.response_body.as_ref(), failed);
     let served_model = answer.model.clone().filter(|_| status.is_some_and(|status| (200..300).contains(&status)));
-    let asked_model = match &request {
+    // The plugin's reading of the request is the one that was acted on.
+    let asked_model = llm_text(fields, "model_asked").or_else(|| match &request {
         Document::Json(json) => text_of(json, "model"),
         _ => None,
-    };
+    });
 
     let name = |path: &[&str]| {
         fields.at(path).and_then(Json::as_str).filter(|name| !name.is_empty()).map(|name| head(name, MAX_NAME_CHARS))
@@ -82,17 +89,21 @@ pub fn call(entry: &Entry<'_>, secrets: &Secrets, privacy: &Privacy) -> Call {
     let milliseconds = |path: &[&str]| fields.at(path).and_then(Json::as_i32).filter(|ms| *ms >= 0);
 
     // An answer that came in events is a small part of them; room for all of them would be held until the row is stored.
-    let of_response =
-        response_text.as_ref().map_or(0, |text| if response.ended.is_some() { text.len() / 16 } else { text.len() });
-    let mut raw_log = String::with_capacity(3072 + request_text.as_ref().map_or(0, |text| text.len()) + of_response);
-    let consumer_username = name(&["consumer", "username"]).unwrap_or_else(|| "anonymous".to_owned());
+    let of_response = response_text.map_or(0, |text| if response.ended.is_some() { text.len() / 16 } else { text.len() });
+    let of_request = entry.request_body.as_ref().map_or(0, |body| body.text.len());
+    let mut raw_log = String::with_capacity(3072 + of_request + of_response);
+    // Kong allows consumers that have only an identity of another system.
+    let consumer_username = name(&["consumer", "username"]).or_else(|| name(&["consumer", "custom_id"]));
+    let consumer_username = consumer_username.unwrap_or_else(|| "anonymous".to_owned());
     let route = name(&["route", "name"]);
     let metadata_only = privacy.is_metadata_only(&consumer_username, route.as_deref());
     let mut masked = Masked::default();
+    let nothing = Pieces::default();
     let bodies = if metadata_only {
-        raw_log::Bodies { request: &Document::Absent, response: &Document::Absent, vectors: false }
+        raw_log::Bodies { request: &Document::Absent, response: &Document::Absent, vectors: None, unread: &nothing }
     } else {
-        raw_log::Bodies { request: &request, response: &response.document, vectors: api.answers_with_vectors() }
+        let vectors = api.answers_with_vectors().then(|| request::bytes_of_a_number(&request));
+        raw_log::Bodies { request: &request, response: &response.document, vectors, unread: &response.unread }
     };
     let mask: &redact::Mask<'_> = &|text| privacy.mask(text, |_| {});
     raw_log::write(&mut raw_log, fields, bodies, secrets, mask, &mut |text| match credentials.hide(text) {
@@ -112,24 +123,34 @@ pub fn call(entry: &Entry<'_>, secrets: &Secrets, privacy: &Privacy) -> Call {
         route,
         client_ip: fields.get("client_ip").and_then(Json::as_str).and_then(|ip| ip.parse().ok()),
         stream: entry.is_stream(),
-        aborted: is_aborted(entry, response.ended),
+        aborted: is_aborted(entry, response.ended, answer.is_finished && error.is_none()),
         truncated: entry.is_request_truncated() || entry.is_response_truncated() || entry.is_shed(),
         prompt: match &request {
             Document::Absent => None,
             Document::Json(json) if api != Api::Other => request::prompt(api, json),
             _ => text_head(entry.request_body.as_ref()),
-        },
+        }
+        .map(clean),
         response: match &response.document {
             _ if failed || !api.answers_with_text() => None,
             Document::Json(_) if api != Api::Other => joined(answer.texts),
             Document::Absent => None,
+            // A transcription may be asked for as plain text or as subtitles.
+            Document::Text(text) if api.listens() => Some(without_nul(Cow::Borrowed(text.as_ref())).into_owned()),
             _ => text_head(entry.response_body.as_ref()),
-        },
-        reasoning: joined(answer.reasoning),
+        }
+        .map(clean),
+        reasoning: joined(answer.reasoning).map(clean),
         tool_calls: answer.tool_calls,
         finish_reason: answer.finish_reason,
-        error,
+        error: error.map(clean),
+        estimated: estimated(answer.usage, fields),
         usage: answer.usage,
+        unread: unread_kinds(entry, api, failed, &request, &response),
+        team: team(fields),
+        backend: llm_text(fields, "backend"),
+        queue_ms: milliseconds(&["llm", "queue_ms"]),
+        engine: engine_times(&response.document),
         ttft_ms: milliseconds(&["llm", "ttft_ms"]),
         // -1 where Kong asked no upstream.
         upstream_latency_ms: milliseconds(&["latencies", "proxy"]),
@@ -139,6 +160,9 @@ pub fn call(entry: &Entry<'_>, secrets: &Secrets, privacy: &Privacy) -> Call {
         api,
         served_model,
     };
+    for call in &mut call.tool_calls {
+        call.arguments = clean(std::mem::take(&mut call.arguments));
+    }
     if metadata_only {
         (call.prompt, call.response, call.reasoning, call.tool_calls) = (None, None, None, Vec::new());
         call.error = call.error.map(|_| error::word(response.document.json()));
@@ -178,8 +202,72 @@ impl Masked {
     }
 }
 
-fn mended<'b>(body: Option<&'b Body<'_>>) -> Option<Cow<'b, str>> {
-    body.filter(|body| !body.text.is_empty()).map(|body| mend_escapes(Cow::Borrowed(body.text.as_ref())))
+/// The API of a call: as the plugin read it, else by the path that Kong forwarded, else by the one that the client wrote.
+fn api_of(entry: &Entry<'_>) -> Api {
+    let fields = &entry.fields;
+    let named = fields.at(&["llm", "api"]).and_then(Json::as_str).and_then(Api::of_name);
+    let forwarded = || fields.get("upstream_uri").and_then(Json::as_str).filter(|path| !path.is_empty());
+    named.unwrap_or_else(|| Api::of_path(forwarded().or_else(|| entry.endpoint()).unwrap_or_default()))
+}
+
+/// A short text that the plugin noted.
+fn llm_text(fields: &Json<'_>, name: &str) -> Option<String> {
+    text_of(fields.get("llm")?, name).map(|text| head(&text, MAX_NAME_CHARS))
+}
+
+/// The caller's team: the tag `team:NAME` of Kong's consumer.
+fn team(fields: &Json<'_>) -> Option<String> {
+    let tags = fields.at(&["consumer", "tags"]).map(Json::elements).unwrap_or_default();
+    let team = tags.iter().find_map(|tag| tag.as_str()?.strip_prefix("team:"))?;
+    (!team.is_empty()).then(|| head(team, MAX_NAME_CHARS))
+}
+
+/// Tokens that the plugin estimated, where the server reported none. A count that is reported is never mixed with one that is not.
+fn estimated(reported: crate::call::Usage, fields: &Json<'_>) -> (Option<i32>, Option<i32>) {
+    if reported.is_reported() {
+        return (None, None);
+    }
+    let count = |name: &str| fields.at(&["llm", "estimated", name]).and_then(usage::count);
+    (count("prompt_tokens"), count("completion_tokens"))
+}
+
+/// How long the call waited, was read and was answered inside of vLLM (0.33, `--enable-per-request-metrics`). Its time to the first
+/// token begins when the call leaves the queue.
+fn engine_times(document: &Document<'_>) -> EngineTimes {
+    let Document::Json(json) = document else { return EngineTimes::default() };
+    let time = |name: &str| json.at(&["metrics", name]).and_then(Json::as_i32).filter(|ms| *ms >= 0);
+    EngineTimes {
+        queue_ms: time("queue_time_ms"),
+        prefill_ms: time("time_to_first_token_ms"),
+        decode_ms: time("generation_time_ms"),
+    }
+}
+
+/// What of the call was not understood. What the model server refused was no conversation, and what was cut is known to be.
+fn unread_kinds(entry: &Entry<'_>, api: Api, failed: bool, request: &Document<'_>, response: &ResponseBody<'_>) -> Vec<Unread> {
+    let mut kinds = response.unread.kinds().to_vec();
+    let of_plugin = entry.fields.at(&["llm", "unread"]).is_some();
+    let is_conversation = api.answers_with_choices() || matches!(api, Api::Responses | Api::Messages);
+    let is_text = |document: &Document<'_>| matches!(document, Document::Text(_)) && is_conversation && !failed;
+    if of_plugin || is_text(request) && !entry.is_request_truncated() {
+        kinds.push(Unread::Request);
+    }
+    if is_text(&response.document) && !entry.is_response_truncated() && !entry.is_aborted() {
+        kinds.push(Unread::Response);
+    }
+    kinds
+}
+
+fn text_of_body<'b>(body: Option<&'b Body<'_>>) -> Option<&'b str> {
+    body.map(|body| body.text.as_ref()).filter(|text| !text.is_empty())
+}
+
+/// A column without blobs.
+fn clean(text: String) -> String {
+    match without_blobs(&text) {
+        Cow::Borrowed(_) => text,
+        Cow::Owned(cleaned) => cleaned,
+    }
 }
 
 /// A body as JSON; of one that was cut the part that came.
@@ -198,19 +286,31 @@ struct ResponseBody<'a> {
     document: Document<'a>,
     /// For an event stream: whether its terminal event came.
     ended: Option<bool>,
+    unread: Pieces,
 }
 
-fn add_up(api: Api, text: &str) -> ResponseBody<'_> {
-    let Merged { completion, ended } = match api {
-        Api::Chat | Api::Completions => merge::<choices::Chunks>(text),
-        Api::Responses => merge::<responses::Events>(text),
-        Api::Messages => merge::<messages::Events>(text),
+impl<'a> ResponseBody<'a> {
+    fn of(document: Document<'a>) -> Self {
+        Self { document, ended: None, unread: Pieces::default() }
+    }
+}
+
+fn add_up(api: Api, text: &str, is_cut: bool) -> ResponseBody<'_> {
+    fn merged<M: Merge>(text: &str, is_cut: bool) -> ResponseBody<'static> {
+        let merged = merge::<M>(text, is_cut);
+        ResponseBody { document: Document::Json(merged.completion), ended: Some(merged.ended), unread: merged.unread }
+    }
+    match api {
+        Api::Responses => merged::<responses::Events>(text, is_cut),
+        Api::Messages => merged::<messages::Events>(text, is_cut),
+        Api::Transcriptions | Api::Translations => merged::<audio::Events>(text, is_cut),
+        Api::Chat | Api::Completions => merged::<choices::Chunks>(text, is_cut),
+        // Not known how they add up: kept as they came. Whether they ended is told by what all of them do.
         _ => {
-            let ended = merge::<stream::Unknown>(text).ended;
-            return ResponseBody { document: Document::Text(Cow::Borrowed(text)), ended: Some(ended) };
+            let merged = merge::<choices::Chunks>(text, is_cut);
+            ResponseBody { ended: Some(merged.ended), ..ResponseBody::of(Document::Text(Cow::Borrowed(text))) }
         }
-    };
-    ResponseBody { document: Document::Json(completion), ended: Some(ended) }
+    }
 }
 
 fn read_answer(api: Api, json: &Json<'_>) -> Answer {
@@ -218,31 +318,37 @@ fn read_answer(api: Api, json: &Json<'_>) -> Answer {
         Api::Chat | Api::Completions => choices::read(json),
         Api::Responses => responses::read(json),
         Api::Messages => messages::read(json),
-        _ => Answer { model: text_of(json, "model"), usage: usage::of(api, json.get("usage")), ..Answer::default() },
+        Api::Transcriptions | Api::Translations => audio::read(json),
+        _ => {
+            // Cohere's form bills instead of reporting.
+            let report = json.get("usage").or_else(|| json.at(&["meta", "billed_units"]));
+            Answer { model: text_of(json, "model"), usage: usage::read(report), ..Answer::default() }
+        }
     }
 }
 
 /// Adds what no body told and the plugin saw: with `capture=metadata` it reports model and usage of answers it does not log.
-fn add_reported(answer: &mut Answer, api: Api, fields: &Json<'_>) {
-    let Some(llm) = fields.get("llm") else { return };
+fn add_reported(answer: &mut Answer, fields: &Json<'_>) {
     if answer.model.is_none() {
-        answer.model = text_of(llm, "model").filter(|model| !model.is_empty()).map(|model| head(&model, MAX_NAME_CHARS));
+        answer.model = llm_text(fields, "model");
     }
-    let usage = usage::of(api, llm.get("usage"));
+    let usage = usage::read(fields.at(&["llm", "usage"]));
     if usage.is_reported() && !answer.usage.is_reported() {
         answer.usage = usage;
     }
 }
 
 /// Whether the answer ended early. A stream that was captured whole tells by itself: an SDK that hangs up right after the
-/// terminal event looks to a proxy like a client that went away.
-fn is_aborted(entry: &Entry<'_>, ended: Option<bool>) -> bool {
+/// terminal event looks to a proxy like a client that went away. Without that event it is whole if every choice says why it ended
+/// and the body came to its end.
+fn is_aborted(entry: &Entry<'_>, ended: Option<bool>, is_finished: bool) -> bool {
     if !entry.is_stream() {
         return entry.is_aborted();
     }
     match (ended, &entry.response_body) {
         (Some(true), _) => false,
         (_, None) => entry.is_aborted(),
+        _ if is_finished => entry.is_aborted(),
         // The terminal event may be in the part that was cut out.
         _ if entry.is_response_truncated() => entry.is_aborted(),
         _ => true,
@@ -252,20 +358,31 @@ fn is_aborted(entry: &Entry<'_>, ended: Option<bool>) -> bool {
 /// The message of a failure in the form of OpenAI, Anthropic, FastAPI (`detail`) or Kong (`message`); a failed call that has
 /// none of them, the beginning of its text.
 fn error_message(document: &Document<'_>, body: Option<&Body<'_>>, failed: bool) -> Option<String> {
-    let message = match document {
-        Document::Json(json) => json
-            .get("error")
-            .map(|error| text_of(error, "message").unwrap_or_else(|| plain_text(error)))
-            .or_else(|| failed.then(|| json.get("detail").or_else(|| json.get("message")).map(plain_text)).flatten()),
-        _ => None,
+    let Document::Json(json) = document else { return failed.then(|| text_head(body)).flatten() };
+    let told = || json.get("detail").or_else(|| json.get("message"));
+    // Older vLLM said so in a member of its own.
+    let is_error = failed || text_of(json, "object").as_deref() == Some("error");
+    let message = match (json.get("error"), is_error.then(told).flatten()) {
+        (Some(error), _) => error_text(error)?,
+        (None, Some(message)) => plain_text(message),
+        (None, None) => return failed.then(|| text_head(body)).flatten(),
     };
-    let message = message.filter(|message| !message.is_empty()).or_else(|| failed.then(|| text_head(body)).flatten());
-    message.map(|message| scrub_words(&message).into_owned())
+    (!message.is_empty()).then(|| scrub_words(&message).into_owned())
 }
 
-/// A string's text; anything else as JSON.
-fn plain_text(json: &Json<'_>) -> String {
-    json.as_str().map_or_else(|| json.to_string(), str::to_owned)
+/// An error's message; where that is empty, its type or code.
+fn error_text(error: &Json<'_>) -> Option<String> {
+    match error {
+        Json::Object(members) => {
+            let has_message = members.iter().any(|(name, _)| name == "message");
+            let message =
+                error.get("message").or_else(|| error.get("detail")).map(plain_text).filter(|message| !message.is_empty());
+            let name = || text_of(error, "type").or_else(|| error.get("code").map(plain_text)).filter(|name| !name.is_empty());
+            message.or_else(|| if has_message { name() } else { Some(error.to_string()) })
+        }
+        Json::Bool(false) => None,
+        error => Some(plain_text(error)).filter(|message| !message.is_empty()),
+    }
 }
 
 fn text_head(body: Option<&Body<'_>>) -> Option<String> {

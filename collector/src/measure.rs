@@ -20,7 +20,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 
-use crate::call::Call;
+use crate::call::{Call, Unread};
 use crate::store::state::State;
 use labels::{Bounded, OTHER};
 use nodes::Nodes;
@@ -85,6 +85,11 @@ struct ModelLabel {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct PatternLabel {
     pattern: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct KindLabel {
+    kind: &'static str,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -163,6 +168,7 @@ pub struct Metrics {
     per_token: Family<ModelLabel, Histogram, Buckets>,
     usage_missing: Family<ModelLabel, Counter>,
     masked: Family<PatternLabel, Counter>,
+    unread: Family<KindLabel, Counter>,
     consumers: Bounded,
     models: Bounded,
     /// What became of entries.
@@ -223,6 +229,12 @@ impl Metrics {
         registry.register("usage_missing", "Successful calls without reported usage", usage_missing.clone());
         let masked = Family::default();
         registry.register("masked", "Occurrences that were masked in bodies before they were stored", masked.clone());
+        // All kinds from the start: of a series that begins at 1, nobody sees the first increase.
+        let unread: Family<KindLabel, Counter> = Family::default();
+        for kind in Unread::ALL {
+            unread.get_or_create_owned(&KindLabel { kind: kind.label() });
+        }
+        registry.register("unread", "Calls of which something was not understood, by what", unread.clone());
 
         let results: Family<ResultLabel, Counter> = Family::default();
         let result = |result| results.get_or_create_owned(&ResultLabel { result });
@@ -300,6 +312,7 @@ impl Metrics {
             per_token,
             usage_missing,
             masked,
+            unread,
             consumers: Bounded::new(MAX_CONSUMERS),
             models: Bounded::new(MAX_MODELS),
             entries,
@@ -342,6 +355,9 @@ impl Metrics {
         }
         for (pattern, count) in &call.masked {
             self.masked.get_or_create_owned(&PatternLabel { pattern: pattern.to_string() }).inc_by(u64::from(*count));
+        }
+        for kind in &call.unread {
+            self.unread.get_or_create_owned(&KindLabel { kind: kind.label() }).inc();
         }
         self.requests.get_or_create_owned(&RequestLabels { consumer, model: model.clone(), endpoint, code }).inc();
         if let Some(latency_ms) = call.latency_ms {

@@ -108,14 +108,13 @@ fn read(elements: &[Bytes], limits: Limits, secrets: &Secrets, privacy: &Privacy
     let mut batch = Batch::default();
     for raw in elements {
         let text = String::from_utf8_lossy(raw);
-        let mended = decode::entry::mended(&text);
-        match decode::entry::decode(&mended, limits) {
+        match decode::entry::decode(&text, limits) {
             Ok(entry) => batch.items.push(Item {
                 sequence: sequence(&entry.fields),
                 call: extract::call(&entry, secrets, privacy),
                 raw: raw.clone(),
             }),
-            Err(error) => batch.rejected.push(rejected(&mended, secrets, error.to_string())),
+            Err(error) => batch.rejected.push(rejected(&text, secrets, error.to_string())),
         }
     }
     batch

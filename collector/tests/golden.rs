@@ -40,8 +40,7 @@ fn call_of(name: &str) -> Call {
 fn call_of_entry(bytes: &[u8]) -> Call {
     let text = decode::text(bytes);
     let raw = decode::elements(&text).unwrap()[0];
-    let mended = decode::entry::mended(raw);
-    let entry = decode::entry::decode(&mended, LIMITS).unwrap();
+    let entry = decode::entry::decode(raw, LIMITS).unwrap();
     extract::call(&entry, &Secrets::default(), &Privacy::default())
 }
 
@@ -52,7 +51,7 @@ fn text(text: Option<&str>) -> Value {
             let chars: Vec<char> = text.chars().collect();
             json!({
                 "chars": chars.len(),
-                "sha256": decode::entry::sha256_hex(text.as_bytes()),
+                "sha256": decode::digest::sha256_hex(text.as_bytes()),
                 "head": chars[..60].iter().collect::<String>(),
                 "tail": chars[chars.len() - 60..].iter().collect::<String>(),
             })

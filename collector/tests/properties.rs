@@ -50,8 +50,7 @@ fn read(bytes: &[u8]) -> (usize, Vec<Call>) {
     let Ok(elements) = decode::elements(&text) else { return (0, Vec::new()) };
     let (secrets, privacy) = (Secrets::default(), Privacy::default());
     let calls = elements.iter().filter_map(|raw| {
-        let mended = decode::entry::mended(raw);
-        let entry = decode::entry::decode(&mended, LIMITS).map_err(|_| secrets.scrub_raw(raw)).ok()?;
+        let entry = decode::entry::decode(raw, LIMITS).map_err(|_| secrets.scrub_raw(raw)).ok()?;
         Some(extract::call(&entry, &secrets, &privacy))
     });
     let calls = calls.collect();
@@ -292,7 +291,8 @@ fn a_stream_cut_at_any_byte_gives_a_beginning_of_the_answer() {
 #[test]
 fn whatever_is_cut_is_called_aborted_until_the_terminal_event() {
     for recorded in streams() {
-        let aborted = |bytes: &[u8]| read(&entry_with(&recorded.path, b"{}", bytes, r#"{"stream":true}"#)).1[0].aborted;
+        let aborted =
+            |bytes: &[u8]| read(&entry_with(&recorded.path, b"{}", bytes, r#"{"stream":true,"aborted":true}"#)).1[0].aborted;
         if !aborted(&recorded.response) {
             let text = String::from_utf8_lossy(&recorded.response);
             let terminal =

@@ -15,7 +15,7 @@ use tokio::process::Child;
 use crate::postgres::Database;
 
 /// SHA-256, hexadecimal.
-pub use llm_collector::decode::entry::sha256_hex;
+pub use llm_collector::decode::digest::sha256_hex;
 
 /// A collector in this process.
 #[derive(Debug)]

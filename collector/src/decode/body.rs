@@ -10,9 +10,8 @@ use std::io::Read;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 
-use super::entry::sha256_hex;
-use super::json::Json;
-use super::sse;
+use super::digest::describe_binary;
+use super::{charset, form, sse};
 
 /// A captured body as text. It may hold NUL, which JSON forbids and PostgreSQL cannot store: see [`without_nul`].
 ///
@@ -44,6 +43,12 @@ pub fn decode<'a>(captured: &'a str, headers: Headers<'_>, limit: usize) -> Body
         if let Some(inflated) = inflate(&bytes, headers.content_encoding, limit) {
             return to_text(Cow::Owned(inflated.bytes), headers, inflated.cut);
         }
+        if let Some(fields) = headers.content_type.and_then(|kind| form::to_json(kind, &bytes)) {
+            return cut_at(fields.into_bytes(), Headers::default(), limit);
+        }
+        if charset::is_wide_json(&bytes, headers.content_type) {
+            return cut_at(bytes, headers, limit);
+        }
         match String::from_utf8(bytes) {
             // The usual case: looked at once, and the decoded bytes become the text.
             Ok(text) if is_plausible_text(&text) => {
@@ -59,11 +64,14 @@ pub fn decode<'a>(captured: &'a str, headers: Headers<'_>, limit: usize) -> Body
                 if let Some(kind) = headers.content_type.filter(|kind| !is_document && !is_text(kind)) {
                     return Body { text: Cow::Owned(describe_binary(kind, &bytes)), cut: false };
                 }
-                if is_document || headers.content_type.and_then(charset).is_some() {
+                if is_document || headers.content_type.and_then(charset::declared).is_some() {
                     return cut_at(bytes, headers, limit);
                 }
             }
         }
+    }
+    if let Some(fields) = headers.content_type.and_then(|kind| form::to_json(kind, captured.as_bytes())) {
+        return cut_at(fields.into_bytes(), Headers::default(), limit);
     }
     let cut = captured.len() > limit;
     let kept = captured.get(..captured.floor_char_boundary(limit)).unwrap_or_default();
@@ -91,39 +99,14 @@ fn starts_like_a_document(bytes: &[u8]) -> bool {
         || sse::looks_like_events(&String::from_utf8_lossy(bytes.get(..8).unwrap_or(bytes)))
 }
 
-/// What is kept of a body that is no text, an uploaded recording for instance: `[audio/wav 48044 bytes sha256:…]`.
-pub fn describe_binary(content_type: &str, bytes: &[u8]) -> String {
-    let kind = content_type.split(';').next().unwrap_or_default().trim();
-    format!("[{kind} {} bytes sha256:{}]", bytes.len(), sha256_hex(bytes))
-}
-
-fn is_text(content_type: &str) -> bool {
+pub(super) fn is_text(content_type: &str) -> bool {
     let kind = content_type.trim_start().to_ascii_lowercase();
     kind.starts_with("text/") || kind.contains("json") || kind.contains("xml") || kind.contains("urlencoded")
 }
 
 fn to_text<'a>(bytes: Cow<'_, [u8]>, headers: Headers<'_>, cut: bool) -> Body<'a> {
-    let foreign = headers
-        .content_type
-        .and_then(charset)
-        .and_then(|label| encoding_rs::Encoding::for_label(label.as_bytes()))
-        .filter(|encoding| *encoding != encoding_rs::UTF_8 && std::str::from_utf8(&bytes).is_err());
-    let text = match foreign {
-        Some(encoding) => encoding.decode_without_bom_handling(&bytes).0.into_owned(),
-        // Reuses the buffer for the usual case, valid UTF-8.
-        None => {
-            String::from_utf8(bytes.into_owned()).unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned())
-        }
-    };
+    let text = charset::to_text(bytes.into_owned(), headers.content_type);
     Body { text: Cow::Owned(text), cut }
-}
-
-/// The `charset` parameter of a content type.
-fn charset(content_type: &str) -> Option<&str> {
-    content_type.split(';').skip(1).find_map(|parameter| {
-        let (name, value) = parameter.split_once('=')?;
-        name.trim().eq_ignore_ascii_case("charset").then(|| value.trim().trim_matches('"'))
-    })
 }
 
 struct Inflated {
@@ -165,94 +148,6 @@ fn read_capped(reader: impl Read, limit: usize) -> Option<Inflated> {
     let cut = bytes.len() > limit;
     bytes.truncate(limit);
     Some(Inflated { bytes, cut })
-}
-
-/// Parses the text of a body that may break off: closes what is open, so that the part that was captured can be read.
-/// `None` when there is no JSON object or array at its start.
-///
-/// Only for bodies known to be cut. What was cut is the end, or the middle, of which the part before the gap is read.
-pub fn parse_cut_json(text: &str) -> Option<String> {
-    let mut open = Vec::new();
-    let mut in_string = false;
-    let mut escaped = false;
-    // The longest prefix that can be closed: behind a whole value, or inside a string value.
-    let mut best = None;
-    let mut expects_value = true;
-    for (at, byte) in text.bytes().enumerate() {
-        if in_string {
-            match byte {
-                _ if escaped => escaped = false,
-                b'\\' => escaped = true,
-                b'"' => {
-                    in_string = false;
-                    if expects_value {
-                        best = Some((at + 1, open.len(), false));
-                    }
-                }
-                _ => {}
-            }
-            continue;
-        }
-        match byte {
-            b'"' => in_string = true,
-            b'{' | b'[' => {
-                open.push(byte);
-                expects_value = byte == b'[';
-                best = Some((at + 1, open.len(), false));
-            }
-            b'}' | b']' => {
-                open.pop()?;
-                expects_value = true;
-                best = Some((at + 1, open.len(), false));
-                if open.is_empty() {
-                    break;
-                }
-            }
-            b':' => expects_value = true,
-            b',' => {
-                // A number or literal is only known to be whole at the comma.
-                best = Some((at, open.len(), false));
-                expects_value = open.last() == Some(&b'[');
-            }
-            _ if open.is_empty() && !byte.is_ascii_whitespace() => return None,
-            _ => {}
-        }
-    }
-    if in_string && expects_value && !open.is_empty() {
-        best = Some((text.len(), open.len(), true));
-    }
-    let (end, depth, inside_string) = best?;
-    let mut closed = text.get(..end)?.to_owned();
-    if inside_string {
-        close_string(&mut closed);
-    }
-    for bracket in open.get(..depth)?.iter().rev() {
-        closed.push(if *bracket == b'{' { '}' } else { ']' });
-    }
-    Json::parse(&closed).is_ok().then_some(closed)
-}
-
-/// Ends a string that broke off, without the escape that broke off with it.
-fn close_string(text: &mut String) {
-    let tail = text.rfind('"').unwrap_or_default();
-    let mut escape = None;
-    let mut bytes = text.bytes().enumerate().skip(tail + 1);
-    while let Some((at, byte)) = bytes.next() {
-        if byte == b'\\' {
-            let length = match bytes.next() {
-                Some((_, b'u')) => 6,
-                _ => 2,
-            };
-            escape = (at + length > text.len()).then_some(at);
-            if length == 6 {
-                bytes.by_ref().take(4).for_each(drop);
-            }
-        }
-    }
-    if let Some(at) = escape {
-        text.truncate(at);
-    }
-    text.push('"');
 }
 
 #[cfg(test)]
@@ -358,33 +253,5 @@ mod tests {
         assert_eq!((body.text.len(), body.cut), (1000, true));
         let body = decode("plain text, é", JSON, 12);
         assert_eq!((&*body.text, body.cut), ("plain text, ", true));
-    }
-
-    #[test]
-    fn cut_json_is_closed_where_it_broke_off() {
-        for (cut, closed) in [
-            (r#"{"a":"b"#, r#"{"a":"b"}"#),
-            (r#"{"a":"b","c"#, r#"{"a":"b"}"#),
-            (r#"{"a":"b","c":tr"#, r#"{"a":"b"}"#),
-            (r#"{"a":[1,2"#, r#"{"a":[1]}"#),
-            (r#"{"a":[{"x":"y\u12"#, r#"{"a":[{"x":"y"}]}"#),
-            (r#"{"a":"y\"#, r#"{"a":"y"}"#),
-            (r#"{"a":"\\"#, r#"{"a":"\\"}"#),
-            (r#"{"a":{}} rest"#, r#"{"a":{}}"#),
-            ("[", "[]"),
-        ] {
-            assert_eq!(parse_cut_json(cut).as_deref(), Some(closed), "{cut}");
-        }
-        for text in ["", "text", "}", "{]"] {
-            assert_eq!(parse_cut_json(text), None, "{text}");
-        }
-    }
-
-    #[test]
-    fn every_prefix_of_a_json_object_can_be_read() {
-        let text = r#"{"a":"x\"\\\u00e9é","b":[1.5e3,true,null,{"c":[]}],"d":{"e":"f"}}"#;
-        for end in (1..=text.len()).filter(|end| text.is_char_boundary(*end)) {
-            assert!(parse_cut_json(&text[..end]).is_some(), "{}", &text[..end]);
-        }
     }
 }

@@ -6,10 +6,10 @@
 use std::borrow::Cow;
 
 use chrono::{DateTime, Utc};
-use sha2::{Digest, Sha256};
 
 use super::body::{self, Body, Headers};
-use super::json::{Json, mend_escapes};
+use super::digest::sha256_hex;
+use super::json::Json;
 use super::{EntryError, Limits};
 
 /// Longest `request.id` that is kept as it is, in bytes. Kong's are 32 characters; an index row of PostgreSQL holds 2,700
@@ -83,7 +83,7 @@ impl Entry<'_> {
     }
 }
 
-/// Decodes one element of a batch. `raw` must have gone through [`mend_escapes`]: see [`mended`].
+/// Decodes one element of a batch.
 pub fn decode<'a>(raw: &'a str, limits: Limits) -> Result<Entry<'a>, EntryError> {
     let mut fields = Json::parse(raw).map_err(|error| EntryError::NotJson(error.to_string()))?;
     if !matches!(fields, Json::Object(_)) {
@@ -125,11 +125,6 @@ pub fn with_identity(kept: String, request_id: &str) -> String {
     format!("{start}{request_id}\"{separator}{rest}")
 }
 
-/// The text of an element with every escape that PostgreSQL cannot hold replaced.
-pub fn mended(raw: &str) -> Cow<'_, str> {
-    mend_escapes(Cow::Borrowed(raw))
-}
-
 /// `started_at` in milliseconds since 1970; else the start of the first upstream try, which Kong notes in the same unit.
 fn started_at(fields: &Json<'_>) -> Option<DateTime<Utc>> {
     let tried_at = || fields.get("tries")?.elements().first()?.get("balancer_start");
@@ -164,17 +159,6 @@ pub fn header<'j>(fields: &'j Json<'_>, side: &str, name: &str) -> Option<&'j st
         Json::Array(values) => values.first()?.as_str(),
         value => value.as_str(),
     }
-}
-
-/// The SHA-256 of `bytes` in lower-case hexadecimal digits.
-pub fn sha256_hex(bytes: &[u8]) -> String {
-    use std::fmt::Write;
-    let hash = Sha256::digest(bytes);
-    hash.iter().fold(String::with_capacity(64), |mut digits, byte| {
-        // Writing to a String cannot fail.
-        let _ = write!(digits, "{byte:02x}");
-        digits
-    })
 }
 
 #[cfg(test)]

@@ -1,19 +1,19 @@
-//! A JSON value that borrows its strings from the text it was read from.
+//! A JSON value that borrows its strings and numbers from the text it was read from.
 //!
-//! serde_json does the parsing; this is only the tree it fills. `serde_json::Value` copies every string and sorts every
-//! object, which costs more than all other work on an entry; derived structs refuse a document for one member of an
-//! unexpected type or one repeated member, and vLLM accepts both. Here nothing is refused that is JSON, members keep their
-//! order, and of a repeated member the last one counts, as in vLLM (Python's `json`).
+//! `serde_json::Value` copies every string and sorts every object, which costs more than all other work on an entry; derived
+//! structs refuse a document for one member of an unexpected type or one repeated member, and vLLM accepts both. Here nothing is
+//! refused that Python's `json` reads (see [`read`]), members keep their order, and of a repeated member the last one counts.
 //!
-//! Invariant: text goes through [`mend_escapes`] before it is parsed, so no string of a tree holds NUL or half a surrogate
-//! pair: PostgreSQL can store every one of them. A borrowed string or name holds nothing that JSON would escape: it is a part of
-//! JSON text, or a constant of ours.
+//! Invariants: no string of a tree holds NUL or half a surrogate pair, and every number is one that `numeric` holds: PostgreSQL
+//! can store every tree. A borrowed string or name holds nothing that JSON would escape: it is a part of JSON text, or a
+//! constant of ours.
+
+mod read;
 
 use std::borrow::Cow;
 use std::fmt;
 
-use memchr::memmem;
-use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
+pub use read::JsonError;
 
 /// The character that stands for what cannot be stored.
 pub const REPLACEMENT: char = '\u{FFFD}';
@@ -25,8 +25,8 @@ pub enum Json<'a> {
     Null,
     /// `true` or `false`
     Bool(bool),
-    /// A number, as an integer where it was written as one that fits.
-    Number(Number),
+    /// A number, as it was written.
+    Number(Cow<'a, str>),
     /// A string, borrowed where it needed no unescaping.
     String(Cow<'a, str>),
     /// An array.
@@ -37,23 +37,10 @@ pub enum Json<'a> {
     Raw(String),
 }
 
-/// A JSON number.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Number {
-    /// Not negative and whole.
-    Unsigned(u64),
-    /// Negative and whole.
-    Signed(i64),
-    /// Everything else; always finite, serde_json refuses what overflows.
-    Float(f64),
-}
-
 impl<'a> Json<'a> {
     /// Parses one JSON document; a byte order mark in front is skipped (vLLM accepts it).
-    ///
-    /// `text` must have gone through [`mend_escapes`].
-    pub fn parse(text: &'a str) -> Result<Self, serde_json::Error> {
-        serde_json::from_str(text.strip_prefix('\u{FEFF}').unwrap_or(text))
+    pub fn parse(text: &'a str) -> Result<Self, JsonError> {
+        read::document(text.strip_prefix('\u{FEFF}').unwrap_or(text))
     }
 
     /// The member `name` of an object; of repeated ones the last. `None` for other values and for `null`.
@@ -87,7 +74,7 @@ impl<'a> Json<'a> {
         match self {
             Json::Null => Json::Null,
             Json::Bool(value) => Json::Bool(*value),
-            Json::Number(number) => Json::Number(*number),
+            Json::Number(number) => Json::Number(Cow::Owned(number.to_string())),
             Json::String(text) => Json::text(text),
             Json::Array(elements) => Json::Array(elements.iter().map(Json::to_static).collect()),
             Json::Object(members) => {
@@ -126,12 +113,16 @@ impl<'a> Json<'a> {
         }
     }
 
-    /// A number, also one written as a string (Kong's serializer mixes both).
+    /// A whole number of our own.
+    pub fn integer(number: i64) -> Json<'static> {
+        Json::Number(Cow::Owned(number.to_string()))
+    }
+
+    /// A number, also one written as a string (Kong's serializer mixes both); `None` when no float holds it.
     pub fn as_f64(&self) -> Option<f64> {
         match self {
-            Json::Number(Number::Unsigned(n)) => Some(*n as f64),
-            Json::Number(Number::Signed(n)) => Some(*n as f64),
-            Json::Number(Number::Float(n)) => Some(*n),
+            Json::Number(text) => text.parse().ok(),
+            // `parse` also knows "inf" and "NaN".
             Json::String(text) => text.trim().parse().ok().filter(|n: &f64| n.is_finite()),
             _ => None,
         }
@@ -139,15 +130,14 @@ impl<'a> Json<'a> {
 
     /// A number rounded to a whole one; `None` when it does not fit.
     pub fn as_i64(&self) -> Option<i64> {
-        match self {
-            Json::Number(Number::Unsigned(n)) => i64::try_from(*n).ok(),
-            Json::Number(Number::Signed(n)) => Some(*n),
-            other => {
-                let rounded = other.as_f64()?.round();
-                // 2^53: beyond it a float no longer tells neighbouring integers apart.
-                (rounded.abs() <= 9_007_199_254_740_992.0).then_some(rounded as i64)
-            }
+        if let Json::Number(text) = self
+            && let Ok(number) = text.parse()
+        {
+            return Some(number);
         }
+        let rounded = self.as_f64()?.round();
+        // 2^53: beyond it a float no longer tells neighbouring integers apart.
+        (rounded.abs() <= 9_007_199_254_740_992.0).then_some(rounded as i64)
     }
 
     /// A number rounded to a whole one that fits PostgreSQL's `integer`.
@@ -162,121 +152,6 @@ impl<'a> Json<'a> {
             _ => None,
         }
     }
-}
-
-impl<'de: 'a, 'a> Deserialize<'de> for Json<'a> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Tree;
-        impl<'de> Visitor<'de> for Tree {
-            type Value = Json<'de>;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a JSON value")
-            }
-            fn visit_unit<E>(self) -> Result<Self::Value, E> {
-                Ok(Json::Null)
-            }
-            fn visit_bool<E>(self, value: bool) -> Result<Self::Value, E> {
-                Ok(Json::Bool(value))
-            }
-            fn visit_u64<E>(self, value: u64) -> Result<Self::Value, E> {
-                Ok(Json::Number(Number::Unsigned(value)))
-            }
-            fn visit_i64<E>(self, value: i64) -> Result<Self::Value, E> {
-                Ok(Json::Number(Number::Signed(value)))
-            }
-            fn visit_f64<E>(self, value: f64) -> Result<Self::Value, E> {
-                Ok(Json::Number(Number::Float(value)))
-            }
-            fn visit_borrowed_str<E>(self, value: &'de str) -> Result<Self::Value, E> {
-                Ok(Json::String(Cow::Borrowed(value)))
-            }
-            fn visit_str<E>(self, value: &str) -> Result<Self::Value, E> {
-                Ok(Json::String(Cow::Owned(value.to_owned())))
-            }
-            fn visit_seq<A: SeqAccess<'de>>(self, mut access: A) -> Result<Self::Value, A::Error> {
-                let mut elements = Vec::new();
-                while let Some(element) = access.next_element()? {
-                    elements.push(element);
-                }
-                Ok(Json::Array(elements))
-            }
-            fn visit_map<A: MapAccess<'de>>(self, mut access: A) -> Result<Self::Value, A::Error> {
-                let mut members = Vec::new();
-                while let Some((Key(key), value)) = access.next_entry()? {
-                    members.push((key, value));
-                }
-                Ok(Json::Object(members))
-            }
-        }
-        deserializer.deserialize_any(Tree)
-    }
-}
-
-/// A member's name, borrowed where it needed no unescaping (serde's own `Cow<str>` always copies).
-struct Key<'a>(Cow<'a, str>);
-
-impl<'de: 'a, 'a> Deserialize<'de> for Key<'a> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Name;
-        impl<'de> Visitor<'de> for Name {
-            type Value = Key<'de>;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a member's name")
-            }
-            fn visit_borrowed_str<E>(self, name: &'de str) -> Result<Self::Value, E> {
-                Ok(Key(Cow::Borrowed(name)))
-            }
-            fn visit_str<E>(self, name: &str) -> Result<Self::Value, E> {
-                Ok(Key(Cow::Owned(name.to_owned())))
-            }
-        }
-        deserializer.deserialize_str(Name)
-    }
-}
-
-/// Replaces what JSON can say but PostgreSQL cannot hold: the escape `\u0000` and escapes of half a surrogate pair each
-/// become `\ufffd`. Everything else stays as it is.
-pub fn mend_escapes(text: Cow<'_, str>) -> Cow<'_, str> {
-    // One look settles most texts: base64 has no backslash at all.
-    let Some(first) = memchr::memchr(b'\\', text.as_bytes()) else { return text };
-    let escapes = text.as_bytes().get(first..).unwrap_or_default();
-    let is_suspicious = |at: usize| {
-        let digits = escapes.get(at + 2..).unwrap_or_default();
-        digits.starts_with(b"0000") || matches!(digits.first(), Some(b'd' | b'D'))
-    };
-    if !memmem::find_iter(escapes, br"\u").any(is_suspicious) {
-        return text;
-    }
-    let mut mended = String::with_capacity(text.len());
-    let mut rest: &str = &text;
-    while let Some((before, escape)) = rest.find('\\').map(|at| rest.split_at(at)) {
-        mended.push_str(before);
-        let (kept, after) = match code_unit(escape) {
-            Some(0) => (r"\ufffd", escape.get(6..)),
-            Some(0xD800..=0xDBFF) => match escape.get(6..).and_then(code_unit) {
-                Some(0xDC00..=0xDFFF) => (escape.get(..12).unwrap_or_default(), escape.get(12..)),
-                _ => (r"\ufffd", escape.get(6..)),
-            },
-            Some(0xDC00..=0xDFFF) => (r"\ufffd", escape.get(6..)),
-            _ => {
-                // A backslash and what it escapes, which may be a backslash itself.
-                let length = 1 + escape.chars().nth(1).map_or(0, char::len_utf8);
-                (escape.get(..length).unwrap_or_default(), escape.get(length..))
-            }
-        };
-        mended.push_str(kept);
-        rest = after.unwrap_or_default();
-    }
-    mended.push_str(rest);
-    Cow::Owned(mended)
-}
-
-/// The UTF-16 code unit of a `\uXXXX` escape at the start of `escape`.
-fn code_unit(escape: &str) -> Option<u16> {
-    let digits = escape.strip_prefix(r"\u")?.get(..4)?;
-    digits.bytes().all(|b| b.is_ascii_hexdigit()).then(|| u16::from_str_radix(digits, 16).ok()).flatten()
 }
 
 /// Text without NUL, which PostgreSQL cannot hold.
@@ -341,17 +216,6 @@ pub fn first_special(text: &[u8]) -> Option<usize> {
     text.get(plain..)?.iter().position(is_special).map(|at| plain + at)
 }
 
-impl fmt::Display for Number {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Number::Unsigned(n) => n.fmt(f),
-            Number::Signed(n) => n.fmt(f),
-            // Debug, because it switches to exponents where Display would write hundreds of zeros.
-            Number::Float(n) => fmt::Debug::fmt(n, f),
-        }
-    }
-}
-
 impl fmt::Display for Json<'_> {
     /// Compact JSON text.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -368,11 +232,7 @@ impl Json<'_> {
             Json::Null => out.push_str("null"),
             Json::Bool(true) => out.push_str("true"),
             Json::Bool(false) => out.push_str("false"),
-            Json::Number(number) => {
-                use fmt::Write;
-                // Writing to a String cannot fail.
-                let _ = write!(out, "{number}");
-            }
+            Json::Number(number) => out.push_str(number),
             Json::String(text) => write_text(out, text),
             Json::Raw(text) => out.push_str(text),
             Json::Array(elements) => {
@@ -402,25 +262,6 @@ pub fn write_list<T>(out: &mut String, open: char, items: &[T], close: char, mut
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn mended(text: &str) -> String {
-        mend_escapes(Cow::Borrowed(text)).into_owned()
-    }
-
-    #[test]
-    fn escapes_that_postgresql_cannot_hold_are_replaced_one_by_one() {
-        assert_eq!(mended(r#""a\u0000b""#), r#""a\ufffdb""#);
-        assert_eq!(mended(r#""x\udc00y""#), r#""x\ufffdy""#);
-        assert_eq!(mended(r#""x\ud83dy""#), r#""x\ufffdy""#);
-        assert_eq!(mended(r#""\ud83d\ud83d\ude00""#), r#""\ufffd\ud83d\ude00""#);
-        assert_eq!(mended(r#""\uD83D\uDE00""#), r#""\uD83D\uDE00""#);
-    }
-
-    #[test]
-    fn an_escaped_backslash_does_not_start_an_escape() {
-        assert_eq!(mended(r#""\\u0000 \\\u0000""#), r#""\\u0000 \\\ufffd""#);
-        assert_eq!(mended("\"\\u0000\\é\\"), "\"\\ufffd\\é\\");
-    }
 
     #[test]
     fn of_a_repeated_member_the_last_one_counts() {

@@ -2,28 +2,31 @@
 //!
 //! A pure function over the whole body: the kept crates parse an asynchronous stream, and there is none here. Follows the
 //! event stream grammar of the HTML standard (section 9.2): lines end in LF, CRLF or CR; `data` lines of one event are joined
-//! by LF; a leading byte order mark, comments and unknown fields are skipped. One difference is deliberate: an event that the
-//! end of the text cuts off is still handed out, because the end of the capture is not the end of the meaning; whoever reads
-//! the event finds out whether its data is whole.
+//! by LF; a leading byte order mark and comments are skipped. Two differences are deliberate, because this is evidence and no
+//! client. An event that the end of the text cuts off is still handed out: the end of the capture is not the end of the meaning,
+//! and whoever reads the event finds out whether its data is whole. And lines that are no field of an event are handed out, too:
+//! servers that fail write their error there.
 
 use std::borrow::Cow;
 
-/// One server-sent event.
+/// One server-sent event, or what stands between them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Event<'a> {
-    /// The `event` field; empty when there was none.
+    /// The `event` field; empty when there was none. `error` for llama.cpp's field of that name, which has the data.
     pub name: &'a str,
     /// The `data` field.
     pub data: Cow<'a, str>,
+    /// Not an event: lines that follow each other and are no field that the standard knows.
+    pub is_stray: bool,
 }
 
 /// The events of `text` in order; events without data are left out, as the standard says.
 pub fn events(text: &str) -> Events<'_> {
-    Events { rest: text.strip_prefix('\u{FEFF}').unwrap_or(text) }
+    Events { rest: text.strip_prefix('\u{FEFF}').unwrap_or(text), stray: None }
 }
 
 /// What an event stream can begin with.
-const FIELDS: [&str; 5] = ["data:", "event:", "id:", "retry:", ":"];
+const FIELDS: [&str; 6] = ["data:", "event:", "id:", "retry:", "error:", ":"];
 
 /// Whether `text` begins like an event stream.
 pub fn looks_like_events(text: &str) -> bool {
@@ -45,6 +48,8 @@ fn without_mark(text: &str) -> &str {
 #[derive(Debug)]
 pub struct Events<'a> {
     rest: &'a str,
+    /// Lines that wait for the event among which they stood.
+    stray: Option<Cow<'a, str>>,
 }
 
 impl<'a> Events<'a> {
@@ -65,13 +70,19 @@ impl<'a> Iterator for Events<'a> {
     type Item = Event<'a>;
 
     fn next(&mut self) -> Option<Event<'a>> {
+        if let Some(data) = self.stray.take() {
+            return Some(Event { name: "", data, is_stray: true });
+        }
         let mut name = "";
         let mut data: Option<Cow<'a, str>> = None;
         loop {
             let line = self.next_line();
             let Some(line) = line.filter(|line| !line.is_empty()) else {
                 if let Some(data) = data.take() {
-                    return Some(Event { name, data });
+                    return Some(Event { name, data, is_stray: false });
+                }
+                if let Some(data) = self.stray.take() {
+                    return Some(Event { name: "", data, is_stray: true });
                 }
                 name = "";
                 line?;
@@ -83,23 +94,32 @@ impl<'a> Iterator for Events<'a> {
             };
             let value = value.strip_prefix(' ').unwrap_or(value);
             match field {
-                "data" => {
-                    data = Some(match data {
-                        None => Cow::Borrowed(value),
-                        Some(earlier) => {
-                            // In place: a body of a million data lines must not cost a million copies.
-                            let mut joined = earlier.into_owned();
-                            joined.push('\n');
-                            joined.push_str(value);
-                            Cow::Owned(joined)
-                        }
-                    });
-                }
+                "data" => add_line(&mut data, value),
                 "event" => name = value,
-                _ => {}
+                "error" => {
+                    name = "error";
+                    add_line(&mut data, value);
+                }
+                // A comment has no name in front of its colon.
+                "id" | "retry" | "" => {}
+                _ if line.trim().is_empty() => {}
+                _ => add_line(&mut self.stray, line),
             }
         }
     }
+}
+
+fn add_line<'a>(text: &mut Option<Cow<'a, str>>, line: &'a str) {
+    *text = Some(match text.take() {
+        None => Cow::Borrowed(line),
+        Some(earlier) => {
+            // In place: a body of a million data lines must not cost a million copies.
+            let mut joined = earlier.into_owned();
+            joined.push('\n');
+            joined.push_str(line);
+            Cow::Owned(joined)
+        }
+    });
 }
 
 #[cfg(test)]
@@ -121,13 +141,22 @@ mod tests {
 
     #[test]
     fn data_lines_of_one_event_are_joined_and_comments_skipped() {
-        assert_eq!(all(": ping\n\n\u{0}x: y\ndata: one\n:c\ndata:  two\nid: 7\n\n"), [("", "one\n two".to_owned())]);
+        assert_eq!(all(": ping\n\nretry: 3\ndata: one\n:c\ndata:  two\nid: 7\n\n"), [("", "one\n two".to_owned())]);
     }
 
     #[test]
     fn an_event_cut_off_by_the_end_is_handed_out() {
         assert_eq!(all("data: 1\n\nevent: x\ndata: {\"a"), [("", "1".to_owned()), ("x", "{\"a".to_owned())]);
         assert_eq!(all("data: 1\n\nevent: x\n"), [("", "1".to_owned())]);
+    }
+
+    #[test]
+    fn lines_that_are_no_field_are_handed_out_behind_the_event_among_which_they_stood() {
+        let text = "data: 1\nx: y\n\n{\"a\":\n 1}\n\n \nerror: {}\n\nlast";
+        let found: Vec<_> = events(text).map(|event| (event.name, event.data.into_owned(), event.is_stray)).collect();
+        let expected =
+            [("", "1", false), ("", "x: y", true), ("", "{\"a\":\n 1}", true), ("error", "{}", false), ("", "last", true)];
+        assert_eq!(found, expected.map(|(name, data, is_stray)| (name, data.to_owned(), is_stray)));
     }
 
     #[test]

@@ -18,9 +18,14 @@ pub struct Answer {
     pub tool_calls: Vec<ToolCall>,
     /// Why the first choice ended.
     pub finish_reason: Option<String>,
+    /// Every choice says why it ended.
+    pub is_finished: bool,
     /// Tokens as reported.
     pub usage: Usage,
 }
+
+/// Members of an object that is put together.
+pub type Members = Vec<(Cow<'static, str>, Json<'static>)>;
 
 /// Several texts as one: joined by an empty line, empty ones left out; `None` where nothing is left.
 pub fn joined(mut texts: Vec<String>) -> Option<String> {
@@ -39,9 +44,58 @@ pub fn append(text: &mut Option<String>, object: &Json<'_>, name: &str) {
     }
 }
 
-/// The text of the member `name`, if there is one.
+/// The text of the member `name`, if there is one: an empty string is none.
 pub fn text_of(object: &Json<'_>, name: &str) -> Option<String> {
-    object.get(name).and_then(Json::as_str).map(str::to_owned)
+    object.get(name).and_then(Json::as_str).filter(|text| !text.is_empty()).map(str::to_owned)
+}
+
+/// A string's text; anything else as JSON.
+pub fn plain_text(json: &Json<'_>) -> String {
+    json.as_str().map_or_else(|| json.to_string(), str::to_owned)
+}
+
+/// The texts of parts: a string, a list of strings and of objects with a `text` (or a `refusal`, which is text, too).
+pub fn part_texts(parts: &Json<'_>) -> Vec<String> {
+    match parts {
+        Json::String(text) => vec![text.to_string()],
+        Json::Array(parts) => parts.iter().filter_map(part_text).collect(),
+        _ => Vec::new(),
+    }
+}
+
+fn part_text(part: &Json<'_>) -> Option<String> {
+    match part {
+        Json::String(text) => Some(text.to_string()),
+        part => ["text", "refusal", "transcript"].iter().find_map(|name| text_of(part, name)),
+    }
+}
+
+/// Whether a value says nothing: chunks repeat their head, and some servers begin with a blank one.
+pub fn is_blank(value: &Json<'_>) -> bool {
+    match value {
+        Json::Null => true,
+        Json::String(text) => text.is_empty(),
+        Json::Number(number) => number == "0",
+        _ => false,
+    }
+}
+
+/// Keeps the first value that says something.
+pub fn set_once(members: &mut Members, name: &str, value: &Json<'_>) {
+    if matches!(value, Json::Null) {
+        return;
+    }
+    match members.iter_mut().find(|(known, _)| known == name) {
+        Some((_, known)) if is_blank(known) && !is_blank(value) => *known = value.to_static(),
+        Some(_) => {}
+        None => members.push((Cow::Owned(name.to_owned()), value.to_static())),
+    }
+}
+
+/// Puts a value in the place of the one that is known.
+pub fn replace(members: &mut Members, name: &'static str, value: Json<'static>) {
+    members.retain(|(known, _)| known != name);
+    members.push((Cow::Borrowed(name), value));
 }
 
 /// An object out of names and values, members without a value left out.

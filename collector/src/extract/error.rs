@@ -4,7 +4,7 @@
 //! word in brackets, such as `[BadRequestError]` or `[error]`: whether and how a call failed is no content. In SQL the same is
 //! told by `llm_error_has_content`.
 
-use crate::decode::json::{Json, Number};
+use crate::decode::json::Json;
 
 /// Longest message that is stored, in bytes. Those of servers are a line or two; all of it is in `raw_log`.
 const MAX_BYTES: usize = 4_096;
@@ -33,7 +33,7 @@ pub fn word(answer: Option<&Json<'_>>) -> String {
     let error = answer.map(|answer| answer.get("error").unwrap_or(answer));
     let named = |name: &str| match error?.get(name)? {
         Json::String(text) => Some(format!("[{text}]")),
-        Json::Number(Number::Unsigned(number)) => Some(format!("[{number}]")),
+        Json::Number(number) => Some(format!("[{number}]")),
         _ => None,
     };
     ["type", "code"].into_iter().filter_map(named).find(|word| is_word(word)).unwrap_or_else(|| "[error]".to_owned())

@@ -1,57 +1,66 @@
 //! `/v1/messages`, the Anthropic form: answers made of content blocks.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::collections::HashMap;
 
-use crate::call::ToolCall;
+use crate::call::{ToolCall, Unread};
 use crate::decode::json::Json;
 
-use super::answer::{Answer, append, string, text_of};
-use super::stream::Merge;
+use super::answer::{Answer, Members, append, is_blank, object, part_texts, plain_text, replace, string, text_of};
+use super::stream::{Merge, Sent};
+use super::unread::Pieces;
 use super::usage;
 
 /// Reads a message object.
 pub fn read(message: &Json<'_>) -> Answer {
+    let finish_reason = text_of(message, "stop_reason");
     let mut answer = Answer {
         model: text_of(message, "model"),
-        finish_reason: text_of(message, "stop_reason"),
-        usage: usage::messages(message.get("usage")),
+        is_finished: finish_reason.is_some(),
+        finish_reason,
+        usage: usage::read(message.get("usage")),
         ..Answer::default()
     };
-    for block in message.get("content").map(Json::elements).unwrap_or_default() {
-        match block.get("type").and_then(Json::as_str) {
-            Some("text") => answer.texts.extend(text_of(block, "text")),
-            Some("thinking") => answer.reasoning.extend(text_of(block, "thinking")),
-            Some("tool_use" | "server_tool_use") => answer.tool_calls.push(ToolCall {
-                id: text_of(block, "id"),
-                name: text_of(block, "name"),
-                arguments: match block.get("input") {
-                    Some(Json::String(text)) => text.to_string(),
-                    Some(input) => input.to_string(),
-                    None => String::new(),
-                },
-            }),
-            _ => {}
-        }
+    match message.get("content") {
+        Some(Json::Array(blocks)) => blocks.iter().for_each(|block| read_block(block, &mut answer)),
+        Some(content) => answer.texts.extend(part_texts(content)),
+        None => {}
     }
     answer
+}
+
+fn read_block(block: &Json<'_>, answer: &mut Answer) {
+    match block.get("type").and_then(Json::as_str).unwrap_or("text") {
+        "thinking" => answer.reasoning.extend(text_of(block, "thinking")),
+        // `tool_use`, `server_tool_use`, `mcp_tool_use`
+        kind if kind.ends_with("tool_use") => answer.tool_calls.push(ToolCall {
+            id: text_of(block, "id"),
+            name: text_of(block, "name"),
+            arguments: block.get("input").map(plain_text).unwrap_or_default(),
+        }),
+        "text" => answer.texts.extend(text_of(block, "text")),
+        _ => {}
+    }
 }
 
 /// Adds up `message_start`, the deltas of content blocks and `message_delta`.
 #[derive(Debug, Default)]
 pub struct Events {
-    message: Vec<(Cow<'static, str>, Json<'static>)>,
-    usage: Vec<(Cow<'static, str>, Json<'static>)>,
-    blocks: BTreeMap<i64, Block>,
+    message: Members,
+    usage: Members,
+    blocks: Vec<Block>,
+    /// The latest block of each index.
+    by_index: HashMap<i64, usize>,
 }
 
 #[derive(Debug, Default)]
 struct Block {
-    start: Vec<(Cow<'static, str>, Json<'static>)>,
+    start: Members,
     text: Option<String>,
     thinking: Option<String>,
     signature: Option<String>,
     input: Option<String>,
+    citations: Vec<Json<'static>>,
     stopped: bool,
 }
 
@@ -70,40 +79,69 @@ enum Part {
     Input,
 }
 
+impl Part {
+    fn of_member(name: &str) -> Option<Self> {
+        Some(match name {
+            "text" => Self::Text,
+            "thinking" => Self::Thinking,
+            "signature" => Self::Signature,
+            "partial_json" => Self::Input,
+            _ => return None,
+        })
+    }
+}
+
 impl Merge for Events {
     type Place = Place;
 
-    fn add(&mut self, event: &Json<'_>) {
-        match event.get("type").and_then(Json::as_str) {
-            Some("message_start") => {
-                let Some(message) = event.get("message") else { return };
+    fn add(&mut self, event: &Sent<'_, '_>, unread: &mut Pieces) {
+        let data = event.data;
+        match event.kind {
+            "message_start" => {
+                let Some(message) = data.get("message") else { return };
                 self.set_all(message);
-                set_members(&mut self.usage, message.get("usage"));
+                self.add_usage(message.get("usage"));
+                // As a rule empty, but some servers start with what they have.
+                for block in message.get("content").map(Json::elements).unwrap_or_default() {
+                    self.open(self.blocks.len() as i64, block);
+                }
             }
-            Some("message_delta") => {
-                if let Some(delta) = event.get("delta") {
+            "message_delta" => {
+                if let Some(delta) = data.get("delta") {
                     self.set_all(delta);
                 }
-                set_members(&mut self.usage, event.get("usage"));
+                self.add_usage(data.get("usage"));
             }
-            Some("content_block_start") => {
-                let Some(start) = event.get("content_block") else { return };
-                let block = self.block(event);
-                set_members(&mut block.start, Some(start));
-                // The start may already carry text.
-                append(&mut block.text, start, "text");
-                append(&mut block.thinking, start, "thinking");
+            "content_block_start" => {
+                if let Some(start) = data.get("content_block") {
+                    self.open(block_index(data), start);
+                }
             }
-            Some("content_block_delta") => {
-                let Some(delta) = event.get("delta") else { return };
-                let block = self.block(event);
-                append(&mut block.text, delta, "text");
-                append(&mut block.thinking, delta, "thinking");
-                append(&mut block.signature, delta, "signature");
-                append(&mut block.input, delta, "partial_json");
+            "content_block_delta" => {
+                let Some(delta) = data.get("delta") else { return };
+                let block = self.block(block_index(data));
+                for (name, value) in delta.members() {
+                    match (name.as_ref(), value) {
+                        ("type", _) | (_, Json::Null) => {}
+                        ("citation", citation) => block.citations.push(citation.to_static()),
+                        (name, Json::String(piece)) if Part::of_member(name).is_some() => {
+                            Part::of_member(name).into_iter().for_each(|part| block.push(part, piece));
+                        }
+                        (name, value) => unread.member(name, value),
+                    }
+                }
             }
-            Some("content_block_stop") => self.block(event).stopped = true,
-            _ => {}
+            "content_block_stop" => self.block(block_index(data)).stopped = true,
+            "ping" | "message_stop" | "error" => {}
+            // A whole message, although a stream was asked for.
+            "message" => {
+                self.set_all(data);
+                self.add_usage(data.get("usage"));
+                for block in data.get("content").map(Json::elements).unwrap_or_default() {
+                    self.open(self.blocks.len() as i64, block);
+                }
+            }
+            _ => unread.note(Unread::Type, &data.to_string()),
         }
     }
 
@@ -113,14 +151,15 @@ impl Merge for Events {
         }
         let mut piece = None;
         for (name, value) in event.get("delta")?.members() {
-            let part = match name.as_ref() {
-                "text" => Part::Text,
-                "thinking" => Part::Thinking,
-                "signature" => Part::Signature,
-                "partial_json" => Part::Input,
-                _ => continue,
+            let part = match (name.as_ref(), value) {
+                ("type", _) | (_, Json::Null) => continue,
+                ("citation", _) => return None,
+                (name, value) => match Part::of_member(name) {
+                    Some(part) => (part, value.as_str()?),
+                    None => continue,
+                },
             };
-            if piece.replace((part, value.as_str()?)).is_some() {
+            if piece.replace(part).is_some() {
                 return None;
             }
         }
@@ -129,18 +168,11 @@ impl Merge for Events {
     }
 
     fn add_piece(&mut self, place: &Place, piece: &str) {
-        let block = self.blocks.entry(place.block).or_default();
-        let text = match place.part {
-            Part::Text => &mut block.text,
-            Part::Thinking => &mut block.thinking,
-            Part::Signature => &mut block.signature,
-            Part::Input => &mut block.input,
-        };
-        text.get_or_insert_default().push_str(piece);
+        self.block(place.block).push(place.part, piece);
     }
 
     fn finish(mut self) -> Json<'static> {
-        let content = self.blocks.into_values().map(Block::finish).collect();
+        let content = self.blocks.into_iter().flat_map(Block::finish).collect();
         self.message.push((Cow::Borrowed("content"), Json::Array(content)));
         self.message.push((Cow::Borrowed("usage"), Json::Object(self.usage)));
         Json::Object(self.message)
@@ -148,14 +180,57 @@ impl Merge for Events {
 }
 
 impl Events {
-    fn block(&mut self, event: &Json<'_>) -> &mut Block {
-        self.blocks.entry(block_index(event)).or_default()
+    /// The latest block of an index.
+    #[expect(clippy::indexing_slicing, reason = "an index that was handed out is there: blocks are never taken away")]
+    fn block(&mut self, index: i64) -> &mut Block {
+        let at = *self.by_index.entry(index).or_insert_with(|| {
+            self.blocks.push(Block::default());
+            self.blocks.len() - 1
+        });
+        &mut self.blocks[at]
+    }
+
+    /// Opens a block; of an index that is used a second time, another one.
+    fn open(&mut self, index: i64, start: &Json<'_>) {
+        self.by_index.insert(index, self.blocks.len());
+        let mut block = Block::default();
+        set_members(&mut block.start, start);
+        // The start may already carry text.
+        append(&mut block.text, start, "text");
+        append(&mut block.thinking, start, "thinking");
+        self.blocks.push(block);
     }
 
     fn set_all(&mut self, source: &Json<'_>) {
-        set_members(&mut self.message, Some(source));
+        set_members(&mut self.message, source);
         // Both are put together from the events that follow.
         self.message.retain(|(name, _)| name != "content" && name != "usage");
+    }
+
+    /// Takes a report into account. What it says of the prompt counts as a whole, and only where it is not less than what is known: some
+    /// servers know the prompt at the start, others at the end, and say 0 elsewhere. Other counts only grow.
+    fn add_usage(&mut self, report: Option<&Json<'_>>) {
+        let Some(report) = report else { return };
+        let prompt = |members: &Json<'_>| -> i64 {
+            usage::PROMPT_OF_MESSAGES.iter().filter_map(|name| usage::count(members.get(name)?)).map(i64::from).sum()
+        };
+        let known = Json::Object(std::mem::take(&mut self.usage));
+        let has_prompt = known.get("input_tokens").is_some();
+        let is_prompt_kept = has_prompt && prompt(report) < prompt(&known);
+        let Json::Object(mut usage) = known else { return };
+        for (name, value) in report.members() {
+            let before = usage.iter().find(|(known, _)| known == name).map(|(_, value)| value);
+            let is_kept = match usage::PROMPT_OF_MESSAGES.contains(&name.as_ref()) {
+                true => is_prompt_kept,
+                false => before.and_then(usage::count) > usage::count(value),
+            };
+            if matches!(value, Json::Null) || before.is_some() && is_kept {
+                continue;
+            }
+            usage.retain(|(known, _)| known != name);
+            usage.push((Cow::Owned(name.to_string()), value.to_static()));
+        }
+        self.usage = usage;
     }
 }
 
@@ -163,23 +238,51 @@ fn block_index(event: &Json<'_>) -> i64 {
     event.get("index").and_then(Json::as_i64).unwrap_or(0)
 }
 
-/// Sets every member that is not null; the last value counts.
-fn set_members(members: &mut Vec<(Cow<'static, str>, Json<'static>)>, source: Option<&Json<'_>>) {
-    for (name, value) in source.map(Json::members).unwrap_or_default() {
+/// Sets every member that says something; the last value counts.
+fn set_members(members: &mut Members, source: &Json<'_>) {
+    for (name, value) in source.members() {
         if matches!(value, Json::Null) {
             continue;
         }
         match members.iter_mut().find(|(known, _)| known == name) {
-            Some((_, known)) => *known = value.to_static(),
+            Some((_, known)) if !is_blank(value) || is_blank(known) => *known = value.to_static(),
+            Some(_) => {}
             None => members.push((Cow::Owned(name.to_string()), value.to_static())),
         }
     }
 }
 
 impl Block {
-    fn finish(mut self) -> Json<'static> {
+    fn push(&mut self, part: Part, piece: &str) {
+        let text = match part {
+            Part::Text => &mut self.text,
+            Part::Thinking => &mut self.thinking,
+            Part::Signature => &mut self.signature,
+            Part::Input => &mut self.input,
+        };
+        text.get_or_insert_default().push_str(piece);
+    }
+
+    /// The block as an answer that is no stream has it, and behind it what came under its index but belongs to no such block.
+    fn finish(mut self) -> Vec<Json<'static>> {
+        let kind = self.start.iter().find(|(name, _)| name == "type").and_then(|(_, value)| value.as_str()).map(str::to_owned);
+        let kind = kind.unwrap_or_else(|| {
+            // The start is missing.
+            let kind = match &self {
+                Block { input: Some(_), .. } => "tool_use",
+                Block { thinking: Some(_), text: None, .. } => "thinking",
+                _ => "text",
+            };
+            self.start.push((Cow::Borrowed("type"), Json::text(kind)));
+            kind.to_owned()
+        });
+        let is_call = kind.ends_with("tool_use");
         // A tool's input starts as `{}`, which is only a place to fill until the block is over.
-        if !self.stopped && self.input.is_none() {
+        if !self.stopped
+            && self.input.is_none()
+            && is_call
+            && self.start.iter().any(|(name, value)| name == "input" && value.members().is_empty())
+        {
             self.start.retain(|(name, _)| name != "input");
         }
         // The text as it came where it is JSON, so that its spelling survives; else, cut off, as a string.
@@ -187,17 +290,26 @@ impl Block {
             Ok(_) => Json::Raw(text),
             Err(_) => string(text),
         });
-        for (name, value) in [
-            ("text", self.text.map(string)),
-            ("thinking", self.thinking.map(string)),
-            ("signature", self.signature.map(string)),
-            ("input", input),
-        ] {
-            if let Some(value) = value {
-                self.start.retain(|(known, _)| known != name);
-                self.start.push((Cow::Borrowed(name), value));
+        let mut foreign = Vec::new();
+        for (name, value) in [("text", self.text), ("thinking", self.thinking)] {
+            match value {
+                Some(value) if kind == name || kind != "text" && kind != "thinking" && !is_call => {
+                    replace(&mut self.start, name, string(value));
+                }
+                Some(value) if !value.is_empty() => {
+                    foreign.push(object([("type", Some(Json::text(name))), (name, Some(string(value)))]));
+                }
+                _ => {}
             }
         }
-        Json::Object(self.start)
+        let citations = (!self.citations.is_empty()).then_some(Json::Array(self.citations));
+        for (name, value) in [("signature", self.signature.map(string)), ("input", input), ("citations", citations)] {
+            if let Some(value) = value {
+                replace(&mut self.start, name, value);
+            }
+        }
+        let mut blocks = vec![Json::Object(self.start)];
+        blocks.append(&mut foreign);
+        blocks
     }
 }

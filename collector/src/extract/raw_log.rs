@@ -1,22 +1,15 @@
 //! The column `raw_log`: the entry as Kong sent it, without credentials, its bodies as JSON instead of base64.
 //!
-//! Recordings, pictures and vectors stay out of it: a database of conversations must not become a store of blobs. What stands
-//! in their place says what it was, how large, and its SHA-256, so that an auditor can still tell whether two calls had the same
-//! picture.
+//! Recordings, pictures and vectors stay out of it: see [`super::blobs`]. What nobody understood of an answer is the last member of its body: whatever
+//! takes content out takes it along.
 
 use std::borrow::Cow;
 
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
-use memchr::memmem;
-
-use crate::decode::body::describe_binary;
 use crate::decode::json::{Json, write_list, write_string, write_text};
 
+use super::blobs::{blob, without_blobs, write_vector};
 use super::redact::{Mask, Secrets};
-
-/// Base64 of fewer letters than this stays as it is: it may just as well be a word.
-const MIN_BLOB_LETTERS: usize = 64;
+use super::unread::Pieces;
 
 /// A body on its way into `raw_log`.
 #[derive(Debug)]
@@ -46,8 +39,10 @@ pub struct Bodies<'a> {
     pub request: &'a Document<'a>,
     /// What was answered.
     pub response: &'a Document<'a>,
-    /// The answer holds vectors, of which only the dimensions are kept.
-    pub vectors: bool,
+    /// The answer holds vectors, of which only the dimensions are kept; where they are base64, a number has so many bytes.
+    pub vectors: Option<usize>,
+    /// What of the answer was not understood.
+    pub unread: &'a Pieces,
 }
 
 /// Hides what is not to be stored of a text of the user's or the model's.
@@ -56,7 +51,8 @@ pub type Hide<'h> = dyn for<'t> FnMut(&'t str) -> Cow<'t, str> + 'h;
 /// Appends the entry `fields` with its bodies put back to `out`. `mask` is for texts of the client's outside of the bodies.
 pub fn write(out: &mut String, fields: &Json<'_>, bodies: Bodies<'_>, secrets: &Secrets, mask: &Mask<'_>, hide: &mut Hide<'_>) {
     let mut separator = '{';
-    let mut bodies = [("request", bodies.request, false), ("response", bodies.response, bodies.vectors)];
+    let mut request = Some(bodies.request);
+    let mut response = Some(bodies.response);
     for (name, value) in fields.members() {
         if secrets.is_secret_header(name) {
             continue;
@@ -67,13 +63,24 @@ pub fn write(out: &mut String, fields: &Json<'_>, bodies: Bodies<'_>, secrets: &
         out.push(':');
         let start = out.len();
         secrets.write_member(out, name, value, mask);
-        for (side, document, vectors) in &mut bodies {
-            if name == side && matches!(value, Json::Object(_)) && out.ends_with('}') {
-                out.pop();
-                let is_empty = out.len() == start + 1;
-                write_body(out, std::mem::replace(document, &Document::Absent), *vectors, is_empty, hide);
-                out.push('}');
+        let is_response = name == "response";
+        let document = match name.as_ref() {
+            "request" => &mut request,
+            "response" => &mut response,
+            _ => continue,
+        };
+        if !matches!(value, Json::Object(_)) || !out.ends_with('}') {
+            continue;
+        }
+        // Of a repeated member the first one has the body.
+        if let Some(document) = document.take() {
+            out.pop();
+            let is_first = out.len() == start + 1;
+            write_body(out, document, bodies.vectors.filter(|_| is_response), is_first, hide);
+            if is_response && matches!(document, Document::Json(Json::Object(_))) && out.ends_with('}') {
+                bodies.unread.write(out, hide);
             }
+            out.push('}');
         }
     }
     if separator == '{' {
@@ -82,130 +89,98 @@ pub fn write(out: &mut String, fields: &Json<'_>, bodies: Bodies<'_>, secrets: &
     out.push('}');
 }
 
-fn write_body(out: &mut String, document: &Document<'_>, vectors: bool, first: bool, hide: &mut Hide<'_>) {
-    let separator = if first { "" } else { "," };
+fn write_body(out: &mut String, document: &Document<'_>, vectors: Option<usize>, is_first: bool, hide: &mut Hide<'_>) {
+    if matches!(document, Document::Absent) {
+        return;
+    }
+    out.push_str(if is_first { "\"body\":" } else { ",\"body\":" });
     match document {
         Document::Absent => {}
-        Document::Json(json) => {
-            out.push_str(separator);
-            out.push_str("\"body\":");
-            write_without_blobs(out, json, vectors, hide);
-        }
-        Document::Text(text) => {
-            out.push_str(separator);
-            out.push_str("\"body\":");
-            write_string(out, &hide(&without_data_urls(text)));
-        }
+        Document::Json(json) => Writer { vectors, hide }.write(out, json, ""),
+        Document::Text(text) => write_string(out, &hide(&without_blobs(text))),
     }
 }
 
-/// Appends `json` with blobs, and with `vectors` also vectors, replaced by what they were.
-fn write_without_blobs(out: &mut String, json: &Json<'_>, vectors: bool, hide: &mut Hide<'_>) {
-    match json {
-        Json::String(text) => match without_data_urls(text) {
-            Cow::Borrowed(_) => match hide(text) {
+struct Writer<'w, 'h> {
+    vectors: Option<usize>,
+    hide: &'w mut Hide<'h>,
+}
+
+impl Writer<'_, '_> {
+    /// Appends `json`, which is the member `name` of an object, with blobs and vectors replaced by what they were.
+    fn write(&mut self, out: &mut String, json: &Json<'_>, name: &str) {
+        if let Some(width) = self.vectors
+            && is_place_of_vectors(json, name)
+            && write_vector(out, json, width)
+        {
+            return;
+        }
+        match json {
+            Json::String(text) => self.write_text(out, text),
+            Json::Array(elements) => write_list(out, '[', elements, ']', |out, element| self.write(out, element, name)),
+            Json::Object(members) => write_list(out, '{', members, '}', |out, (member, value)| {
+                match (self.hide)(member) {
+                    Cow::Borrowed(_) => write_text(out, member),
+                    Cow::Owned(hidden) => write_string(out, &hidden),
+                }
+                out.push(':');
+                self.write_member(out, json, name, member, value);
+            }),
+            Json::Raw(text) => match Json::parse(text) {
+                Ok(parsed) => self.write(out, &parsed, name),
+                Err(_) => write_string(out, &(self.hide)(&without_blobs(text))),
+            },
+            other => other.write(out),
+        }
+    }
+
+    /// Appends the member `name` of `object`, which is the member `parent` of another one.
+    fn write_member(&mut self, out: &mut String, object: &Json<'_>, parent: &str, name: &str, value: &Json<'_>) {
+        let text_blob = |value: &Json<'_>| value.as_str().and_then(|text| blob(object, parent, name, text));
+        match value {
+            Json::String(_) => match text_blob(value) {
+                Some(blob) => write_string(out, &blob),
+                None => self.write(out, value, name),
+            },
+            // Several prompts that are embeddings.
+            Json::Array(values) if values.iter().any(|value| matches!(value, Json::String(_))) => {
+                write_list(out, '[', values, ']', |out, value| match text_blob(value) {
+                    Some(blob) => write_string(out, &blob),
+                    None => self.write(out, value, name),
+                });
+            }
+            value => self.write(out, value, name),
+        }
+    }
+
+    #[expect(clippy::ptr_arg, reason = "whether the text is borrowed decides how it is written")]
+    fn write_text(&mut self, out: &mut String, text: &Cow<'_, str>) {
+        match without_blobs(text) {
+            Cow::Borrowed(_) => match (self.hide)(text) {
                 Cow::Borrowed(_) => write_text(out, text),
                 Cow::Owned(hidden) => write_string(out, &hidden),
             },
-            Cow::Owned(replaced) => write_string(out, &hide(&replaced)),
-        },
-        Json::Array(elements) => {
-            write_list(out, '[', elements, ']', |out, element| write_without_blobs(out, element, vectors, hide));
-        }
-        Json::Object(members) => write_list(out, '{', members, '}', |out, (name, value)| {
-            match hide(name) {
-                Cow::Borrowed(_) => write_text(out, name),
-                Cow::Owned(hidden) => write_string(out, &hidden),
-            }
-            out.push(':');
-            if let Some(dimensions) =
-                (vectors && matches!(name.as_ref(), "embedding" | "data")).then(|| dimensions(value)).flatten()
-            {
-                out.push_str(&format!("{{\"dimensions\":{dimensions}}}"));
-            } else if let Some(blob) = blob(json, name, value) {
-                write_string(out, &blob);
-            } else {
-                write_without_blobs(out, value, vectors, hide);
-            }
-        }),
-        Json::Raw(text) => match Json::parse(text) {
-            Ok(parsed) => write_without_blobs(out, &parsed, vectors, hide),
-            Err(_) => write_string(out, &hide(text)),
-        },
-        other => other.write(out),
-    }
-}
-
-/// The number of dimensions of a vector: numbers, or base64 of 32-bit floats as the OpenAI SDK asks for by default.
-fn dimensions(value: &Json<'_>) -> Option<usize> {
-    match value {
-        Json::Array(numbers) if numbers.iter().all(|number| matches!(number, Json::Number(_))) => Some(numbers.len()),
-        Json::String(text) => STANDARD.decode(text.as_bytes()).ok().map(|bytes| bytes.len() / 4),
-        _ => None,
-    }
-}
-
-/// What stands for a member that holds a recording, picture or file as bare base64; `None` when it is none.
-fn blob(object: &Json<'_>, name: &str, value: &Json<'_>) -> Option<String> {
-    let text = value.as_str().filter(|text| text.len() >= MIN_BLOB_LETTERS)?;
-    // OpenAI: input_audio.data with its format, file_data, b64_json; Anthropic: source.data with its media_type.
-    let kind = match name {
-        "data" => object.get("media_type").or_else(|| object.get("format")).and_then(Json::as_str).unwrap_or("audio"),
-        "file_data" => "file",
-        "b64_json" => "image",
-        _ => return None,
-    };
-    let bytes = STANDARD.decode(text).ok()?;
-    Some(describe_binary(kind, &bytes))
-}
-
-/// `text` with every `data:` URL in it replaced by its type, size and SHA-256.
-pub fn without_data_urls(text: &str) -> Cow<'_, str> {
-    const SCHEME: &str = "data:";
-    const MARK: &str = ";base64,";
-    if memmem::find(text.as_bytes(), SCHEME.as_bytes()).is_none() {
-        return Cow::Borrowed(text);
-    }
-    let mut out = String::new();
-    let mut rest = text;
-    while let Some(at) = rest.find(SCHEME) {
-        let (before, url) = rest.split_at(at);
-        out.push_str(before);
-        let after_scheme = url.get(SCHEME.len()..).unwrap_or_default();
-        // A media type is short and has no blanks: whatever else follows "data:" is prose.
-        let header_end = after_scheme.bytes().take(200).position(|b| b == b',' || b.is_ascii_whitespace() || b == b'"');
-        let header = header_end.and_then(|end| after_scheme.get(..=end)).unwrap_or_default();
-        let media_type = header.strip_suffix(',').and_then(|_| header.strip_suffix(MARK));
-        let payload = after_scheme.get(header.len()..).unwrap_or_default();
-        let length =
-            payload.bytes().take_while(|b| b.is_ascii_alphanumeric() || matches!(b, b'+' | b'/' | b'=' | b'-' | b'_')).count();
-        match (media_type, payload.get(..length)) {
-            (Some(media_type), Some(letters)) if !letters.is_empty() => {
-                let bytes = STANDARD.decode(letters).unwrap_or_else(|_| letters.as_bytes().to_vec());
-                out.push_str(&describe_binary(if media_type.is_empty() { "text/plain" } else { media_type }, &bytes));
-                rest = payload.get(length..).unwrap_or_default();
-            }
-            // Not in base64: a whole string that is a URL is replaced, one inside prose is left alone.
-            _ if at == 0 && text.len() == rest.len() && header.ends_with(',') && header.contains('/') => {
-                return Cow::Owned(describe_binary(header.trim_end_matches(','), payload.as_bytes()));
-            }
-            _ => {
-                out.push_str(SCHEME);
-                rest = after_scheme;
-            }
+            Cow::Owned(replaced) => write_string(out, &(self.hide)(&replaced)),
         }
     }
-    out.push_str(rest);
-    Cow::Owned(out)
+}
+
+/// Whether a vector may stand here: lists anywhere, base64 under the names that OpenAI (`embedding`), vLLM's pooling (`data`) and Cohere
+/// (`base64`) give it.
+fn is_place_of_vectors(json: &Json<'_>, name: &str) -> bool {
+    match json {
+        Json::Array(_) => true,
+        _ => matches!(name, "embedding" | "data" | "base64"),
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn written(fields: &str, request: Document<'_>, response: Document<'_>, vectors: bool) -> String {
+    fn written(fields: &str, request: Document<'_>, response: Document<'_>, vectors: Option<usize>) -> String {
         let mut out = String::new();
-        let bodies = Bodies { request: &request, response: &response, vectors };
+        let bodies = Bodies { request: &request, response: &response, vectors, unread: &Pieces::default() };
         write(&mut out, &Json::parse(fields).unwrap(), bodies, &Secrets::default(), &|text| text.into(), &mut |text| text.into());
         out
     }
@@ -215,35 +190,42 @@ mod tests {
         let request = || Document::Json(Json::parse(r#"{"a":[1]}"#).unwrap());
         let response = || Document::Text(Cow::Borrowed("x\n"));
         assert_eq!(
-            written(r#"{"request":{"id":"1"},"response":{},"b":{}}"#, request(), response(), false),
+            written(r#"{"request":{"id":"1"},"response":{},"b":{}}"#, request(), response(), None),
             r#"{"request":{"id":"1","body":{"a":[1]}},"response":{"body":"x\n"},"b":{}}"#
         );
-        assert_eq!(written("{}", request(), response(), false), "{}");
-        assert_eq!(written(r#"{"cookie":"a"}"#, Document::Absent, Document::Absent, false), "{}");
+        assert_eq!(written("{}", request(), response(), None), "{}");
+        assert_eq!(written(r#"{"cookie":"a"}"#, Document::Absent, Document::Absent, None), "{}");
     }
 
     #[test]
-    fn data_urls_are_replaced_wherever_they_stand() {
-        let hash = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"; // of "abc"
-        let blob = format!("[image/png 3 bytes sha256:{hash}]");
-        for (text, expected) in [
-            ("data:image/png;base64,YWJj".to_owned(), blob.clone()),
-            ("see ![](data:image/png;base64,YWJj) and data: none".to_owned(), format!("see ![]({blob}) and data: none")),
-            ("data:image/svg+xml,abc".to_owned(), format!("[image/svg+xml 3 bytes sha256:{hash}]")),
-            ("metadata: 1, 2".to_owned(), "metadata: 1, 2".to_owned()),
-            ("data:".to_owned(), "data:".to_owned()),
-        ] {
-            assert_eq!(without_data_urls(&text), expected, "{text}");
+    fn blobs_are_replaced_wherever_they_stand() {
+        let letters = format!("{}{}", "AbCdEf0123456789".repeat(4), "=");
+        let body = format!(
+            r#"{{"input_audio":{{"data":"{letters}","format":"wav"}},"data":"short","prompt_embeds":["{letters}","x"],"in":["data:image/png;base64,YWJj"]}}"#
+        );
+        let out = written(r#"{"request":{}}"#, Document::Json(Json::parse(&body).unwrap()), Document::Absent, None);
+        assert!(!out.contains(&letters) && !out.contains("YWJj"), "{out}");
+        for kept in ["[wav 48 bytes sha256:", "\"short\"", "[\"[prompt_embeds 48 bytes sha256:", "[image/png 3 bytes sha256:"] {
+            assert!(out.contains(kept), "{out}");
         }
     }
 
     #[test]
-    fn bare_base64_of_recordings_and_files_is_replaced() {
-        let letters = STANDARD.encode([7; 60]);
-        let body = format!(r#"{{"input_audio":{{"data":"{letters}","format":"wav"}},"data":"short","b64_json":"{letters}"}}"#);
-        let out = written(r#"{"request":{}}"#, Document::Json(Json::parse(&body).unwrap()), Document::Absent, false);
-        assert!(!out.contains(&letters));
-        assert!(out.contains("[wav 60 bytes sha256:") && out.contains("[image 60 bytes sha256:") && out.contains("\"short\""));
+    fn what_was_not_understood_is_part_of_the_body() {
+        let mut unread = Pieces::default();
+        unread.note(crate::call::Unread::Line, "x: data:image/png;base64,YWJj");
+        for (body, expected) in [
+            (r#"{"id":"1"}"#, r#"{"response":{"body":{"id":"1","unread":[{"kind":"line","text":"x: [image/png"#),
+            ("{}", r#"{"response":{"body":{"unread":[{"kind":"line""#),
+        ] {
+            let mut out = String::new();
+            let response = Document::Json(Json::parse(body).unwrap());
+            let bodies = Bodies { request: &Document::Absent, response: &response, vectors: None, unread: &unread };
+            let fields = Json::parse(r#"{"response":{}}"#).unwrap();
+            write(&mut out, &fields, bodies, &Secrets::default(), &|text| text.into(), &mut |text| text.into());
+            assert!(out.starts_with(expected), "{out}");
+            assert!(Json::parse(&out).is_ok(), "{out}");
+        }
     }
 
     #[test]
@@ -251,9 +233,9 @@ mod tests {
         let body = r#"{"data":[{"index":0,"embedding":[0.5,1]},{"index":1,"embedding":"AACAPwAAgD8AAIA/"}]}"#;
         let response = || Document::Json(Json::parse(body).unwrap());
         assert_eq!(
-            written(r#"{"response":{}}"#, Document::Absent, response(), true),
+            written(r#"{"response":{}}"#, Document::Absent, response(), Some(4)),
             r#"{"response":{"body":{"data":[{"index":0,"embedding":{"dimensions":2}},{"index":1,"embedding":{"dimensions":3}}]}}}"#
         );
-        assert!(written(r#"{"response":{}}"#, Document::Absent, response(), false).contains("[0.5,1]"));
+        assert!(written(r#"{"response":{}}"#, Document::Absent, response(), None).contains("[0.5,1]"));
     }
 }

@@ -3,33 +3,53 @@
 use crate::decode::json::Json;
 
 use super::api::Api;
+use super::raw_log::Document;
 
 /// The prompt of a request whose body is JSON; `None` where there is no text.
 pub fn prompt(api: Api, body: &Json<'_>) -> Option<String> {
+    let messages = || last_user_text(body.get("messages")?);
     let prompt = match api {
-        Api::Chat | Api::Messages | Api::CountTokens => last_user_text(body.get("messages")?),
-        Api::Completions => texts(body.get("prompt")?),
+        Api::Chat | Api::Messages | Api::CountTokens => messages(),
+        Api::Completions => body.get("prompt").and_then(texts),
         Api::Responses => match body.get("input")? {
             Json::String(text) => Some(text.to_string()),
             items => last_user_text(items),
         },
+        // Cohere's form has `texts`, or `inputs` with parts.
         Api::Embeddings | Api::Pooling | Api::Classify => {
-            body.get("input").and_then(texts).or_else(|| last_user_text(body.get("messages")?))
+            let names = ["input", "texts", "inputs", "images"];
+            names.iter().find_map(|name| texts(body.get(name)?)).or_else(messages)
         }
-        Api::Rerank => texts(body.get("query")?),
-        Api::Score => ["text_1", "data_1", "queries"].iter().find_map(|name| texts(body.get(name)?)),
-        Api::Tokenize => body.get("prompt").and_then(texts).or_else(|| last_user_text(body.get("messages")?)),
+        Api::Rerank => body.get("query").and_then(texts),
+        Api::Score => ["text_1", "data_1", "queries", "query"].iter().find_map(|name| texts(body.get(name)?)),
+        Api::Tokenize => body.get("prompt").and_then(texts).or_else(messages),
+        Api::Transcriptions | Api::Translations => {
+            let prompt = body.get("prompt").and_then(Json::as_str).filter(|prompt| !prompt.is_empty());
+            let parts: Vec<&str> = prompt.into_iter().chain(body.get("file").map(|_| "[audio]")).collect();
+            Some(parts.join("\n"))
+        }
         Api::Detokenize | Api::Models | Api::Other => None,
     };
     prompt.filter(|prompt| !prompt.is_empty())
 }
 
-/// A string, or the strings of a list joined by a line break; token ids are no text.
+/// The size of a number in the vectors that the request asks for, in bytes (vLLM's `embed_dtype`).
+pub fn bytes_of_a_number(request: &Document<'_>) -> usize {
+    let Document::Json(body) = request else { return 4 };
+    match body.get("embed_dtype").and_then(Json::as_str) {
+        Some("float16" | "bfloat16") => 2,
+        Some(name) if name.starts_with("fp8") => 1,
+        _ => 4,
+    }
+}
+
+/// A string, an object with a content, or a list of those joined by a line break; token ids are no text.
 fn texts(value: &Json<'_>) -> Option<String> {
     match value {
         Json::String(text) => Some(text.to_string()),
+        Json::Object(_) => content_text(value.get("content")?),
         Json::Array(elements) => {
-            let texts: Vec<&str> = elements.iter().filter_map(Json::as_str).collect();
+            let texts: Vec<String> = elements.iter().filter_map(texts).collect();
             (!texts.is_empty()).then(|| texts.join("\n"))
         }
         _ => None,
@@ -48,20 +68,31 @@ fn content_text(content: &Json<'_>) -> Option<String> {
     match content {
         Json::String(text) => (!text.is_empty()).then(|| text.to_string()),
         Json::Array(parts) => {
-            let texts: Vec<&str> = parts.iter().filter_map(part_text).collect();
+            let texts: Vec<&str> = parts.iter().filter_map(part_text).filter(|text| !text.is_empty()).collect();
             (!texts.is_empty()).then(|| texts.join("\n"))
         }
+        part @ Json::Object(_) => part_text(part).filter(|text| !text.is_empty()).map(str::to_owned),
         _ => None,
     }
 }
 
+/// The text of a part, or what stands for it. vLLM takes parts without a type: the member tells what they are.
 fn part_text<'j>(part: &'j Json<'_>) -> Option<&'j str> {
     if let Json::String(text) = part {
         return Some(text);
     }
-    let kind = part.get("type").and_then(Json::as_str).unwrap_or("text");
+    let told = part.get("type").and_then(Json::as_str).filter(|kind| !kind.is_empty());
+    let first = || part.members().iter().map(|(name, _)| name.as_ref()).find(|name| *name != "uuid" && *name != "cache_control");
+    let kind = match told {
+        Some(kind) => kind,
+        None if part.get("text").is_some() => "text",
+        None => first()?,
+    };
     match kind {
-        "text" | "input_text" | "output_text" => part.get("text").and_then(Json::as_str),
+        "text" | "input_text" | "output_text" | "refusal" => {
+            part.get("text").or_else(|| part.get("refusal")).and_then(Json::as_str)
+        }
+        "thinking" => part.get("thinking").and_then(Json::as_str),
         "tool_result" => None,
         _ if kind.contains("image") => Some("[image]"),
         _ if kind.contains("audio") => Some("[audio]"),
@@ -96,6 +127,24 @@ mod tests {
     }
 
     #[test]
+    fn a_turn_that_is_only_a_picture_is_a_turn_and_an_empty_text_is_none() {
+        let earlier = r#"{"role":"user","content":"earlier"}"#;
+        for (content, prompt) in [
+            (r#"[{"image_url":"https://x"}]"#, "[image]"),
+            (r#"[{"image_url":{"url":"https://x"},"uuid":"1"},{"uuid":"2","audio_url":"y"}]"#, "[image]\n[audio]"),
+            (r#"[{"type":"text","text":""},{"type":"image_url","image_url":{"url":"x"}}]"#, "[image]"),
+            (r#"[{"video_url":"x"},{"text":"q"},{"type":"","text":"r"}]"#, "[file]\nq\nr"),
+            (r#"{"type":"text","text":"q"}"#, "q"),
+            (r#"[{"type":"text","text":""}]"#, "earlier"),
+            (r#"[{"type":"tool_result","content":"x"}]"#, "earlier"),
+            ("null", "earlier"),
+        ] {
+            let body = format!(r#"{{"messages":[{earlier},{{"role":"user","content":{content}}}]}}"#);
+            assert_eq!(of(Api::Chat, &body).as_deref(), Some(prompt), "{content}");
+        }
+    }
+
+    #[test]
     fn input_text_is_found_where_an_api_has_it() {
         for (api, body, prompt) in [
             (Api::Completions, r#"{"prompt":["a","b"]}"#, Some("a\nb")),
@@ -106,6 +155,15 @@ mod tests {
             (Api::Score, r#"{"text_1":"q","text_2":["a"]}"#, Some("q")),
             (Api::Tokenize, r#"{"messages":[{"role":"user","content":"q"}]}"#, Some("q")),
             (Api::Detokenize, r#"{"tokens":[1]}"#, None),
+            (Api::Rerank, r#"{"query":{"content":[{"type":"text","text":"q"},{"type":"image_url"}]}}"#, Some("q\n[image]")),
+            (Api::Embeddings, r#"{"texts":["a","b"],"input_type":"x"}"#, Some("a\nb")),
+            (
+                Api::Embeddings,
+                r#"{"inputs":[{"content":[{"type":"text","text":"a"},{"type":"image_url"}]}]}"#,
+                Some("a\n[image]"),
+            ),
+            (Api::Transcriptions, r#"{"model":"m","prompt":"names","file":"[audio/wav 1 bytes]"}"#, Some("names\n[audio]")),
+            (Api::Translations, r#"{"model":"m","prompt":"","file":"[audio/wav 1 bytes]"}"#, Some("[audio]")),
             (Api::Chat, r#"{"messages":"hi"}"#, None),
             (Api::Chat, "[1,2]", None),
         ] {

@@ -77,19 +77,26 @@ fn columns<'a>(ranges: &[Range<'a>]) -> (Vec<&'a str>, Vec<i64>, Vec<i64>) {
 /// temporary table, and unlike COPY it can skip duplicates. The numbers that arrived travel along.
 const INSERT: &str = "\
 WITH arrived AS (INSERT INTO llm_sequences (worker, first_seq, last_seq)
-    SELECT * FROM unnest($28::text[], $29::bigint[], $30::bigint[]) ON CONFLICT DO NOTHING)
+    SELECT * FROM unnest($37::text[], $38::bigint[], $39::bigint[]) ON CONFLICT DO NOTHING)
 INSERT INTO llm_logs (request_id, consumer_username, started_at, latency_ms, status, prompt, response, raw_log, model,
     endpoint, service, route, client_ip, stream, aborted, truncated, reasoning, tool_calls, finish_reason, error,
-    prompt_tokens, completion_tokens, cached_tokens, reasoning_tokens, ttft_ms, upstream_latency_ms, gateway_latency_ms)
+    prompt_tokens, completion_tokens, cached_tokens, reasoning_tokens, ttft_ms, upstream_latency_ms, gateway_latency_ms,
+    team, backend, queue_ms, estimated_prompt_tokens, estimated_completion_tokens,
+    unread, engine_queue_ms, prefill_ms, decode_ms)
 SELECT request_id, consumer_username, started_at, latency_ms, status, prompt, response, raw_log::jsonb, model,
     endpoint, service, route, client_ip::inet, stream, aborted, truncated, reasoning, tool_calls::jsonb, finish_reason, error,
-    prompt_tokens, completion_tokens, cached_tokens, reasoning_tokens, ttft_ms, upstream_latency_ms, gateway_latency_ms
+    prompt_tokens, completion_tokens, cached_tokens, reasoning_tokens, ttft_ms, upstream_latency_ms, gateway_latency_ms,
+    team, backend, queue_ms, estimated_prompt_tokens, estimated_completion_tokens,
+    unread, engine_queue_ms, prefill_ms, decode_ms
 FROM unnest($1::text[], $2::text[], $3::timestamptz[], $4::int[], $5::int[], $6::text[], $7::text[], $8::text[], $9::text[],
     $10::text[], $11::text[], $12::text[], $13::text[], $14::bool[], $15::bool[], $16::bool[], $17::text[], $18::text[],
-    $19::text[], $20::text[], $21::int[], $22::int[], $23::int[], $24::int[], $25::int[], $26::int[], $27::int[])
+    $19::text[], $20::text[], $21::int[], $22::int[], $23::int[], $24::int[], $25::int[], $26::int[], $27::int[],
+    $28::text[], $29::text[], $30::int[], $31::int[], $32::int[], $33::bool[], $34::int[], $35::int[], $36::int[])
     AS new (request_id, consumer_username, started_at, latency_ms, status, prompt, response, raw_log, model,
     endpoint, service, route, client_ip, stream, aborted, truncated, reasoning, tool_calls, finish_reason, error,
-    prompt_tokens, completion_tokens, cached_tokens, reasoning_tokens, ttft_ms, upstream_latency_ms, gateway_latency_ms)
+    prompt_tokens, completion_tokens, cached_tokens, reasoning_tokens, ttft_ms, upstream_latency_ms, gateway_latency_ms,
+    team, backend, queue_ms, estimated_prompt_tokens, estimated_completion_tokens,
+    unread, engine_queue_ms, prefill_ms, decode_ms)
 ON CONFLICT (request_id, started_at) DO NOTHING
 RETURNING request_id, (extract(epoch FROM started_at) * 1000)::bigint";
 
@@ -134,12 +141,21 @@ pub async fn insert(connection: &PooledConnection<'_>, items: &[&Item]) -> Resul
     let ttft_ms = column!(call => call.ttft_ms);
     let upstream_latency_ms = column!(call => call.upstream_latency_ms);
     let gateway_latency_ms = column!(call => call.gateway_latency_ms);
+    let team = column!(call => call.team.as_deref());
+    let backend = column!(call => call.backend.as_deref());
+    let queue_ms = column!(call => call.queue_ms);
+    let estimated_prompt_tokens = column!(call => call.estimated.0);
+    let estimated_completion_tokens = column!(call => call.estimated.1);
+    let unread = column!(call => call.is_unread());
+    let engine_queue_ms = column!(call => call.engine.queue_ms);
+    let prefill_ms = column!(call => call.engine.prefill_ms);
+    let decode_ms = column!(call => call.engine.decode_ms);
 
     let ranges = ranges(items.iter().filter_map(|item| item.sequence.as_ref()));
     let (workers, firsts, lasts) = columns(&ranges);
 
     let (text, integer, flag) = (Type::TEXT_ARRAY, Type::INT4_ARRAY, Type::BOOL_ARRAY);
-    let parameters: [(&(dyn ToSql + Sync), Type); 30] = [
+    let parameters: [(&(dyn ToSql + Sync), Type); 39] = [
         (&request_id, text.clone()),
         (&consumer_username, text.clone()),
         (&started_at, Type::TIMESTAMPTZ_ARRAY),
@@ -155,7 +171,7 @@ pub async fn insert(connection: &PooledConnection<'_>, items: &[&Item]) -> Resul
         (&client_ip, text.clone()),
         (&stream, flag.clone()),
         (&aborted, flag.clone()),
-        (&truncated, flag),
+        (&truncated, flag.clone()),
         (&reasoning, text.clone()),
         (&tool_calls, text.clone()),
         (&finish_reason, text.clone()),
@@ -166,7 +182,16 @@ pub async fn insert(connection: &PooledConnection<'_>, items: &[&Item]) -> Resul
         (&reasoning_tokens, integer.clone()),
         (&ttft_ms, integer.clone()),
         (&upstream_latency_ms, integer.clone()),
-        (&gateway_latency_ms, integer),
+        (&gateway_latency_ms, integer.clone()),
+        (&team, text.clone()),
+        (&backend, text.clone()),
+        (&queue_ms, integer.clone()),
+        (&estimated_prompt_tokens, integer.clone()),
+        (&estimated_completion_tokens, integer.clone()),
+        (&unread, flag),
+        (&engine_queue_ms, integer.clone()),
+        (&prefill_ms, integer.clone()),
+        (&decode_ms, integer),
         (&workers, text),
         (&firsts, Type::INT8_ARRAY),
         (&lasts, Type::INT8_ARRAY),

@@ -23,7 +23,7 @@ use std::time::{Duration, SystemTime};
 
 use log::{error, info, warn};
 
-use crate::decode::entry::sha256_hex;
+use crate::decode::digest::sha256_hex;
 
 /// Digits of the hash in a file's name: enough to notice damage, which is no attack.
 const HASH_DIGITS: usize = 16;

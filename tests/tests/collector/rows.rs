@@ -16,7 +16,7 @@ fn shortened(value: &Value) -> Value {
             let chars: Vec<char> = text.chars().collect();
             json!({
                 "chars": chars.len(),
-                "sha256": llm_collector::decode::entry::sha256_hex(text.as_bytes()),
+                "sha256": llm_collector::decode::digest::sha256_hex(text.as_bytes()),
                 "head": chars[..60].iter().collect::<String>(),
                 "tail": chars[chars.len() - 60..].iter().collect::<String>(),
             })

@@ -1,0 +1,356 @@
+//! JSON text to a tree, as Python's `json` reads it.
+//!
+//! Not serde_json, because the model servers are Python and read what it refuses: `NaN`, `Infinity`, numbers beyond every float,
+//! integers of thousands of digits, hundreds of levels. A body that the server read and this does not is a conversation that
+//! nobody can look up. Where Python is strict (control characters in strings, unknown escapes), so is this.
+//!
+//! What JSON or Python can say and PostgreSQL cannot hold is replaced while it is read: NUL and half a surrogate pair by U+FFFD,
+//! `NaN`, the infinities and numbers that no `numeric` holds by strings of the same spelling.
+
+use std::borrow::Cow;
+
+use super::{Json, REPLACEMENT, first_special};
+
+/// Levels of nesting that are read. Python's limit is its interpreter's stack, near 1,000 in the versions that vLLM runs on; the
+/// readers here take some hundred bytes of a thread's 2 MiB for each level.
+const MAX_DEPTH: usize = 1_024;
+
+/// Digits of the longest integer that Python reads (`sys.int_info.default_max_str_digits`). PostgreSQL's `numeric` holds more.
+const MAX_NUMBER_BYTES: usize = 4_300;
+
+/// Largest exponent of a 64-bit float, to either side. Beyond it Python reads infinity or zero, and PostgreSQL would write out
+/// hundreds of zeros for five characters.
+const MAX_EXPONENT: u32 = 308;
+
+/// Why a text is no JSON. Says nothing of the text itself, which may be anybody's words.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("{what} at byte {at}")]
+pub struct JsonError {
+    what: &'static str,
+    at: usize,
+}
+
+/// Reads the one document that `text` is.
+pub(super) fn document(text: &str) -> Result<Json<'_>, JsonError> {
+    let mut reader = Reader { text, at: 0, depth: 0 };
+    let value = reader.value()?;
+    match reader.peek() {
+        None => Ok(value),
+        Some(_) => Err(reader.error("more behind the document")),
+    }
+}
+
+struct Reader<'a> {
+    text: &'a str,
+    at: usize,
+    depth: usize,
+}
+
+impl<'a> Reader<'a> {
+    fn error(&self, what: &'static str) -> JsonError {
+        JsonError { what, at: self.at }
+    }
+
+    fn bytes(&self) -> &'a [u8] {
+        self.text.as_bytes().get(self.at..).unwrap_or_default()
+    }
+
+    /// The next byte that is no white space, which stays the next one.
+    fn peek(&mut self) -> Option<u8> {
+        let bytes = self.text.as_bytes();
+        loop {
+            match bytes.get(self.at) {
+                Some(b' ' | b'\n' | b'\r' | b'\t') => self.at += 1,
+                byte => return byte.copied(),
+            }
+        }
+    }
+
+    fn value(&mut self) -> Result<Json<'a>, JsonError> {
+        match self.peek() {
+            Some(b'"') => self.string().map(Json::String),
+            Some(b'{') => self.object(),
+            Some(b'[') => self.array(),
+            Some(b'0'..=b'9') => self.number(),
+            Some(b'-') if self.bytes().get(1) == Some(&b'I') => self.word("-Infinity", Json::String(Cow::Borrowed("-Infinity"))),
+            Some(b'-') => self.number(),
+            Some(b't') => self.word("true", Json::Bool(true)),
+            Some(b'f') => self.word("false", Json::Bool(false)),
+            Some(b'n') => self.word("null", Json::Null),
+            Some(b'N') => self.word("NaN", Json::String(Cow::Borrowed("NaN"))),
+            Some(b'I') => self.word("Infinity", Json::String(Cow::Borrowed("Infinity"))),
+            Some(_) => Err(self.error("no value")),
+            None => Err(self.error("the text ends where a value should be")),
+        }
+    }
+
+    fn word(&mut self, word: &str, value: Json<'a>) -> Result<Json<'a>, JsonError> {
+        if !self.bytes().starts_with(word.as_bytes()) {
+            return Err(self.error("no value"));
+        }
+        self.at += word.len();
+        Ok(value)
+    }
+
+    fn enter(&mut self) -> Result<(), JsonError> {
+        self.at += 1;
+        self.depth += 1;
+        if self.depth > MAX_DEPTH { Err(self.error("nested too deeply")) } else { Ok(()) }
+    }
+
+    /// What follows an element: whether there is another one. `close` ends the list.
+    fn goes_on(&mut self, close: u8) -> Result<bool, JsonError> {
+        match self.peek() {
+            Some(b',') => {
+                self.at += 1;
+                Ok(true)
+            }
+            Some(byte) if byte == close => {
+                self.at += 1;
+                self.depth -= 1;
+                Ok(false)
+            }
+            Some(_) => Err(self.error("neither a comma nor the end of the list")),
+            None => Err(self.error("the text ends inside a list")),
+        }
+    }
+
+    fn array(&mut self) -> Result<Json<'a>, JsonError> {
+        self.enter()?;
+        let mut elements = Vec::new();
+        if self.peek() == Some(b']') {
+            self.goes_on(b']')?;
+            return Ok(Json::Array(elements));
+        }
+        loop {
+            elements.push(self.value()?);
+            if !self.goes_on(b']')? {
+                return Ok(Json::Array(elements));
+            }
+        }
+    }
+
+    fn object(&mut self) -> Result<Json<'a>, JsonError> {
+        self.enter()?;
+        let mut members = Vec::new();
+        if self.peek() == Some(b'}') {
+            self.goes_on(b'}')?;
+            return Ok(Json::Object(members));
+        }
+        loop {
+            if self.peek() != Some(b'"') {
+                return Err(self.error("no name of a member"));
+            }
+            let name = self.string()?;
+            if self.peek() != Some(b':') {
+                return Err(self.error("no colon behind a name"));
+            }
+            self.at += 1;
+            members.push((name, self.value()?));
+            if !self.goes_on(b'}')? {
+                return Ok(Json::Object(members));
+            }
+        }
+    }
+
+    /// The slice of the next `length` bytes, which are skipped.
+    fn take(&mut self, length: usize) -> &'a str {
+        let taken = self.text.get(self.at..self.at + length).unwrap_or_default();
+        self.at += length;
+        taken
+    }
+
+    fn number(&mut self) -> Result<Json<'a>, JsonError> {
+        let bytes = self.bytes();
+        let digits = |from: usize| bytes.get(from..).unwrap_or_default().iter().take_while(|byte| byte.is_ascii_digit()).count();
+        let sign = usize::from(bytes.first() == Some(&b'-'));
+        let whole = digits(sign);
+        if whole == 0 || whole > 1 && bytes.get(sign) == Some(&b'0') {
+            return Err(self.error("no number"));
+        }
+        let mut length = sign + whole;
+        // A point or an `e` without digits behind it is no part of the number, and then no comma follows it.
+        if bytes.get(length) == Some(&b'.') {
+            let fraction = digits(length + 1);
+            length += if fraction > 0 { 1 + fraction } else { 0 };
+        }
+        let mut exponent = 0;
+        if matches!(bytes.get(length), Some(b'e' | b'E')) {
+            let sign = usize::from(matches!(bytes.get(length + 1), Some(b'+' | b'-')));
+            let count = digits(length + 1 + sign);
+            let start = length + 1 + sign;
+            if count > 0 {
+                let digits = bytes.get(start..start + count).unwrap_or_default();
+                exponent = digits.iter().fold(0u32, |sum, digit| sum.saturating_mul(10).saturating_add(u32::from(digit - b'0')));
+                length = start + count;
+            }
+        }
+        let text = Cow::Borrowed(self.take(length));
+        let fits = length <= MAX_NUMBER_BYTES && exponent <= MAX_EXPONENT;
+        Ok(if fits { Json::Number(text) } else { Json::String(text) })
+    }
+
+    fn string(&mut self) -> Result<Cow<'a, str>, JsonError> {
+        self.at += 1;
+        let mut unescaped: Option<String> = None;
+        loop {
+            let Some(plain) = first_special(self.bytes()) else {
+                return Err(self.error("the text ends inside a string"));
+            };
+            let special = self.bytes().get(plain).copied();
+            let piece = self.take(plain);
+            match special {
+                Some(b'"') => {
+                    self.at += 1;
+                    return Ok(match unescaped {
+                        None => Cow::Borrowed(piece),
+                        Some(mut text) => {
+                            text.push_str(piece);
+                            Cow::Owned(text)
+                        }
+                    });
+                }
+                Some(b'\\') => {
+                    let text = unescaped.get_or_insert_with(|| String::with_capacity(plain + 16));
+                    text.push_str(piece);
+                    text.push(self.escape()?);
+                }
+                _ => return Err(self.error("a control character inside a string")),
+            }
+        }
+    }
+
+    /// The character that the escape at this place stands for.
+    fn escape(&mut self) -> Result<char, JsonError> {
+        let character = match self.bytes().get(1) {
+            Some(b'n') => '\n',
+            Some(b't') => '\t',
+            Some(b'r') => '\r',
+            Some(b'b') => '\u{8}',
+            Some(b'f') => '\u{c}',
+            Some(byte @ (b'"' | b'\\' | b'/')) => char::from(*byte),
+            Some(b'u') => return self.unicode_escape(),
+            _ => return Err(self.error("an unknown escape")),
+        };
+        self.at += 2;
+        Ok(character)
+    }
+
+    fn unicode_escape(&mut self) -> Result<char, JsonError> {
+        let first = code_unit(self.bytes()).ok_or_else(|| self.error("an escape that breaks off"))?;
+        self.at += 6;
+        if !(0xD800..=0xDBFF).contains(&first) {
+            let character = char::from_u32(u32::from(first)).filter(|character| *character != '\0');
+            return Ok(character.unwrap_or(REPLACEMENT));
+        }
+        let second = code_unit(self.bytes()).filter(|unit| (0xDC00..=0xDFFF).contains(unit));
+        let Some(Ok(pair)) = second.and_then(|second| char::decode_utf16([first, second]).next()) else {
+            return Ok(REPLACEMENT);
+        };
+        self.at += 6;
+        Ok(pair)
+    }
+}
+
+/// The UTF-16 code unit of a `\uXXXX` escape at the start of `escape`.
+fn code_unit(escape: &[u8]) -> Option<u16> {
+    let digits = escape.strip_prefix(br"\u")?.get(..4)?;
+    digits.iter().try_fold(0, |unit, digit| Some(unit << 4 | u16::try_from(char::from(*digit).to_digit(16)?).ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &str) -> Json<'_> {
+        document(text).unwrap()
+    }
+
+    #[test]
+    fn escapes_that_postgresql_cannot_hold_are_replaced_one_by_one() {
+        for (text, expected) in [
+            (r#""a\u0000b""#, "a\u{FFFD}b"),
+            (r#""x\udc00y""#, "x\u{FFFD}y"),
+            (r#""x\ud83dy""#, "x\u{FFFD}y"),
+            (r#""\ud83d\ud83d\ude00""#, "\u{FFFD}😀"),
+            (r#""\ud83d\n\ude00""#, "\u{FFFD}\n\u{FFFD}"),
+            (r#""\uD83D\uDE00\u00e9\b\f\/""#, "😀é\u{8}\u{c}/"),
+            (r#""\\u0000 \\\u0000""#, "\\u0000 \\\u{FFFD}"),
+            (r#""\ud83d""#, "\u{FFFD}"),
+        ] {
+            assert_eq!(read(text), Json::text(expected), "{text}");
+        }
+    }
+
+    #[test]
+    fn numbers_keep_their_digits_and_those_that_no_column_holds_become_strings() {
+        let digits = "7".repeat(MAX_NUMBER_BYTES);
+        for number in ["0", "-0", "-12.50", "1E+5", "18446744073709551616", "0.1e-300", &digits] {
+            assert_eq!(read(number), Json::Number(Cow::Borrowed(number)));
+        }
+        let long = "7".repeat(MAX_NUMBER_BYTES + 1);
+        for number in ["NaN", "Infinity", "-Infinity", "1e999", "1e-99999", "-1E99999999999999999999", &long] {
+            assert_eq!(read(number), Json::text(number));
+        }
+    }
+
+    #[test]
+    fn what_python_refuses_is_refused() {
+        for text in [
+            "",
+            " ",
+            "nul",
+            "01",
+            "-",
+            "1.",
+            ".5",
+            "1e",
+            "+1",
+            "nan",
+            "inf",
+            "-NaN",
+            "[1,]",
+            "[1 2]",
+            "[,1]",
+            "{\"a\"}",
+            "{\"a\":}",
+            "{\"a\":1,}",
+            "{a:1}",
+            "{'a':1}",
+            "[1",
+            "{\"a\":1",
+            "\"",
+            "\"a",
+            "\"\\x\"",
+            "\"\\u12\"",
+            "\"\\u12g4\"",
+            "\"\\ud83d\\u\"",
+            "\"a\nb\"",
+            "\"\t\"",
+            "1 2",
+            "[]]",
+            "\u{a0}1",
+            "// x\n1",
+            "\"\0\"",
+        ] {
+            assert!(document(text).is_err(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn an_error_tells_the_place_and_nothing_of_the_text() {
+        assert_eq!(document("{\"secret\": oops}").unwrap_err().to_string(), "no value at byte 11");
+    }
+
+    #[test]
+    fn a_thousand_levels_are_read_and_a_million_cost_nothing() {
+        let nested = |levels: usize| format!("{}1{}", "[".repeat(levels), "]".repeat(levels));
+        assert!(document(&nested(1_000)).is_ok());
+        assert!(document(&nested(MAX_DEPTH)).is_ok());
+        assert!(document(&nested(MAX_DEPTH + 1)).is_err());
+        assert!(document(&"[".repeat(1_000_000)).is_err());
+        assert!(document(&"{\"a\":".repeat(1_000_000)).is_err());
+        // Siblings are not nested.
+        assert!(document(&format!("[{}[]]", "[],".repeat(5_000))).is_ok());
+    }
+}

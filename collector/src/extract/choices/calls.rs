@@ -1,0 +1,443 @@
+//! Tool calls that come in pieces.
+//!
+//! The API says that pieces belong together by `index`. Servers leave it out, send null or always 0, repeat the id with each piece,
+//! send it late or make up a new one, send the name in pieces or again with each piece, and arguments as an object.
+
+use std::collections::HashMap;
+
+use crate::call::ToolCall;
+use crate::decode::json::Json;
+
+use super::super::answer::{object, string, text_of};
+use super::super::unread::Pieces;
+
+/// The calls of a choice so far.
+#[derive(Debug, Default)]
+pub struct Calls {
+    calls: Vec<Call>,
+    /// The latest call of each index and id: a stream may have very many.
+    by_index: HashMap<i64, usize>,
+    by_id: HashMap<String, usize>,
+    last: Option<usize>,
+    deltas: u64,
+}
+
+/// A call that is being put together.
+#[derive(Debug, Default)]
+pub struct Call {
+    id: Option<String>,
+    name: Option<String>,
+    arguments: String,
+    nesting: Nesting,
+    is_custom: bool,
+    index: Option<i64>,
+    /// The delta that last added to it.
+    delta: u64,
+}
+
+/// How far a text is a whole JSON object or array, told byte by byte.
+#[derive(Debug, Default)]
+struct Nesting {
+    depth: i64,
+    in_string: bool,
+    escaped: bool,
+    is_whole: bool,
+}
+
+impl Nesting {
+    fn push(&mut self, text: &str) {
+        for byte in text.bytes() {
+            match byte {
+                _ if self.escaped => self.escaped = false,
+                b'\\' if self.in_string => self.escaped = true,
+                b'"' => self.in_string = !self.in_string,
+                b'{' | b'[' if !self.in_string => self.depth += 1,
+                b'}' | b']' if !self.in_string => {
+                    self.depth -= 1;
+                    self.is_whole = self.depth == 0;
+                }
+                _ => {}
+            }
+        }
+    }
+}
+
+/// Where an array element of `tool_calls` belongs, and what it adds.
+struct Piece<'j, 'a> {
+    index: Option<i64>,
+    id: Option<String>,
+    name: Option<String>,
+    function: &'j Json<'a>,
+    is_custom: bool,
+}
+
+/// The form of a call: `function`, `custom`, or name and arguments beside the id.
+pub fn function_of<'j, 'a>(call: &'j Json<'a>) -> &'j Json<'a> {
+    call.get("function").or_else(|| call.get("custom")).unwrap_or(call)
+}
+
+/// Arguments, or the free text of a custom tool.
+pub fn arguments_of<'j, 'a>(function: &'j Json<'a>) -> Option<&'j Json<'a>> {
+    ["arguments", "input", "parameters"].iter().find_map(|name| function.get(name))
+}
+
+impl Calls {
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.calls.is_empty()
+    }
+
+    /// Takes the member `tool_calls` of a delta into account.
+    pub fn add(&mut self, calls: &Json<'_>, unread: &mut Pieces) {
+        self.deltas += 1;
+        match calls {
+            // Some servers send the one call without a list around it.
+            Json::Object(_) => self.add_piece(calls, unread),
+            calls => calls.elements().iter().for_each(|call| self.add_piece(call, unread)),
+        }
+    }
+
+    fn add_piece(&mut self, call: &Json<'_>, unread: &mut Pieces) {
+        let function = function_of(call);
+        let piece = Piece {
+            index: call.get("index").and_then(Json::as_i64),
+            id: text_of(call, "id"),
+            name: text_of(function, "name"),
+            function,
+            is_custom: call.get("custom").is_some() || call.get("type").and_then(Json::as_str) == Some("custom"),
+        };
+        for (name, value) in call.members() {
+            if !matches!(
+                name.as_ref(),
+                "index" | "id" | "type" | "function" | "custom" | "name" | "arguments" | "input" | "parameters"
+            ) {
+                unread.member(name, value);
+            }
+        }
+        let at = self.place(&piece);
+        let delta = self.deltas;
+        if let Some(call) = self.calls.get_mut(at) {
+            call.delta = delta;
+            call.add(piece);
+        }
+    }
+
+    /// Appends to the arguments of the call that a piece without id and name belongs to.
+    pub fn add_arguments(&mut self, index: Option<i64>, arguments: &str) {
+        self.deltas += 1;
+        let at = match self.known(index) {
+            Some(at) => at,
+            None => self.open(index),
+        };
+        self.last = Some(at);
+        let delta = self.deltas;
+        if let Some(call) = self.calls.get_mut(at) {
+            call.delta = delta;
+            call.add_arguments(arguments);
+        }
+    }
+
+    fn known(&self, index: Option<i64>) -> Option<usize> {
+        match index {
+            Some(index) => self.by_index.get(&index).copied(),
+            None => self.last,
+        }
+    }
+
+    fn open(&mut self, index: Option<i64>) -> usize {
+        let at = self.calls.len();
+        self.calls.push(Call { index, ..Call::default() });
+        self.by_index.extend(index.map(|index| (index, at)));
+        at
+    }
+
+    /// The call that a piece belongs to; opens one where it is a new call's.
+    fn place(&mut self, piece: &Piece<'_, '_>) -> usize {
+        let with_id = piece.id.as_ref().and_then(|id| self.by_id.get(id).copied());
+        // The same id at another index is another call: some servers count neither.
+        let with_id = with_id.filter(|at| {
+            let index = self.calls.get(*at).and_then(|call| call.index);
+            piece.index.is_none() || index.is_none() || piece.index == index
+        });
+        let at = with_id.or_else(|| {
+            let at = self.known(piece.index)?;
+            self.calls.get(at)?.goes_on(piece, self.deltas).then_some(at)
+        });
+        let at = at.unwrap_or_else(|| self.open(piece.index));
+        if let Some(id) = &piece.id {
+            self.by_id.insert(id.clone(), at);
+        }
+        self.last = Some(at);
+        at
+    }
+
+    /// The calls as the answer's member `tool_calls`; `None` where there is none.
+    pub fn finish(self) -> Option<Json<'static>> {
+        let calls: Vec<_> = self.calls.into_iter().map(Call::finish).collect();
+        (!calls.is_empty()).then_some(Json::Array(calls))
+    }
+}
+
+impl Call {
+    /// Whether a piece of the same index (or without one) goes on with this call, whose id it does not have.
+    fn goes_on(&self, piece: &Piece<'_, '_>, delta: u64) -> bool {
+        if piece.index.is_none() && self.delta == delta {
+            return false;
+        }
+        let is_another_name = match (&self.name, &piece.name) {
+            (Some(_), Some(_)) if self.nesting.is_whole => true,
+            // Before the arguments a name may come in pieces, and may be said again with each of their pieces.
+            (Some(known), Some(name)) => !self.arguments.is_empty() && known != name,
+            _ => false,
+        };
+        match (&self.id, &piece.id) {
+            // A new id is a new call; but some servers make up one for each piece.
+            (Some(_), Some(_)) => piece.name.is_none() && self.name.is_some() && !self.nesting.is_whole && piece.index.is_some(),
+            _ => !is_another_name,
+        }
+    }
+
+    fn add(&mut self, piece: Piece<'_, '_>) {
+        self.is_custom |= piece.is_custom;
+        if self.id.is_none() {
+            self.id = piece.id;
+        }
+        self.add_function(piece.function);
+    }
+
+    /// Takes a piece of name and arguments into account.
+    pub fn add_function(&mut self, function: &Json<'_>) {
+        match (&mut self.name, text_of(function, "name")) {
+            (Some(known), Some(name)) if name.starts_with(known.as_str()) => *known = name,
+            (Some(known), Some(name)) => known.push_str(&name),
+            (known @ None, name) => *known = name,
+            (Some(_), None) => {}
+        }
+        match arguments_of(function) {
+            Some(Json::String(text)) => self.add_arguments(text),
+            // Whole, and said again with each piece.
+            Some(other) => {
+                self.arguments = other.to_string();
+                self.nesting = Nesting { is_whole: true, ..Nesting::default() };
+            }
+            None => {}
+        }
+    }
+
+    fn add_arguments(&mut self, piece: &str) {
+        // Said once more at the end.
+        if self.nesting.is_whole && self.arguments == piece {
+            return;
+        }
+        self.nesting.push(piece);
+        self.arguments.push_str(piece);
+    }
+
+    fn finish(self) -> Json<'static> {
+        let (kind, arguments) = if self.is_custom { ("custom", "input") } else { ("function", "arguments") };
+        let function = object([("name", self.name.map(string)), (arguments, Some(string(self.arguments)))]);
+        object([("id", self.id.map(string)), ("type", Some(Json::text(kind))), (kind, Some(function))])
+    }
+
+    /// The call as the older member `function_call`.
+    pub fn finish_function(self) -> Json<'static> {
+        object([("name", self.name.map(string)), ("arguments", Some(string(self.arguments)))])
+    }
+}
+
+/// A call of a whole answer.
+pub fn read(call: &Json<'_>) -> ToolCall {
+    let function = function_of(call);
+    let arguments = match arguments_of(function) {
+        Some(Json::String(text)) => text.to_string(),
+        // Not what the API says, but some servers send the object itself.
+        Some(other) => other.to_string(),
+        None => String::new(),
+    };
+    ToolCall { id: text_of(call, "id"), name: text_of(function, "name"), arguments }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What the deltas add up to: id, name and arguments of each call.
+    fn calls(deltas: &[&str]) -> Vec<(String, String, String)> {
+        let mut calls = Calls::default();
+        for delta in deltas {
+            calls.add(&Json::parse(delta).unwrap(), &mut Pieces::default());
+        }
+        let calls = calls.finish().unwrap();
+        let found = calls
+            .elements()
+            .iter()
+            .map(read)
+            .map(|call| (call.id.unwrap_or_default(), call.name.unwrap_or_default(), call.arguments));
+        found.collect()
+    }
+
+    #[test]
+    fn pieces_find_their_call_whatever_the_server_says_about_it() {
+        let two = [("a", "f", r#"{"x":1}"#), ("b", "g", "{}")];
+        let one = [("a", "f", r#"{"x":1}"#)];
+        type Calls<'t> = &'t [(&'t str, &'t str, &'t str)];
+        let cases: [(&str, &[&str], Calls<'_>); 16] = [
+            (
+                "by index",
+                &[
+                    r#"[{"index":0,"id":"a","function":{"name":"f","arguments":"{\"x\""}}]"#,
+                    r#"[{"index":1,"id":"b","function":{"name":"g","arguments":"{"}}]"#,
+                    r#"[{"index":0,"function":{"arguments":":1}"}},{"index":1,"function":{"arguments":"}"}}]"#,
+                ],
+                &two,
+            ),
+            (
+                "no index",
+                &[
+                    r#"[{"id":"a","function":{"name":"f","arguments":"{\"x\""}}]"#,
+                    r#"[{"function":{"arguments":":1}"}}]"#,
+                    r#"[{"id":"b","function":{"name":"g","arguments":"{}"}}]"#,
+                ],
+                &two,
+            ),
+            (
+                "always index 0",
+                &[
+                    r#"[{"index":0,"id":"a","function":{"name":"f","arguments":"{\"x\":1}"}}]"#,
+                    r#"[{"index":0,"id":"b","function":{"name":"g","arguments":"{"}}]"#,
+                    r#"[{"index":0,"function":{"arguments":"}"}}]"#,
+                ],
+                &two,
+            ),
+            (
+                "index null, both in one delta",
+                &[
+                    r#"[{"index":null,"id":"a","function":{"name":"f","arguments":"{\"x\":1}"}},{"index":null,"id":"b","function":{"name":"g","arguments":"{}"}}]"#,
+                ],
+                &two,
+            ),
+            (
+                "no id and no index",
+                &[r#"[{"function":{"name":"f","arguments":"{\"x\":1}"}},{"function":{"name":"f","arguments":"{}"}}]"#],
+                &[("", "f", r#"{"x":1}"#), ("", "f", "{}")],
+            ),
+            (
+                "no id, one index",
+                &[
+                    r#"[{"index":0,"function":{"name":"f","arguments":"{\"x\":1}"}}]"#,
+                    r#"[{"index":0,"function":{"name":"f","arguments":"{}"}}]"#,
+                ],
+                &[("", "f", r#"{"x":1}"#), ("", "f", "{}")],
+            ),
+            (
+                "ids interleaved, without index",
+                &[
+                    r#"[{"id":"a","function":{"name":"f","arguments":"{\"x\""}}]"#,
+                    r#"[{"id":"b","function":{"name":"g","arguments":"{"}}]"#,
+                    r#"[{"id":"a","function":{"arguments":":1}"}}]"#,
+                    r#"[{"id":"b","function":{"arguments":"}"}}]"#,
+                ],
+                &two,
+            ),
+            (
+                "id late",
+                &[
+                    r#"[{"index":0,"id":"","function":{"name":"f","arguments":""}}]"#,
+                    r#"[{"index":0,"id":"a","function":{"arguments":"{\"x\":1}"}}]"#,
+                ],
+                &one,
+            ),
+            (
+                "another id with each piece",
+                &[
+                    r#"[{"index":0,"id":"a","function":{"name":"f","arguments":"{\"x\""}}]"#,
+                    r#"[{"index":0,"id":"z","function":{"arguments":":1}"}}]"#,
+                ],
+                &one,
+            ),
+            (
+                "one id for all",
+                &[
+                    r#"[{"index":0,"id":"a","function":{"name":"f","arguments":"{\"x\":1}"}}]"#,
+                    r#"[{"index":1,"id":"a","function":{"name":"g","arguments":"{}"}}]"#,
+                ],
+                &[one[0], ("a", "g", "{}")],
+            ),
+            (
+                "name late, null and empty",
+                &[
+                    r#"[{"index":0,"id":"a","function":{"name":null,"arguments":null}}]"#,
+                    r#"[{"index":0,"function":{"name":"","arguments":""}}]"#,
+                    r#"[{"index":0,"function":{"name":"f","arguments":"{\"x\":1}"}}]"#,
+                ],
+                &one,
+            ),
+            (
+                "name in pieces",
+                &[
+                    r#"[{"index":0,"id":"a","function":{"name":"look","arguments":""}}]"#,
+                    r#"[{"index":0,"function":{"name":"up","arguments":"{}"}}]"#,
+                ],
+                &[("a", "lookup", "{}")],
+            ),
+            (
+                "name grows",
+                &[
+                    r#"[{"index":0,"id":"a","function":{"name":"look"}}]"#,
+                    r#"[{"index":0,"function":{"name":"lookup","arguments":"{}"}}]"#,
+                ],
+                &[("a", "lookup", "{}")],
+            ),
+            (
+                "name with each piece",
+                &[
+                    r#"[{"index":0,"id":"a","function":{"name":"f","arguments":"{\"x\""}}]"#,
+                    r#"[{"index":0,"id":"a","function":{"name":"f","arguments":":1}"}}]"#,
+                ],
+                &one,
+            ),
+            (
+                "object, flat, custom",
+                &[
+                    r#"[{"id":"a","function":{"name":"f","arguments":{"x":1}}}]"#,
+                    r#"[{"id":"b","name":"g","arguments":"{}"}]"#,
+                    r#"[{"id":"c","type":"custom","custom":{"name":"h","input":"rm "}}]"#,
+                    r#"[{"custom":{"input":"-r x"}}]"#,
+                ],
+                &[two[0], two[1], ("c", "h", "rm -r x")],
+            ),
+            (
+                "no list, whole arguments again at the end",
+                &[
+                    r#"{"id":"a","function":{"name":"f","arguments":"{\"x\":1}"}}"#,
+                    r#"{"id":"a","function":{"name":"f","arguments":"{\"x\":1}"}}"#,
+                ],
+                &one,
+            ),
+        ];
+        for (name, deltas, expected) in cases {
+            let expected: Vec<_> =
+                expected.iter().map(|(id, name, arguments)| (id.to_string(), name.to_string(), arguments.to_string())).collect();
+            assert_eq!(calls(deltas), expected, "{name}");
+        }
+    }
+
+    #[test]
+    fn brackets_inside_strings_do_not_end_arguments() {
+        let mut nesting = Nesting::default();
+        nesting.push(r#"{"a":"}\""#);
+        assert!(!nesting.is_whole);
+        nesting.push(r#"","b":[1]}"#);
+        assert!(nesting.is_whole);
+    }
+
+    #[test]
+    fn what_has_no_place_is_handed_over() {
+        let mut unread = Pieces::default();
+        let delta =
+            Json::parse(r#"[{"index":0,"id":"a","type":"function","extra_content":{"signature":"s"},"function":{"name":"f"}}]"#)
+                .unwrap();
+        Calls::default().add(&delta, &mut unread);
+        assert_eq!(unread.kinds(), [crate::call::Unread::Member]);
+    }
+}
