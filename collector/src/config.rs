@@ -306,6 +306,9 @@ pub struct DoctorSettings {
     /// vLLM
     #[arg(long, env = "VLLM_URL", default_value = "http://127.0.0.1:8000")]
     pub vllm_url: String,
+    /// File with vLLM's key on the host, for what doctor says about mending
+    #[arg(long, env = "VLLM_API_KEY_FILE")]
+    pub vllm_key_file: Option<String>,
     /// Secret that Kong must send as X-Collector-Token
     #[arg(long, env = "COLLECTOR_TOKEN", hide_env_values = true)]
     pub token: Option<String>,

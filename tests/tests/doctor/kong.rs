@@ -41,6 +41,36 @@ async fn a_kong_that_phones_home_is_a_problem() {
 }
 
 #[tokio::test]
+async fn an_admin_api_that_wants_no_password_is_a_warning_and_one_that_does_is_asked_with_it() {
+    let mut site = Site::healthy().await;
+    site.doctor().await.assert_warning("kong.admin", &["no password"]);
+    let real = site.session.gateway.admin_url.clone();
+    let kong = Pretend::before(&real).await;
+    // admin:of-the-admin
+    let login = "Basic YWRtaW46b2YtdGhlLWFkbWlu";
+    let pages = ["/", "/status", "/services?size=1000", "/routes?size=1000", "/plugins?size=1000", "/upstreams?size=1000"];
+    for path in pages {
+        kong.says(path, 401, "");
+        kong.says_to(login, path, 200, kong.behind(path).await);
+    }
+    site.set("KONG_ADMIN_URL", &kong.url);
+    site.doctor().await.assert_problem("kong", &["wants a password"]);
+    site.set("KONG_ADMIN_PASSWORD", "of-the-admin");
+    let said = site.doctor().await;
+    said.assert_quiet("kong.admin");
+    assert_eq!(said.status, Some(0), "{said:?}");
+    assert!(!said.stdout.contains("of-the-admin"), "{}", said.stdout);
+}
+
+#[tokio::test]
+async fn whoever_trusts_everybody_about_addresses_is_told() {
+    let mut site = Site::healthy().await;
+    let said = site.with_configuration(json!({ "trusted_ips": ["10.0.0.1", "0.0.0.0/0"] })).await;
+    said.assert_problem("kong.trusted", &["0.0.0.0/0"]);
+    site.with_configuration(json!({ "trusted_ips": ["10.0.0.1"] })).await.assert_quiet("kong.trusted");
+}
+
+#[tokio::test]
 async fn more_workers_than_postgresql_has_connections_for_are_a_problem() {
     let mut site = Site::healthy().await;
     // The server of the tests allows 60 or 100.

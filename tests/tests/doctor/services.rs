@@ -31,6 +31,21 @@ async fn a_vllm_whose_engine_is_dead_is_a_problem() {
 }
 
 #[tokio::test]
+async fn a_vllm_that_wants_no_key_is_a_warning() {
+    let mut site = Site::healthy().await;
+    let vllm = Pretend::new().await;
+    vllm.says("/health", 200, "");
+    vllm.says("/v1/models", 200, json!({ "object": "list", "data": [] }));
+    site.set("VLLM_URL", format!("{}/", vllm.url));
+    site.set("VLLM_API_KEY_FILE", "/opt/gateway/key");
+    let said = site.doctor().await;
+    said.assert_warning("vllm.key", &["without a key"]);
+    assert!(said.mend("vllm.key").contains("sudo cat /opt/gateway/key"), "{said:?}");
+    vllm.says("/v1/models", 401, json!({ "error": "Unauthorized" }));
+    site.doctor().await.assert_quiet("vllm.key");
+}
+
+#[tokio::test]
 async fn the_collector_has_the_metrics_that_doctor_reads() {
     let site = Site::healthy().await;
     let page = get(&format!("{}/metrics", site.session.gateway.collector_url)).await.unwrap().text;

@@ -40,10 +40,12 @@ pub(super) fn examine(settings: &DoctorSettings, token: Option<&str>, facts: &Fa
         }
     };
     report.good("kong", format!("its Admin API answers at {}", kong.url));
+    kong.password(report);
     version(&about, report);
     reach(&status, report);
     let configuration = &about["configuration"];
     outside(configuration, report);
+    trusted(configuration, report);
     buffers(configuration, report);
     process(configuration, settings, facts, report);
     let mend = Mend::of(settings);
@@ -72,6 +74,19 @@ impl Admin<'_> {
             Ok(Answer { status: 401, .. }) => Err("wants a password (KONG_ADMIN_PASSWORD)".to_owned()),
             Ok(answer) => Err(format!("answers with status {}", answer.status)),
             Err(error) => Err(format!("does not answer: {error}")),
+        }
+    }
+
+    /// Whoever reaches the Admin API reads all keys there, and every account of its host does.
+    fn password(&self, report: &mut Report) {
+        match get(&format!("{}/", self.url), None) {
+            Ok(Answer { status: 200, .. }) => report.warning(
+                "kong.admin",
+                "the Admin API wants no password",
+                "every account of this host reads all keys through it, and makes itself one",
+                "KONG_MANAGER=off in gateway.env; gateway apply (a Kong of your own: KONG_NGINX_ADMIN_AUTH_BASIC and …_USER_FILE)",
+            ),
+            _ => report.good("kong.admin", "the Admin API wants a password"),
         }
     }
 
@@ -153,6 +168,22 @@ fn outside(configuration: &Value, report: &mut Report) {
         );
     } else {
         report.good("kong.reports", "Kong does not phone home");
+    }
+}
+
+/// Whose word counts for the address that a call comes from.
+fn trusted(configuration: &Value, report: &mut Report) {
+    let empty = Vec::new();
+    let trusted = configuration["trusted_ips"].as_array().unwrap_or(&empty);
+    if let Some(everybody) = trusted.iter().filter_map(Value::as_str).find(|network| network.ends_with("/0")) {
+        report.problem(
+            "kong.trusted",
+            format!("everybody is trusted to name the client's address ({everybody})"),
+            "the audit log has whatever address a client claims, and limits by address do not hold",
+            "TRUSTED_PROXIES in gateway.env (KONG_TRUSTED_IPS): the addresses of your proxies; gateway apply",
+        );
+    } else {
+        report.good("kong.trusted", format!("{} proxies are believed in what they say of clients' addresses", trusted.len()));
     }
 }
 

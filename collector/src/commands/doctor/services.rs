@@ -119,9 +119,12 @@ fn collector(settings: &DoctorSettings, report: &mut Report) {
 }
 
 fn vllm(settings: &DoctorSettings, report: &mut Report) {
-    let url = &settings.vllm_url;
+    let url = settings.vllm_url.trim_end_matches('/');
     match get(&format!("{url}/health"), None) {
-        Ok(answer) if answer.status == 200 => report.good("vllm", format!("is healthy at {url}")),
+        Ok(answer) if answer.status == 200 => {
+            report.good("vllm", format!("is healthy at {url}"));
+            vllm_key(url, settings, report);
+        }
         Ok(answer) => report.problem(
             "vllm",
             format!("answers its health check with status {}", answer.status),
@@ -134,6 +137,22 @@ fn vllm(settings: &DoctorSettings, report: &mut Report) {
             "every call fails with 502",
             "start vLLM (vllm serve … --host 127.0.0.1), or set VLLM_URL in gateway.env; gateway apply",
         ),
+    }
+}
+
+/// Whether whoever reaches vLLM may call it. Every account of the host does.
+fn vllm_key(url: &str, settings: &DoctorSettings, report: &mut Report) {
+    match get(&format!("{url}/v1/models"), None) {
+        Ok(answer) if answer.status == 200 => report.warning(
+            "vllm.key",
+            format!("vLLM answers at {url} without a key"),
+            "whoever reaches it, as every account of its host does, calls it past keys, limits and the audit log",
+            settings.vllm_key_file.as_deref().map_or_else(
+                || "start vLLM with VLLM_API_KEY set, and give configure.sh the same key in VLLM_API_KEY_FILE".to_owned(),
+                |file| format!("start vLLM with the gateway's key: VLLM_API_KEY=\"$(sudo cat {file})\" vllm serve …"),
+            ),
+        ),
+        _ => report.good("vllm.key", "vLLM wants a key"),
     }
 }
 
