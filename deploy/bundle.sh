@@ -9,6 +9,7 @@
 #                       not the collector is an error. Needs no network
 #   --platform P        linux/amd64 or linux/arm64                this machine's
 #   --collector FILE    a static llm-collector binary             built with cargo
+#   --sign KEY          signs the bundle with this private SSH key (or its public one, with an agent)
 #   --compress C        gzip or zstd                              gzip: every host can unpack it
 #   --help
 #
@@ -34,7 +35,7 @@ umask 022
 
 # --- arguments -----------------------------------------------------------------------------------------------------------
 
-output=dist images_from='' platform='' collector='' compress=gzip
+output=dist images_from='' platform='' collector='' compress=gzip sign=''
 misuse() { printf 'error: %s\n\n' "$1" >&2 && usage_of "${BASH_SOURCE[0]}" >&2 && exit 2; }
 while [ $# -gt 0 ]; do
   case $1 in
@@ -42,6 +43,7 @@ while [ $# -gt 0 ]; do
     --images-from) images_from=${2:?} && shift ;;
     --platform) platform=${2:?} && shift ;;
     --collector) collector=${2:?} && shift ;;
+    --sign) sign=${2:?} && shift ;;
     --compress) compress=${2:?} && shift ;;
     --help | -h) usage_of "${BASH_SOURCE[0]}" && exit 0 ;;
     *) misuse "unknown option $1" ;;
@@ -62,6 +64,10 @@ built=${SOURCE_DATE_EPOCH:-$(date +%s)}
 prepare() {
   step "making $name"
   [ -z "$images_from" ] || [ -d "$images_from" ] || fatal "there is no folder $images_from"
+  if [ -n "$sign" ]; then
+    need ssh-keygen openssh-client
+    [ -r "$sign" ] || fatal "cannot read the key $sign"
+  fi
   [ "$compress" = gzip ] || need zstd zstd
   have docker && docker version >/dev/null 2>&1 || [ -n "$images_from" ] ||
     fatal "Docker is needed to pull images, and its daemon does not answer" "Start it, or give image files with --images-from."
@@ -218,6 +224,12 @@ copy_files() {
 seal() {
   info "computing checksums"
   (cd "$bundle" && find . -type f ! -path ./gateway.env ! -path ./SHA256SUMS -printf '%P\0' | sort -z | xargs -0 sha256sum >SHA256SUMS)
+  sign_file "$bundle/SHA256SUMS"
+}
+
+# sign_file FILE - its signature, beside it, when a key was given.
+sign_file() {
+  [ -z "$sign" ] || ssh-keygen -Y sign -q -f "$sign" -n "$SIGNED_AS" "$1" >&2 </dev/null || fatal "ssh-keygen could not sign with $sign"
 }
 
 pack() {
@@ -228,7 +240,9 @@ pack() {
   tar -C "$work" --sort=name --owner=0 --group=0 --numeric-owner --mtime="@$built" -c "$name" | compressor >"$file.new" ||
     fatal "cannot write $file" "Is the disk full?  df -h $output"
   mv "$file.new" "$file"
+  rm -f "$file.sha256.sig"
   (cd "$output" && sha256sum "${file##*/}" >"$file.sha256")
+  sign_file "$file.sha256"
   step "$file ($(human_kb "$(du -k "$file" | cut -f 1)")), its SHA-256 is beside it"
   cat >&2 <<LINES
    Carry both to the host and there:

@@ -11,6 +11,8 @@
 #   --settings FILE  settings for the first installation; later its own gateway.env counts
 #                                                 gateway.env beside install.sh
 #   --without-vllm   install although vLLM does not answer yet
+#   --verify FILE    goes on only if the bundle was signed by somebody in this file (allowed_signers, see ssh-keygen); it is kept,
+#                    and upgrades must then be signed, too
 #   --adopt          removes from Kong what somebody else made there and what leads to vLLM past the keys
 #   --check          only checks the host and the bundle, changes nothing
 #   --help
@@ -37,16 +39,19 @@ release_dir=$(dirname "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")")
 . "$release_dir/deploy/lib/release.sh"
 # shellcheck source=deploy/lib/stack.sh
 . "$release_dir/deploy/lib/stack.sh"
+# shellcheck source=deploy/lib/backup.sh
+. "$release_dir/deploy/lib/backup.sh"
 
 # --- arguments ---------------------------------------------------------------------------------------------------------
 
-home=${GATEWAY_HOME:-/opt/vllm-gateway} first_settings='' without_vllm=0 only_check=0 upgrading=0
+home=${GATEWAY_HOME:-/opt/vllm-gateway} first_settings='' without_vllm=0 only_check=0 upgrading=0 allowed_signers=''
 misuse() { printf 'error: %s\n\n' "$1" >&2 && usage_of "${BASH_SOURCE[0]}" >&2 && exit 2; }
 while [ $# -gt 0 ]; do
   case $1 in
     --home) home=${2:-} && shift ;;
     --settings) first_settings=${2:-} && shift ;;
     --without-vllm) without_vllm=1 ;;
+    --verify) allowed_signers=${2:-} && shift ;;
     --adopt) configure_options+=(--adopt) ;;
     --check) only_check=1 ;;
     --upgrade) upgrading=1 ;; # said by `gateway upgrade`, which has made a backup
@@ -108,7 +113,8 @@ check_bundle() {
     return 0
   fi
   step "verifying the bundle"
-  verify_checksums || fatal "the bundle is damaged; nothing was changed" "Copy it again and compare its SHA-256 with the one beside it on the machine where it was made."
+  [ -z "$allowed_signers" ] || verify_signature "$release_dir" "$allowed_signers"
+  verify_checksums "$release_dir" || fatal "the bundle is damaged; nothing was changed" "Copy it again and compare its SHA-256 with the one beside it on the machine where it was made."
   info "$(wc -l <"$release_dir/SHA256SUMS") files are as they were made"
 }
 
@@ -119,6 +125,7 @@ lay_out() {
   take_lock
   load_images
   install_release
+  [ -z "$allowed_signers" ] || write_file "$home/allowed_signers" 644 <"$allowed_signers"
   if [ ! -f "$settings_file" ]; then
     write_file "$settings_file" 644 <"$first_settings"
     info "settings: $settings_file"
@@ -170,9 +177,16 @@ report() {
   cat <<LINES
 Gateway      http://${address:-THIS-HOST}:${setting[PROXY_PORT]}/v1   (base_url of the OpenAI SDK)
 Grafana      http://${address:-THIS-HOST}:${setting[GRAFANA_PORT]}   user admin, password: sudo grep GRAFANA_ADMIN $secrets_file
-Kong Manager http://localhost:${setting[KONG_MANAGER_PORT]}   through a tunnel: ssh -L ${setting[KONG_MANAGER_PORT]}:localhost:${setting[KONG_MANAGER_PORT]} -L ${setting[KONG_ADMIN_PORT]}:localhost:${setting[KONG_ADMIN_PORT]} THIS-HOST
 Settings     $settings_file   then: sudo $home/gateway apply
 Commands     sudo $home/gateway help
+LINES
+  [ "${setting[KONG_MANAGER]}" = off ] || cat <<LINES
+Kong Manager http://localhost:${setting[KONG_MANAGER_PORT]}   through a tunnel: ssh -L ${setting[KONG_MANAGER_PORT]}:localhost:${setting[KONG_MANAGER_PORT]} -L ${setting[KONG_ADMIN_PORT]}:localhost:${setting[KONG_ADMIN_PORT]} THIS-HOST
+LINES
+  ! vllm_takes_anybody || cat <<LINES
+
+vLLM         answers without a key: every account of this host can call it past the gateway. Start it with the key that was made:
+             VLLM_API_KEY="\$(sudo cat $(vllm_key_file))" vllm serve MODEL --host 127.0.0.1
 LINES
   [ -z "$first_key" ] || cat <<LINES
 
@@ -183,7 +197,13 @@ Try it:      curl $proxy_url/v1/models -H 'Authorization: Bearer $first_key'
 LINES
 }
 
+# The old release goes back on the data as they are, and gives files back to the users that it knows: nobody may be writing to them.
+leave_moved() {
+  if [ "$1" != 0 ] && [ $upgrading = 1 ] && [ ${#moved[@]} -gt 0 ]; then stop_services "${moved[@]}"; fi
+}
+
 need_root "$@"
+trap 'leave_moved $?' EXIT
 choose_settings
 refuse_other_version
 check_host

@@ -20,6 +20,7 @@
 #
 # Settings, from the environment:
 #   KONG_ADMIN_URL                Kong's Admin API   http://127.0.0.1:8001
+#   KONG_ADMIN_PASSWORD[_FILE]    of its user admin, where it wants a password; none
 #   COLLECTOR_METADATA_CONSUMERS  users of whose calls the collector stores no content, for the list; none
 #
 # Exit status: 0 done; 1 failed, with the reason; 2 wrong usage.

@@ -11,6 +11,9 @@ export LC_ALL=C
 
 KONG_ADMIN_URL=${KONG_ADMIN_URL:-http://127.0.0.1:8001}
 KONG_ADMIN_URL=${KONG_ADMIN_URL%/}
+# Where the Admin API wants one (user admin): KONG_ADMIN_PASSWORD, or the first line of the file KONG_ADMIN_PASSWORD_FILE.
+admin_password=${KONG_ADMIN_PASSWORD:-}
+if [ -z "$admin_password" ] && [ -r "${KONG_ADMIN_PASSWORD_FILE:-}" ]; then IFS= read -r admin_password <"$KONG_ADMIN_PASSWORD_FILE" || true; fi
 
 # Everything the gateway makes in Kong has an id of this form, so that a second run
 # finds it again whatever happened to its name.
@@ -36,6 +39,9 @@ admin() {
   # -q: no ~/.curlrc; --noproxy: a proxy for the internet must not see this.
   local curl=(curl -q -sS --noproxy '*' --path-as-is --max-time 30 --connect-timeout 5
     -X "$method" -H 'Accept: application/json' -w '\n%{http_code}' "$KONG_ADMIN_URL$path")
+  # The password comes through a pipe: arguments are for everybody to see.
+  exec 8< <([ -z "$admin_password" ] || printf 'user = "admin:%s"\n' "$admin_password")
+  curl+=(-K /dev/fd/8)
   if [ $# -gt 2 ]; then
     answer=$(printf '%s' "$3" | "${curl[@]}" -H 'Content-Type: application/json' --data-binary @- 2>&1) || code=$?
   else
@@ -46,7 +52,9 @@ admin() {
       "${answer%%$'\n'*}" \
       "Is Kong running? Its address is set by KONG_ADMIN_LISTEN (Kong) and KONG_ADMIN_URL (this script)."
   fi
+  exec 8<&-
   reply_status=${answer##*$'\n'}
+  [ "$reply_status" != 401 ] || fatal "Kong's Admin API at $KONG_ADMIN_URL wants a password" "Give it in KONG_ADMIN_PASSWORD_FILE."
   reply=${answer%$'\n'*}
 }
 

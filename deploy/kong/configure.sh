@@ -18,6 +18,7 @@
 #
 # Settings, from the environment:
 #   KONG_ADMIN_URL            Kong's Admin API           http://127.0.0.1:8001
+#   KONG_ADMIN_PASSWORD[_FILE]  of its user admin, where it wants a password; none
 #   KONG_PROXY_URL            the gateway, for --wait    http://127.0.0.1:8111
 #   VLLM_URL                  the model server           http://127.0.0.1:8000
 #   VLLM_API_KEY[_FILE]       key that vLLM wants (vllm serve --api-key); sent to it

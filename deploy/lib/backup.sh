@@ -5,6 +5,7 @@
 # A backup is a folder for root alone, because it holds keys and conversations:
 #   kong.dump, llm.dump    pg_dump's custom format, each one consistent snapshot
 #   grafana.tar.gz         Grafana's own database: its users and the dashboards people made
+#   grafana-secret-key     with which that database's own secrets are encrypted
 #   gateway.env, vllm-api-key
 #   ABOUT                  release, time, host, rows
 #   SHA256SUMS             of all of it
@@ -38,6 +39,7 @@ make_backup() {
     dump_database llm "$unfinished/llm.dump"
   fi
   save_grafana "$unfinished/grafana.tar.gz"
+  printf '%s' "${secret[GRAFANA_SECRET_KEY]}" >"$unfinished/grafana-secret-key"
   cp "$settings_file" "$unfinished/gateway.env"
   [ -z "${setting[VLLM_API_KEY_FILE]}" ] || cp "${setting[VLLM_API_KEY_FILE]}" "$unfinished/vllm-api-key"
   cat >"$unfinished/ABOUT" <<LINES
@@ -122,34 +124,76 @@ confirm_restore() {
   [ "$word" = yes ] || fatal "nothing was changed"
 }
 
-# The old databases stay until the restored ones are known to work.
+# What was there stays until the restored is known to work. state/restore says how far a restore is, so that one which was cut off,
+# at whatever point, is settled by the next command: `switching` means back to what was there, `done` that only the rest of it is to
+# be removed. Beside it is the key of Grafana that was there.
 restore_from() {
-  local from=$1 with_logs=1
-  [ -f "$from/llm.dump" ] || with_logs=0
+  local from=$1 databases=(kong) restoring=1
+  [ ! -f "$from/llm.dump" ] || databases+=(llm)
   prepare_files
   start_postgresql
   step "loading $from beside what is there"
   load_database kong kong "$from/kong.dump"
-  [ $with_logs = 0 ] || load_database llm llm_collector "$from/llm.dump"
+  [ ${#databases[@]} = 1 ] || load_database llm llm_collector "$from/llm.dump"
   step "putting it in place"
   stop_services kong collector grafana
-  switch_database kong
-  [ $with_logs = 0 ] || switch_database llm
-  restore_grafana "$from/grafana.tar.gz"
+  begin_restore
+  swap_databases restored before_restore "${databases[@]}"
+  restore_grafana "$from"
   if ! (bring_up && configure_kong && add_probe && check_path); then
     warn "the restored installation does not work; going back to what was there"
-    stop_services kong collector grafana
-    switch_database_back kong
-    [ $with_logs = 0 ] || switch_database_back llm
-    [ ! -d "$data_dir/grafana.before-restore" ] || { rm -rf "$data_dir/grafana" && mv "$data_dir/grafana.before-restore" "$data_dir/grafana"; }
+    undo_restore
     (bring_up && configure_kong && add_probe && check_path) || fatal "what was there does not work either" "See:  $(this_gateway) status"
     fatal "the backup was not restored; the installation is as it was" "The reason is above. The databases that did not work are kept as kong_restored and llm_restored."
   fi
-  drop_database kong_before_restore
-  [ $with_logs = 0 ] || drop_database llm_before_restore
-  rm -rf "$data_dir/grafana.before-restore"
+  echo 'done' | write_file "$state_dir/restore/phase" 600
+  finish_restore
   note_restored_settings "$from"
   info "restored: $(query llm 'SELECT count(*) FROM llm_logs') rows, $(query kong 'SELECT 1' >/dev/null && users list | tail -n +2 | grep -vc "^$PROBE ") users"
+}
+
+begin_restore() {
+  rm -rf "$state_dir/restore"
+  mkdir -p "$state_dir/restore"
+  printf '%s' "${secret[GRAFANA_SECRET_KEY]}" | write_file "$state_dir/restore/grafana-secret-key" 600
+  # What an earlier restore left there is not what this one would go back to.
+  rm -rf "$data_dir/grafana.before-restore"
+  drop_database kong_before_restore
+  drop_database llm_before_restore
+  echo switching | write_file "$state_dir/restore/phase" 600
+}
+
+# settle_restore - after PostgreSQL's start: a restore that was cut off is undone, or finished.
+settle_restore() {
+  if [ ! -e "$state_dir/restore/phase" ] || [ "${restoring:-0}" = 1 ]; then return 0; fi
+  if [ "$(<"$state_dir/restore/phase")" = 'done' ]; then
+    finish_restore
+  else
+    warn "a restore was cut off: going back to what was there before it"
+    stop_services kong collector grafana
+    undo_restore
+    prepare_files
+  fi
+}
+
+# What was there comes back, as far as it had been put aside: both databases or none.
+undo_restore() {
+  local name there=()
+  stop_services kong collector grafana
+  for name in kong llm; do ! has_database "${name}_before_restore" || there+=("$name"); done
+  [ ${#there[@]} = 0 ] || swap_databases before_restore restored "${there[@]}"
+  if [ -d "$data_dir/grafana.before-restore" ]; then
+    rm -rf "$data_dir/grafana"
+    mv "$data_dir/grafana.before-restore" "$data_dir/grafana"
+  fi
+  replace_secret GRAFANA_SECRET_KEY "$(<"$state_dir/restore/grafana-secret-key")"
+  rm -rf "$state_dir/restore"
+}
+
+finish_restore() {
+  drop_database kong_before_restore
+  drop_database llm_before_restore
+  rm -rf "$data_dir/grafana.before-restore" "$state_dir/restore"
 }
 
 # Everything from the database to healthy services; roles are mended on the way.
@@ -161,12 +205,16 @@ bring_up() {
   finish_migrations
 }
 
+# Grafana's database can be read with the key only that it was written with; a backup without one is older than such keys.
 restore_grafana() {
-  [ -f "$1" ] || return 0
-  rm -rf "$data_dir/grafana.before-restore"
+  local key=$GRAFANA_OLD_KEY
+  [ -f "$1/grafana.tar.gz" ] || return 0
   [ ! -d "$data_dir/grafana" ] || mv "$data_dir/grafana" "$data_dir/grafana.before-restore"
   mkdir -p "$data_dir/grafana"
-  tar -C "$data_dir/grafana" -xzf "$1"
+  tar -C "$data_dir/grafana" -xzf "$1/grafana.tar.gz"
+  [ ! -f "$1/grafana-secret-key" ] || key=$(<"$1/grafana-secret-key")
+  [[ $key =~ ^[A-Za-z0-9-]+$ ]] || fatal "$1/grafana-secret-key is no key"
+  replace_secret GRAFANA_SECRET_KEY "$key"
   chown -R "${image_user[GRAFANA]}" "$data_dir/grafana"
   chmod 700 "$data_dir/grafana"
 }

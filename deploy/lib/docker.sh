@@ -206,32 +206,41 @@ look_into_images() {
     id=$(docker image inspect --format '{{.Id}}' "$name" 2>/dev/null) ||
       fatal "Docker does not have the image $name" "Load it from the bundle: run install.sh there again."
     image_id[$role]=$id
-    kept=$(awk -v id="$id" -v role="$role" '$1 == role && $2 == id { print $3; exit }' "$known")
+    kept=$(awk -v id="$id" -v role="$role" -v own="$(own_user "$role")" '$1 == role && $2 == id && $4 == own { print $3; exit }' "$known")
     if [ -z "$kept" ]; then
       kept=$(look_into_image "$role" "$name") || exit 1
-      printf '%s %s %s\n' "$role" "$id" "$kept" >>"$known"
+      printf '%s %s %s %s\n' "$role" "$id" "$kept" "$(own_user "$role")" >>"$known"
     fi
     image_user[$role]=$kept
   done
 }
 
+# UID:GID of this installation for a service. The images' own numbers are those of other programs everywhere: an account of this
+# host that happens to have one reads the container's secrets through /proc, and may listen beside it on its port.
+own_user() {
+  local number=${setting[CONTAINER_UIDS]}
+  case $1 in KONG) ;; POSTGRES) number=$((number + 1)) ;; COLLECTOR) number=$((number + 2)) ;; PROMETHEUS) number=$((number + 3)) ;; GRAFANA) number=$((number + 4)) ;; esac
+  echo "$number:$number"
+}
+
 # Prints UID:GID under which the service runs, and refuses images that must not run.
 look_into_image() {
-  local role=$1 name=$2 who=''
+  local role=$1 name=$2 own
+  own=$(own_user "$role")
   # Nothing of the host, not even the network: only the image is asked.
-  local run=(docker run --rm --network none --cap-drop ALL --read-only --tmpfs /tmp --log-driver none --entrypoint)
+  local run=(docker run --rm --network none --cap-drop ALL --read-only --tmpfs /tmp:mode=1777 --log-driver none)
   case $role in
-    KONG) check_kong_version "$("${run[@]}" kong "$name" version 2>&1 </dev/null)" ;;
-    POSTGRES) check_postgres_version "$("${run[@]}" postgres "$name" --version 2>&1 </dev/null)" ;;
-    COLLECTOR)
-      # No shell in there; the image itself says who runs it.
-      docker image inspect --format '{{.Config.User}}' "$name"
-      return ;;
+    KONG)
+      check_kong_version "$("${run[@]}" --entrypoint kong "$name" version 2>&1 </dev/null)"
+      # Kong reads files of its own; an image that lets nobody else read them keeps its user.
+      if ! "${run[@]}" --user "$own" --entrypoint kong "$name" prepare -p /tmp/kong >/dev/null 2>&1 </dev/null; then
+        own=$("${run[@]}" --entrypoint id "$name" -u </dev/null):$("${run[@]}" --entrypoint id "$name" -g </dev/null)
+        warn "the image $name does not run as user ${setting[CONTAINER_UIDS]}; it keeps its own, $own" \
+          "An account of this host with that number could read Kong's secrets:  getent passwd ${own%:*}"
+      fi ;;
+    POSTGRES) check_postgres_version "$("${run[@]}" --entrypoint postgres "$name" --version 2>&1 </dev/null)" ;;
   esac
-  [ "$role" != POSTGRES ] || who=postgres
-  # shellcheck disable=SC2086
-  printf '%s:%s' "$("${run[@]}" id "$name" -u $who </dev/null)" "$("${run[@]}" id "$name" -g $who </dev/null)" | grep -E '^[0-9]+:[0-9]+$' ||
-    fatal "cannot look into the image $name" "Try:  docker run --rm --entrypoint id $name"
+  grep -E '^[0-9]+:[0-9]+$' <<<"$own" || fatal "cannot look into the image $name" "Try:  docker run --rm --entrypoint id $name"
 }
 
 # Older than KONG_MINIMUM is refused; 3.10 and later want a licence.

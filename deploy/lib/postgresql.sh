@@ -64,7 +64,7 @@ dump_database() {
     fatal "could not dump the database $1" "See the message above. Is the disk full?  df -h $(dirname "$2")"
 }
 
-# load_database NAME OWNER FILE - into a new database beside the old one; the old one stays until switch_database.
+# load_database NAME OWNER FILE - into a new database beside the old one; the old one stays until swap_databases.
 load_database() {
   local name=$1 owner=$2 file=$3 id
   id=$(container_of postgresql)
@@ -77,22 +77,25 @@ SQL
     fatal "could not restore the database $name from $file" "See the message above. The database that was there is untouched."
 }
 
-# Puts the restored database in the place of the one that was there. Nobody may be connected: services are stopped.
-switch_database() {
-  psql_in postgres >/dev/null <<SQL || fatal "could not put the restored database $1 in place" "Both are there: $1 and $1_restored."
-SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname IN ('$1', '$1_restored') AND pid <> pg_backend_pid();
-DROP DATABASE IF EXISTS "$1_before_restore";
-ALTER DATABASE "$1" RENAME TO "$1_before_restore";
-ALTER DATABASE "$1_restored" RENAME TO "$1";
-SQL
+# swap_databases SUFFIX_OF_NEW SUFFIX_OF_OLD DATABASE… - puts DATABASE_SUFFIX_OF_NEW in the place of each DATABASE, which becomes
+# DATABASE_SUFFIX_OF_OLD. All of them or none, whatever ends this: renaming is part of a transaction. Nobody may be connected:
+# services are stopped.
+swap_databases() {
+  local new=$1 old=$2 name
+  shift 2
+  for name in "$@"; do drop_database "${name}_$old"; done
+  {
+    echo "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid()"
+    printf "AND (datname ~ '^(%s)(_%s)?\$');\n" "$(tr ' ' '|' <<<"$*")" "$new"
+    echo "BEGIN;"
+    for name in "$@"; do
+      printf 'ALTER DATABASE "%s" RENAME TO "%s_%s";\n' "$name" "$name" "$old"
+      printf 'ALTER DATABASE "%s_%s" RENAME TO "%s";\n' "$name" "$new" "$name"
+    done
+    echo "COMMIT;"
+  } | psql_in postgres >/dev/null || fatal "could not put the databases $* in place" "Nothing was changed. Is somebody connected to them?"
 }
 
-switch_database_back() {
-  psql_in postgres >/dev/null <<SQL
-SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname IN ('$1', '$1_before_restore') AND pid <> pg_backend_pid();
-ALTER DATABASE "$1" RENAME TO "$1_restored";
-ALTER DATABASE "$1_before_restore" RENAME TO "$1";
-SQL
-}
+has_database() { [ "$(query postgres "SELECT count(*) FROM pg_database WHERE datname = '$1'")" = 1 ]; }
 
 drop_database() { psql_in postgres >/dev/null <<<"DROP DATABASE IF EXISTS \"$1\";"; }

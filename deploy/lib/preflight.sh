@@ -29,6 +29,7 @@ preflight() {
     check_docker_disk "$images_kb"
   fi
   check_selinux
+  check_users
   check_free_ports
   check_vllm
   if [ $errors -gt 0 ]; then
@@ -123,6 +124,17 @@ check_selinux() {
   fi
 }
 
+# The numbers of the containers' users must be nobody else's: neither an account's nor one of those that accounts give to containers.
+check_users() {
+  local first=${setting[CONTAINER_UIDS]} number who
+  for ((number = first; number < first + 5; number++)); do
+    who=$(getent passwd "$number" | cut -d : -f 1) || true
+    [ -n "$who" ] || who=$(cat /etc/subuid /etc/subgid 2>/dev/null | awk -F : -v n="$number" 'n >= $2 && n < $2 + $3 { print $1; exit }')
+    [ -z "$who" ] || finding error "the user number $number, meant for a container, belongs to $who" \
+      "Set CONTAINER_UIDS in $settings_shown to the first of five numbers that are free:  getent passwd; cat /etc/subuid"
+  done
+}
+
 check_compose() {
   if ! find_compose; then
     finding error "Compose is missing" "apt-get install docker-compose (Debian 12, Ubuntu 22.04) or docker-compose-v2 or docker-compose-plugin"
@@ -188,6 +200,11 @@ holder_of() {
 }
 
 # --- vLLM -----------------------------------------------------------------------------------------------------------------
+
+# Whether a vLLM on this host answers without a key.
+vllm_takes_anybody() {
+  vllm_is_here && [ "$(curl -q -sS --noproxy '*' --max-time 10 -o /dev/null -w '%{http_code}' "${setting[VLLM_URL]%/}/v1/models" 2>/dev/null)" = 200 ]
+}
 
 check_vllm() {
   local url=${setting[VLLM_URL]%/} status authority host port open

@@ -8,13 +8,35 @@
 
 is_bundle() { [ -f "$release_dir/MANIFEST" ] && [ -d "$release_dir/images" ]; }
 
-# Status 1, with the names of the damaged files, when a file is not as it was when the bundle was made.
+# verify_checksums FOLDER - status 1, with the names of the damaged files, when a file is not as it was when the bundle was made.
 verify_checksums() {
   local damaged
-  damaged=$(cd "$release_dir" && sha256sum --check --quiet --strict SHA256SUMS 2>&1) && return 0
+  damaged=$(cd "$1" && sha256sum --check --quiet --strict SHA256SUMS 2>&1) && return 0
   warn "these files of the bundle are damaged or missing:"
   grep -E ': FAILED' <<<"$damaged" | sed 's/^/         /' | head -n 20 >&2 || true
   return 1
+}
+
+# What a signature of this project is for: one that was made for another purpose does not count.
+SIGNED_AS=vllm-gateway-bundle
+
+# verify_signature FOLDER ALLOWED_SIGNERS - fatal unless the bundle was signed by somebody of that file, and holds nothing but what was signed.
+verify_signature() {
+  local folder=$1 allowed=$2 who unsigned
+  need ssh-keygen openssh-client
+  [ -r "$allowed" ] || fatal "cannot read $allowed"
+  [ -f "$folder/SHA256SUMS.sig" ] || fatal "the bundle is not signed; nothing was changed" "Make it with:  deploy/bundle.sh --sign KEY"
+  who=$(ssh-keygen -Y find-principals -s "$folder/SHA256SUMS.sig" -f "$allowed" 2>/dev/null | head -n 1) || who=''
+  if [ -z "$who" ] ||
+    ! ssh-keygen -Y verify -f "$allowed" -I "$who" -n "$SIGNED_AS" -s "$folder/SHA256SUMS.sig" <"$folder/SHA256SUMS" >/dev/null 2>&1; then
+    fatal "the bundle's signature is by nobody in $allowed, or for something else; nothing was changed"
+  fi
+  unsigned=$(cd "$folder" && comm -13 <(cut -c 67- SHA256SUMS | sort) \
+    <(find . -mindepth 1 ! -type d ! -path ./gateway.env ! -path ./SHA256SUMS ! -path ./SHA256SUMS.sig ! -path ./install.sh -printf '%P\n' | sort))
+  [ -z "$unsigned" ] || fatal "the bundle holds files that were not signed; nothing was changed" "${unsigned//$'\n'/, }"
+  [ "$(readlink "$folder/install.sh")" = deploy/install.sh ] || fatal "install.sh of the bundle is not the one that was signed; nothing was changed"
+  verify_checksums "$folder" || fatal "the bundle is damaged; nothing was changed"
+  info "signed by $who"
 }
 
 # Kilobytes of the image files that Docker does not have yet.
@@ -109,10 +131,20 @@ make_folders() {
   done
 }
 
-# The whole tree is given away only when its top is somebody else's: it may hold millions of files.
+# Services whose files this run gave to another user.
+moved=()
+
+# own_folder FOLDER USER - the whole tree is given away only when its top is somebody else's: it may hold millions of files. chown
+# changes the top last, so that a run which was cut off is made up for.
 own_folder() {
+  local service=${1##*/}
   mkdir -p "$1"
   if [ "$(stat -c %u:%g "$1")" != "$2" ]; then
+    if [ -n "$(ls -A "$1")" ]; then
+      info "the files of $service become those of user ${2%:*}"
+      stop_services "$service"
+      moved+=("$service")
+    fi
     chown -R "$2" "$1"
     changed=$((changed + 1))
   fi

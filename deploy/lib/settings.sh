@@ -64,7 +64,7 @@ check_settings() {
     is_number "${setting[$name]}" 1 65535 || wrong $name "a port"
   done
   is_number "${setting[MAX_REQUEST_MB]}" 1 1024 || wrong MAX_REQUEST_MB "a number of megabytes from 1 to 1024"
-  for name in VLLM_READ_TIMEOUT_SECONDS KONG_WORKERS GATEWAY_HOSTS PROMETHEUS_KEEP_DAYS PROMETHEUS_KEEP_GB AUDIT_QUEUE_BYTES AUDIT_RETRY_SECONDS; do
+  for name in USERS VLLM_READ_TIMEOUT_SECONDS KONG_WORKERS GATEWAY_HOSTS PROMETHEUS_KEEP_DAYS PROMETHEUS_KEEP_GB AUDIT_QUEUE_BYTES AUDIT_RETRY_SECONDS; do
     is_number "${setting[$name]}" 1 1000000000000 || wrong $name "a whole number from 1"
   done
   for name in RATE_LIMIT_PER_HOUR ANONYMOUS_PER_MINUTE MINIMUM_FREE_GB AUDIT_MAX_REQUEST_BYTES AUDIT_MAX_RESPONSE_BYTES; do
@@ -76,6 +76,10 @@ check_settings() {
   for name in POSTGRES_MEMORY_MB KONG_MEMORY_MB COLLECTOR_MEMORY_MB PROMETHEUS_MEMORY_MB GRAFANA_MEMORY_MB; do
     is_number "${setting[$name]}" 64 10000000 || wrong $name "a number of megabytes from 64"
   done
+  [ "${setting[USERS]}" -le 100000 ] || wrong USERS "100000 at most"
+  is_number "${setting[CONTAINER_UIDS]}" 1000 4000000000 || wrong CONTAINER_UIDS "a number from 1000 to 4000000000"
+  [[ ${setting[KONG_MANAGER]} =~ ^(on|off)$ ]] || wrong KONG_MANAGER "on or off"
+  check_proxies
   [ "${setting[KONG_WORKERS]}" -le 64 ] || wrong KONG_WORKERS "64 at most: each has its own connections and log queue"
   for name in PROXY_ADDRESS GRAFANA_ADDRESS; do
     [[ ${setting[$name]} =~ ^[0-9]{1,3}(\.[0-9]{1,3}){3}$ ]] || wrong $name "an IPv4 address (0.0.0.0: all of this host)"
@@ -105,6 +109,16 @@ check_kong_memory() {
     warn "KONG_MEMORY_MB is ${setting[KONG_MEMORY_MB]}, but Kong can come to need $most: $queues for log queues, $captures for captures, $((bodies_of_worker * ${setting[KONG_WORKERS]} * ${setting[MAX_REQUEST_MB]})) for bodies"
 }
 
+# Whoever is trusted may say which address a client has: everybody cannot be.
+check_proxies() {
+  local proxy
+  for proxy in ${setting[TRUSTED_PROXIES]//,/ }; do
+    [[ $proxy =~ ^([0-9]{1,3}(\.[0-9]{1,3}){3}(/[0-9]{1,2})?|[0-9A-Fa-f:]*:[0-9A-Fa-f:.]*(/[0-9]{1,3})?)$ ]] ||
+      wrong TRUSTED_PROXIES "addresses or networks, like 10.0.0.5 10.1.0.0/24"
+    [[ $proxy != */0 ]] || wrong TRUSTED_PROXIES "the addresses of proxies: with $proxy every client could name any address as its own"
+  done
+}
+
 is_number() { [[ $1 =~ ^(0|[1-9][0-9]{0,14})$ ]] && [ "$1" -ge "$2" ] && [ "$1" -le "$3" ]; }
 
 check_ports() {
@@ -117,6 +131,9 @@ check_ports() {
 
 declare -gA secret
 
+# The key that every Grafana has which was given none, from its default settings: that of installations before there was one.
+GRAFANA_OLD_KEY=SW2YcwTIb9zpOOhoPsMm
+
 # Made once; a later release may add some. Letters and digits only: they go into URLs, SQL and files as they stand.
 make_secrets() {
   local name added='' line
@@ -127,10 +144,12 @@ make_secrets() {
     done <"$secrets_file"
   fi
   for name in POSTGRES_PASSWORD KONG_DATABASE_PASSWORD COLLECTOR_DATABASE_PASSWORD GRAFANA_DATABASE_PASSWORD \
-    COLLECTOR_TOKEN GRAFANA_ADMIN_PASSWORD PROBE_KEY DIGEST_SALT; do
+    COLLECTOR_TOKEN GRAFANA_ADMIN_PASSWORD GRAFANA_SECRET_KEY KONG_ADMIN_PASSWORD VLLM_KEY PROBE_KEY DIGEST_SALT; do
     [ -z "${secret[$name]:-}" ] || continue
     case $name in
-      PROBE_KEY) secret[$name]=sk-$(random_hex 24) ;;
+      # What is in Grafana's database was encrypted with the key that it had.
+      GRAFANA_SECRET_KEY) [ -e "$data_dir/grafana/grafana.db" ] && secret[$name]=$GRAFANA_OLD_KEY || secret[$name]=$(random_hex 24) ;;
+      PROBE_KEY | VLLM_KEY) secret[$name]=sk-$(random_hex 24) ;;
       GRAFANA_ADMIN_PASSWORD) secret[$name]=$(random_hex 12) ;;
       *) secret[$name]=$(random_hex 24) ;;
     esac
@@ -147,20 +166,33 @@ make_secrets() {
   } | write_file "$secrets_file" 600
 }
 
+# replace_secret NAME VALUE - another value for a secret that is there.
+replace_secret() {
+  secret[$1]=$2
+  sed "s/^$1=.*/$1=$2/" "$secrets_file" | write_file "$secrets_file" 600
+}
+
 # One file for each secret that a container reads, for the one user that reads it.
 write_secret_files() {
   mkdir -p "$secrets_dir"
   chmod 700 "$secrets_dir"
   put_secret postgres-password POSTGRES "${secret[POSTGRES_PASSWORD]}"
   put_secret kong-password KONG "${secret[KONG_DATABASE_PASSWORD]}"
+  # For nginx, and for our own scripts.
+  put_secret kong-admin KONG "admin:{PLAIN}${secret[KONG_ADMIN_PASSWORD]}"
+  put_secret kong-admin-password '' "${secret[KONG_ADMIN_PASSWORD]}"
+  put_secret vllm-api-key '' "${secret[VLLM_KEY]}"
   put_secret collector-token COLLECTOR "${secret[COLLECTOR_TOKEN]}"
   put_secret database-url COLLECTOR "postgres://llm_collector:${secret[COLLECTOR_DATABASE_PASSWORD]}@${setting[POSTGRES_HOST]}:${setting[POSTGRES_PORT]}/llm"
   put_secret grafana-admin-password GRAFANA "${secret[GRAFANA_ADMIN_PASSWORD]}"
+  put_secret grafana-secret-key GRAFANA "${secret[GRAFANA_SECRET_KEY]}"
   put_secret grafana-database-password GRAFANA "${secret[GRAFANA_DATABASE_PASSWORD]}"
 }
 
+# put_secret FILE ROLE TEXT - no role: for root.
 put_secret() {
-  local owner=${image_user[$2]}
+  local owner=0:0
+  [ -z "$2" ] || owner=${image_user[$2]}
   # Without a line break: some readers take it for a part of the password.
   printf '%s' "$3" | write_file "$secrets_dir/$1" 400 "$owner"
 }
@@ -201,14 +233,15 @@ own_address() { case $1 in 0.0.0.0) echo 127.0.0.1 ;; *) echo "$1" ;; esac }
 kong_environment() {
   local name
   for name in VLLM_URL VLLM_EXTRA_PATHS RATE_LIMIT_PER_HOUR AUDIT_CAPTURE AUDIT_MAX_REQUEST_BYTES AUDIT_MAX_RESPONSE_BYTES \
-    AUDIT_QUEUE_BYTES AUDIT_RETRY_SECONDS AUDIT_INCLUDE_USAGE STRICT_REQUESTS AUDIT_OPENAI_ERRORS ANONYMOUS_PER_MINUTE \
-    VLLM_API_KEY_FILE; do
+    AUDIT_QUEUE_BYTES AUDIT_RETRY_SECONDS AUDIT_INCLUDE_USAGE STRICT_REQUESTS AUDIT_OPENAI_ERRORS ANONYMOUS_PER_MINUTE; do
     printf '%s=%s\n' "$name" "${setting[$name]}"
   done
   cat <<LINES
 UPLOAD_ROOM_MB=$((bodies_of_worker * ${setting[MAX_REQUEST_MB]}))
 VLLM_READ_TIMEOUT_MS=$((${setting[VLLM_READ_TIMEOUT_SECONDS]} * 1000))
+VLLM_API_KEY_FILE=$(vllm_key_file)
 KONG_ADMIN_URL=$admin_url
+KONG_ADMIN_PASSWORD_FILE=$secrets_dir/kong-admin-password
 KONG_PROXY_URL=$proxy_url
 COLLECTOR_URL=http://127.0.0.1:${setting[COLLECTOR_PORT]}
 COLLECTOR_TOKEN_FILE=$secrets_dir/collector-token
@@ -217,10 +250,34 @@ LINES
   printf '%s' "$passed_on" | grep '^COLLECTOR_MAX_BODY_BYTES=' || true
 }
 
+# The file with vLLM's key: the operator's, or that of the installation for a vLLM on this host. One that wants no key ignores it.
+vllm_key_file() {
+  local file=${setting[VLLM_API_KEY_FILE]}
+  if [ -z "$file" ] && vllm_is_here; then file=$secrets_dir/vllm-api-key; fi
+  printf '%s' "$file"
+}
+
+vllm_is_here() { [[ ${setting[VLLM_URL]} =~ ^https?://(127\.[0-9.]+|localhost|\[::1\])(:|/|$) ]]; }
+
+# Settings of Kong itself: the operator's by Kong's own names, then those that follow from ours.
+kong_program_environment() {
+  local line proxies=${setting[TRUSTED_PROXIES]//,/ }
+  printf '%s' "$passed_on" | grep '^KONG_' || true
+  {
+    # shellcheck disable=SC2086
+    [ -z "$proxies" ] || printf '%s\n' "KONG_TRUSTED_IPS=$(echo $proxies | tr ' ' ,)" KONG_REAL_IP_HEADER=X-Forwarded-For KONG_REAL_IP_RECURSIVE=on
+    # Kong's listeners know no Unix socket, but what begins with KONG_NGINX_ADMIN_ goes into the Admin API's server block.
+    [ "${setting[KONG_MANAGER]}" = on ] || printf '%s\n' KONG_NGINX_ADMIN_AUTH_BASIC=Kong KONG_NGINX_ADMIN_AUTH_BASIC_USER_FILE=/run/secrets/kong-admin
+  } | while IFS= read -r line; do
+    grep -q "^${line%%=*}=" <<<"$passed_on" || printf '%s\n' "$line"
+  done
+}
+
 write_config() {
   mkdir -p "$config_dir"
   chmod 755 "$config_dir"
-  printf '%s' "$passed_on" | grep '^KONG_' | write_file "$config_dir/kong.env" 644 || true
+  kong_program_environment | write_file "$config_dir/kong.env" 644
+  container_passwd | write_file "$config_dir/passwd" 644
   collector_environment | write_file "$config_dir/collector.env" 644
   printf '%s' "$passed_on" | grep '^GF_' | write_file "$config_dir/grafana.env" 644 || true
   write_pg_hba
@@ -266,6 +323,12 @@ write_prometheus() {
   done
 }
 
+# /etc/passwd for PostgreSQL's container: its programs want a name for the user they run as, and the superuser is known by it.
+container_passwd() {
+  printf '%s\n' root:x:0:0:root:/root:/bin/bash "postgres:x:${image_user[POSTGRES]}::/var/lib/postgresql:/bin/bash" \
+    nobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin
+}
+
 write_compose_env() {
   local name role
   {
@@ -286,6 +349,8 @@ POSTGRES_MAX_CONNECTIONS=$max_connections
 POSTGRES_SHARED_BUFFERS_MB=$((${setting[POSTGRES_MEMORY_MB]} / 4))
 POSTGRES_CACHE_MB=$((${setting[POSTGRES_MEMORY_MB]} * 3 / 4))
 POSTGRES_MAINTENANCE_MB=$((${setting[POSTGRES_MEMORY_MB]} / 16))
+KONG_MANAGER_LISTEN=$([ "${setting[KONG_MANAGER]}" = off ] && echo off || echo "127.0.0.1:${setting[KONG_MANAGER_PORT]}")
+KONG_METRICS_MB=$((5 + ${setting[USERS]} / 50))
 KONG_CONNECTIONS_PER_WORKER=$kong_connections_per_worker
 KONG_BODIES_MB=$((bodies_of_worker * ${setting[KONG_WORKERS]} * ${setting[MAX_REQUEST_MB]} + 64))
 COLLECTOR_CONNECTIONS=$collector_connections
@@ -296,11 +361,11 @@ LINES
       printf '%s_UID=%s\n%s_GID=%s\n' $role "${image_user[$role]%:*}" $role "${image_user[$role]#*:}"
     done
     cat <<LINES
-POSTGRESQL_DIGEST=$(digest_of "$config_dir/pg_hba.conf")
-KONG_DIGEST=$(digest_of "$release_dir/kong-plugins")-$(secret_digest "${secret[KONG_DATABASE_PASSWORD]}")
+POSTGRESQL_DIGEST=$(digest_of "$config_dir/pg_hba.conf" "$config_dir/passwd")
+KONG_DIGEST=$(digest_of "$release_dir/kong-plugins")-$(secret_digest "${secret[KONG_DATABASE_PASSWORD]}" "${secret[KONG_ADMIN_PASSWORD]}")
 COLLECTOR_DIGEST=$(secret_digest "${secret[COLLECTOR_TOKEN]}" "${secret[COLLECTOR_DATABASE_PASSWORD]}")
 PROMETHEUS_DIGEST=$(digest_of "$config_dir/prometheus")
-GRAFANA_DIGEST=$(digest_of "$release_dir/grafana")-$(secret_digest "${secret[GRAFANA_DATABASE_PASSWORD]}")
+GRAFANA_DIGEST=$(digest_of "$release_dir/grafana")-$(secret_digest "${secret[GRAFANA_DATABASE_PASSWORD]}" "${secret[GRAFANA_SECRET_KEY]}")
 LINES
   } | write_file "$config_dir/compose.env" 644
 }

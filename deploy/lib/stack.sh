@@ -20,6 +20,7 @@ start_postgresql() {
   runs_postgresql || return 0
   start_services postgresql
   wait_healthy "$PATIENCE" postgresql || fatal "PostgreSQL does not start" "After mending the reason above, run the same command again."
+  settle_restore
   prepare_databases
 }
 
@@ -87,14 +88,19 @@ configure_kong() {
   grep -A3 '^warning:' <<<"$output" | without_secrets >&2 || true
 }
 
-users() { KONG_ADMIN_URL=$admin_url "$release_dir/deploy/users.sh" "$@"; }
+users() { KONG_ADMIN_URL=$admin_url KONG_ADMIN_PASSWORD_FILE=$secrets_dir/kong-admin-password "$release_dir/deploy/users.sh" "$@"; }
+
+# ask_admin PATH - what Kong's Admin API says. The password reaches curl through its configuration on standard input.
+ask_admin() {
+  printf 'user = "admin:%s"\n' "${secret[KONG_ADMIN_PASSWORD]}" | curl -q -sS --noproxy '*' --max-time 10 -K - "$admin_url$1"
+}
 
 # A user of the installation itself, for the call that proves the whole path.
 PROBE=gateway-probe
 
 add_probe() {
   local answer
-  answer=$(curl -q -sS --noproxy '*' --max-time 10 "$admin_url/consumers/$PROBE/key-auth" 2>/dev/null) || answer=''
+  answer=$(ask_admin "/consumers/$PROBE/key-auth" 2>/dev/null) || answer=''
   [[ $answer != *"\"${secret[PROBE_KEY]}\""* ]] || return 0
   if [[ $answer == *'"data"'* ]]; then
     users rotate "$PROBE" --key - <<<"${secret[PROBE_KEY]}" >/dev/null 2>&1 && return 0

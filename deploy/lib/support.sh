@@ -18,9 +18,9 @@ support() {
     collect derived cat "$config_dir/compose.env"
     collect compose run_compose config
     collect prometheus cat "$config_dir/prometheus/prometheus.yml"
-    collect kong-plugins curl -q -sS --noproxy '*' --max-time 10 "$admin_url/plugins?size=1000"
-    collect kong-services curl -q -sS --noproxy '*' --max-time 10 "$admin_url/services"
-    collect kong-routes curl -q -sS --noproxy '*' --max-time 10 "$admin_url/routes?size=1000"
+    collect kong-plugins ask_admin '/plugins?size=1000'
+    collect kong-services ask_admin /services
+    collect kong-routes ask_admin '/routes?size=1000'
     collect users users list
     collect collector-metrics curl -q -sS --noproxy '*' --max-time 10 "http://127.0.0.1:${setting[COLLECTOR_PORT]}/metrics"
     collect targets curl -q -sS --noproxy '*' --max-time 10 "http://127.0.0.1:${setting[PROMETHEUS_PORT]}/api/v1/targets"

@@ -16,6 +16,8 @@ upgrade() {
   done
   [ -n "$from" ] || misuse "upgrade needs a bundle"
   new=$(unpack_bundle "$from") || exit 1
+  # Before anything of it runs.
+  [ ! -e "$home/allowed_signers" ] || verify_signature "$new" "$home/allowed_signers"
   "$new/deploy/install.sh" --home "$home" --upgrade --check --without-vllm
   is_running postgresql || ! runs_postgresql || fatal "PostgreSQL is not running" "An upgrade begins from a working installation:  $(this_gateway) up"
   take_lock

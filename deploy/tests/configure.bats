@@ -455,3 +455,36 @@ make_old_installation() {
   [ "$(call /v1/models)" = 401 ]
   stop_host slow
 }
+
+@test "an Admin API that wants a password: said, and given out of sight" {
+  printf 'admin:{PLAIN}of-the-admin' >"$WORK/admins"
+  KONG_NGINX_ADMIN_AUTH_BASIC=Kong KONG_NGINX_ADMIN_AUTH_BASIC_USER_FILE=$WORK/admins start_host locked
+  run configure
+  [ "$status" -eq 1 ]
+  [[ $output == *'wants a password'*KONG_ADMIN_PASSWORD_FILE* ]]
+  [ "$(curl -s -o /dev/null -w '%{http_code}' "$KONG_ADMIN_URL/key-auths")" = 401 ]
+  KONG_ADMIN_PASSWORD=of-the-admin says '^created    service vllm$' configure --wait
+  printf 'of-the-admin\n' >"$WORK/password"
+  export KONG_ADMIN_PASSWORD_FILE=$WORK/password
+  says '^nothing to change$' configure
+  users add bob >"$WORK/key-of-bob" 2>/dev/null
+  [ "$(call /v1/models -H "X-API-Key: $(cat "$WORK/key-of-bob")")" = 200 ]
+  stop_host locked
+}
+
+# The address that the entry of a call has, which said that it comes for 203.0.113.9 through 127.0.0.1.
+logged_address() {
+  rm -f "$WORK/up/batches"
+  call '/v1/models?from=afar' -H "X-API-Key: $1" -H 'X-Forwarded-For: 203.0.113.9, 127.0.0.1' >/dev/null
+  for _ in $(seq 100); do grep -q from=afar "$WORK/up/batches" 2>/dev/null && break; sleep 0.1; done
+  grep from=afar "$WORK/up/batches" | json '[entry["client_ip"] for entry in j if "from=afar" in entry["request"]["uri"]][0]'
+}
+
+@test "the client's address is believed from a trusted proxy only" {
+  [ "$(logged_address "$KEY")" = 127.0.0.1 ]
+  KONG_TRUSTED_IPS=127.0.0.1,10.0.0.0/8 KONG_REAL_IP_HEADER=X-Forwarded-For KONG_REAL_IP_RECURSIVE=on start_host behind
+  configure --wait >/dev/null
+  key=$(users add carol 2>/dev/null)
+  [ "$(logged_address "$key")" = 203.0.113.9 ]
+  stop_host behind
+}

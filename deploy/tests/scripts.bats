@@ -54,7 +54,8 @@ says() { grep -qF -- "$1" <<<"$output" || { printf 'not said: %s\n%s\n' "$1" "$o
 
 @test "wrong settings are refused by name" {
   for line in PROXY_PORT=0 PROXY_PORT=65536 PROXY_PORT= KONG_WORKERS=0 KONG_WORKERS=384 MAX_REQUEST_MB=0 MAX_REQUEST_MB=64m PROXY_ADDRESS=here PROJECT=A \
-    FIRST_USER='a b' DATA_DIR=relative VLLM_URL=127.0.0.1:8000 VLLM_URL=http://127.0.0.1:8000/v1 KEEP_ROWS_DAYS=-1 POSTGRES_ALLOW_FROM=everyone; do
+    FIRST_USER='a b' DATA_DIR=relative VLLM_URL=127.0.0.1:8000 VLLM_URL=http://127.0.0.1:8000/v1 TRUSTED_PROXIES=proxy TRUSTED_PROXIES=0.0.0.0/0 \
+    TRUSTED_PROXIES='10.0.0.1 ::/0' USERS=0 KONG_MANAGER=yes CONTAINER_UIDS=0 KEEP_ROWS_DAYS=-1 POSTGRES_ALLOW_FROM=everyone; do
     run settings "$line"
     [ "$status" = 1 ]
     says "${line%%=*} must be"
@@ -90,6 +91,113 @@ says() { grep -qF -- "$1" <<<"$output" || { printf 'not said: %s\n%s\n' "$1" "$o
     run settings "$line"
     says 'but Kong can come to need'
   done
+}
+
+@test "a proxy is believed when it is trusted, and Kong's own names win" {
+  settings 'TRUSTED_PROXIES=10.0.0.5, 10.1.0.0/24 fd00::1'
+  kong_program_environment >"$WORK/kong"
+  grep -qx KONG_TRUSTED_IPS=10.0.0.5,10.1.0.0/24,fd00::1 "$WORK/kong"
+  grep -qx KONG_REAL_IP_HEADER=X-Forwarded-For "$WORK/kong"
+  grep -qx KONG_REAL_IP_RECURSIVE=on "$WORK/kong"
+  settings ''
+  no grep -q TRUSTED <(kong_program_environment)
+  settings TRUSTED_PROXIES=10.0.0.5 KONG_REAL_IP_HEADER=X-Real-IP
+  kong_program_environment >"$WORK/kong"
+  [ "$(grep -c REAL_IP_HEADER "$WORK/kong")" = 1 ]
+  grep -qx KONG_REAL_IP_HEADER=X-Real-IP "$WORK/kong"
+}
+
+@test "the Admin API has a password unless Kong Manager is wanted" {
+  settings ''
+  grep -qx KONG_NGINX_ADMIN_AUTH_BASIC_USER_FILE=/run/secrets/kong-admin <(kong_program_environment)
+  settings KONG_MANAGER=on
+  no grep -q AUTH_BASIC <(kong_program_environment)
+}
+
+@test "vLLM's key: the operator's, else one of our own for a vLLM on this host, else none" {
+  settings ''
+  [ "$(vllm_key_file)" = "$secrets_dir/vllm-api-key" ]
+  settings VLLM_URL=http://localhost:8000/
+  [ "$(vllm_key_file)" = "$secrets_dir/vllm-api-key" ]
+  settings VLLM_URL=http://10.0.0.7:8000
+  [ -z "$(vllm_key_file)" ]
+  settings VLLM_API_KEY_FILE=/etc/vllm-key
+  [ "$(vllm_key_file)" = /etc/vllm-key ]
+}
+
+@test "Grafana's key is made, but not for a database that was written with another" {
+  settings ''
+  make_secrets
+  [[ ${secret[GRAFANA_SECRET_KEY]} =~ ^[0-9a-f]{48}$ ]]
+  secret=()
+  sed -i '/^GRAFANA_SECRET_KEY=/d' "$secrets_file"
+  mkdir -p "$data_dir/grafana" && : >"$data_dir/grafana/grafana.db"
+  make_secrets
+  [ "${secret[GRAFANA_SECRET_KEY]}" = "$GRAFANA_OLD_KEY" ]
+  replace_secret GRAFANA_SECRET_KEY another
+  secret=()
+  make_secrets
+  [ "${secret[GRAFANA_SECRET_KEY]}" = another ]
+  [ "$(stat -c %a "$secrets_file")" = 600 ]
+}
+
+@test "the containers' users are five numbers that nobody else has" {
+  settings ''
+  [ "$(for role in KONG POSTGRES COLLECTOR PROMETHEUS GRAFANA; do own_user $role; done | sort -u | wc -l)" = 5 ]
+  [ "$(own_user KONG)" = 68110:68110 ]
+  run check_users
+  [ -z "$output" ]
+  printf '#!/bin/bash\n[ "$2" != 68112 ] || echo "mallory:x:68112:68112::/:/bin/sh"\n' >"$WORK/bin/getent"
+  chmod +x "$WORK/bin/getent"
+  run check_users
+  says 'the user number 68112, meant for a container, belongs to mallory'
+  settings CONTAINER_UIDS=70000
+  run check_users
+  [ -z "$output" ]
+}
+
+@test "an image that does not run as our user keeps its own, and that is said" {
+  settings ''
+  image_name[KONG]=kong:x
+  fake_docker '*--user*prepare*) exit 1 ;; *version*) echo 3.9.5 ;; *id*) echo 1001 ;;'
+  run look_into_image KONG kong:x
+  [ "$status" = 0 ]
+  says 'does not run as user 68110'
+  [ "${lines[-1]}" = 1001:1001 ]
+  fake_docker '*version*) echo 3.9.5 ;; *prepare*) ;;'
+  [ "$(look_into_image KONG kong:x)" = 68110:68110 ]
+}
+
+@test "a signed bundle: by whom, for what, and nothing in it that was not signed" {
+  command -v ssh-keygen >/dev/null || skip 'this needs ssh-keygen'
+  bundle=$WORK/bundle
+  mkdir -p "$bundle/deploy"
+  echo one >"$bundle/deploy/install.sh" && echo two >"$bundle/MANIFEST" && echo mine >"$bundle/gateway.env"
+  ln -s deploy/install.sh "$bundle/install.sh"
+  (cd "$bundle" && sha256sum deploy/install.sh MANIFEST >SHA256SUMS)
+  for name in maker other; do ssh-keygen -q -t ed25519 -N '' -C "$name" -f "$WORK/$name"; done
+  echo "maker@example.org $(cat "$WORK/maker.pub")" >"$WORK/allowed"
+  seal() { rm -f "$bundle/SHA256SUMS.sig"; ssh-keygen -Y sign -q -f "$WORK/$1" -n "$2" "$bundle/SHA256SUMS" 2>/dev/null; }
+  run verify_signature "$bundle" "$WORK/allowed"
+  [ "$status" = 1 ] && says 'is not signed'
+  seal other "$SIGNED_AS"
+  run verify_signature "$bundle" "$WORK/allowed"
+  [ "$status" = 1 ] && says 'by nobody in'
+  seal maker file
+  run verify_signature "$bundle" "$WORK/allowed"
+  [ "$status" = 1 ] && says 'for something else'
+  seal maker "$SIGNED_AS"
+  run verify_signature "$bundle" "$WORK/allowed"
+  [ "$status" = 0 ] && says 'signed by maker@example.org'
+  echo changed >"$bundle/gateway.env"
+  verify_signature "$bundle" "$WORK/allowed"
+  echo three >"$bundle/deploy/more.sh"
+  run verify_signature "$bundle" "$WORK/allowed"
+  [ "$status" = 1 ] && says 'deploy/more.sh'
+  rm "$bundle/deploy/more.sh"
+  echo 1 >>"$bundle/MANIFEST"
+  run verify_signature "$bundle" "$WORK/allowed"
+  [ "$status" = 1 ] && says 'the bundle is damaged'
 }
 
 @test "PostgreSQL allows for the connections of all workers, whatever the number of cores" {

@@ -184,6 +184,17 @@ PY
   done
 }
 
+@test "containers run as numbers that no account has, and Kong's Admin API wants a password" {
+  users=$(for id in $(containers); do docker inspect --format '{{.Config.User}}' "$id"; done | sort -u)
+  [ "$(wc -l <<<"$users")" = 5 ]
+  for user in $users; do no_account "${user%:*}"; done
+  [ "$(stat -c %u "$DATA/postgresql")" = 68111 ]
+  [ "$(curl -s -o /dev/null -w '%{http_code}' "http://127.0.0.1:$((PORT + 2))/key-auths")" = 401 ]
+  [ "$(curl -s -u "admin:$(cat "$HOME_DIR/secrets/kong-admin-password")" -o /dev/null -w '%{http_code}' "http://127.0.0.1:$((PORT + 2))/key-auths")" = 200 ]
+  grep -q 'sudo cat .*/secrets/vllm-api-key' "$WORK/report"
+}
+no_account() { [ "$1" -ge 68110 ] && [ "$1" -lt 68115 ] && ! getent passwd "$1"; }
+
 @test "PostgreSQL takes nobody without a password, and its superuser not at all from outside" {
   docker exec "$(container postgresql)" bash -c "! psql -h 127.0.0.1 -U kong -d kong -w -c 'SELECT 1' 2>&1"
   run docker exec -e PGPASSWORD="$(sed -n 's/^POSTGRES_PASSWORD=//p' "$HOME_DIR/secrets.env")" "$(container postgresql)" \
@@ -236,6 +247,7 @@ PY
   # Also what only the host can show it: Grafana's password, Kong's log.
   grep -qE '^ok +grafana.datasources +all 1 answer' <<<"$output"
   grep -q ' kong.log.queue ' <<<"$output"
+  curl() { command curl -u "admin:$(cat "$HOME_DIR/secrets/kong-admin-password")" "$@"; }
   audit=$(curl -s "http://127.0.0.1:$((PORT + 2))/plugins?size=1000" |
     python3 -c 'import json, sys; print([p["id"] for p in json.load(sys.stdin)["data"] if p["name"] == "llm-audit"][0])')
   curl -s -X DELETE "http://127.0.0.1:$((PORT + 2))/plugins/$audit"
@@ -356,6 +368,36 @@ PY
   "$GATEWAY" users list | grep -qE '^z123456 +1 +7 '
   [ "$(rows_of 'after the restore')" = 1 ]
   [ -z "$(sql postgres "SELECT datname FROM pg_database WHERE datname LIKE '%restore%'")" ]
+  # Grafana reads its database, which was written with the key of the installation that is gone.
+  [ "$(docker inspect --format '{{.State.Health.Status}}' "$(container grafana)")" != unhealthy ]
+  [ "$(cat "$HOME_DIR/secrets/grafana-secret-key")" = "$(cat "$(cat "$WORK/backup")/grafana-secret-key")" ]
+}
+
+@test "a restore that is killed leaves what was there, however far it was" {
+  for sign in phase database; do
+    sql llm "SELECT count(*) FROM llm_logs" >"$WORK/rows-before"
+    setsid "$GATEWAY" restore "$(cat "$WORK/backup")" --yes >"$WORK/killed" 2>&1 3>&- &
+    restoring=$!
+    for _ in $(seq 600); do
+      case $sign in
+        phase) [ ! -e "$HOME_DIR/state/restore/phase" ] || break ;;
+        database) [ -z "$(sql postgres "SELECT 1 FROM pg_database WHERE datname = 'kong_before_restore'")" ] || break ;;
+      esac
+      kill -0 "$restoring" || break
+      sleep 0.05
+    done
+    kill -KILL -- "-$restoring"
+    wait "$restoring" || true
+    [ -e "$HOME_DIR/state/restore/phase" ]
+    run "$GATEWAY" up
+    [ "$status" = 0 ] || { echo "$output" && false; }
+    [[ $output == *'a restore was cut off'* ]]
+    [ "$(call "$(cat "$WORK/key")" "after the kill at $sign")" = 200 ]
+    [ "$(rows_of "after the kill at $sign")" = 1 ]
+    [ "$(sql llm 'SELECT count(*) FROM llm_logs')" -gt "$(cat "$WORK/rows-before")" ]
+    [ -z "$(sql postgres "SELECT datname FROM pg_database WHERE datname LIKE '%before_restore'")" ]
+    [ ! -e "$HOME_DIR/state/restore" ]
+  done
 }
 
 @test "a backup that cannot be loaded leaves everything as it was" {

@@ -33,6 +33,8 @@
 #                   KONG_WORKER_STATE_UPDATE_FREQUENCY  seconds until changes
 #                                                reach the router; default 0, at
 #                                                once (Kong: up to 5)
+#                   KONG_TRUSTED_IPS, KONG_REAL_IP_HEADER, KONG_REAL_IP_RECURSIVE  none
+#                   KONG_NGINX_ADMIN_AUTH_BASIC, …_AUTH_BASIC_USER_FILE            none
 #                   NGINX_HOST_VERSION           version it claims, default 3.9.5
 #                   NGINX_HOST_WATCH_PID         stops when that process is gone
 #
@@ -115,6 +117,20 @@ find_nginx() {
   fatal "nginx's Lua module is missing: apt install libnginx-mod-http-lua lua-cjson"
 }
 
+# Which address counts as the client's, as Kong writes it.
+real_ip() {
+  local proxy
+  [ -n "${KONG_TRUSTED_IPS:-}" ] || return 0
+  for proxy in ${KONG_TRUSTED_IPS//,/ }; do printf 'set_real_ip_from %s; ' "$proxy"; done
+  printf 'real_ip_header %s; real_ip_recursive %s;' "${KONG_REAL_IP_HEADER:-X-Real-IP}" "${KONG_REAL_IP_RECURSIVE:-off}"
+}
+
+# What Kong would put into the Admin API's server block.
+admin_directives() {
+  [ -z "${KONG_NGINX_ADMIN_AUTH_BASIC:-}" ] ||
+    printf 'auth_basic %s; auth_basic_user_file %s;' "$KONG_NGINX_ADMIN_AUTH_BASIC" "$KONG_NGINX_ADMIN_AUTH_BASIC_USER_FILE"
+}
+
 write_configuration() {
   local text name value resolver user='' connections
   [ "$(id -u)" != 0 ] || user="user $(id -un) $(id -gn);"
@@ -123,7 +139,7 @@ write_configuration() {
   [ "$connections" != unlimited ] && [ "$connections" -lt 4096 ] || connections=4096
   text=$(<"$host_dir/nginx.conf.in")
   for name in USER_DIRECTIVE WORKERS PREFIX LOG_LEVEL MODULES CONNECTIONS BODY_BUFFER MAX_BODY \
-    RESOLVER HOST PLUGIN_PATH PROXY ADMIN STATUS; do
+    RESOLVER HOST PLUGIN_PATH PROXY ADMIN STATUS REAL_IP ADMIN_DIRECTIVES; do
     case $name in
       USER_DIRECTIVE) value=$user ;;
       WORKERS) value=$workers ;;
@@ -139,6 +155,8 @@ write_configuration() {
       PROXY) value=$proxy_at ;;
       ADMIN) value=$admin_at ;;
       STATUS) value=$status_at ;;
+      REAL_IP) value=$(real_ip) ;;
+      ADMIN_DIRECTIVES) value=$(admin_directives) ;;
     esac
     text=${text//"@$name@"/"$value"}
   done

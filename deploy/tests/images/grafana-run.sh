@@ -8,7 +8,10 @@ say() { printf '%s [test equipment, not Grafana] %s\n' "$(date -u +%FT%TZ)" "$*"
 say "stand-in for Grafana: no dashboards here"
 [ -s "$GF_SECURITY_ADMIN_PASSWORD__FILE" ] || { say "no admin password" && exit 1; }
 [ -w "$GF_PATHS_DATA" ] || { say "GF_PATHS_DATA is not writable" && exit 1; }
-[ -e "$GF_PATHS_DATA/grafana.db" ] || date >"$GF_PATHS_DATA/grafana.db"
+# What is in the database was encrypted with one key, and can be read with that one only.
+key=$(sha256sum <"$GF_SECURITY_SECRET_KEY__FILE")
+[ -e "$GF_PATHS_DATA/grafana.db" ] || echo "$key" >"$GF_PATHS_DATA/grafana.db"
+[ "$(<"$GF_PATHS_DATA/grafana.db")" = "$key" ] || { say "cipher: message authentication failed" && exit 1; }
 mkdir -p /tmp/nginx
 sources=/tmp/nginx/api/datasources
 mkdir -p "$sources/uid/postgresql"

@@ -46,7 +46,7 @@ new_root() {
   ln -s bash "$root/bin/sh"
   local tool
   for tool in cat id ls mkdir rm mv cp ln chmod chown sleep date head tail cut tr sort uniq seq env dirname basename readlink \
-    mktemp touch sed grep awk find xargs od stat printf true kill setsid nproc base64; do
+    mktemp touch sed grep awk find xargs od stat printf true kill setsid nproc base64 sha256sum; do
     tool=$(command -v "$tool" 2>/dev/null || true)
     [[ $tool == /* ]] || continue
     add "$root" "$tool"
