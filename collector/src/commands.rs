@@ -10,6 +10,7 @@ pub mod replay;
 pub mod report;
 pub mod retention;
 mod table;
+pub mod upkeep;
 
 use std::sync::Arc;
 

@@ -43,6 +43,8 @@ pub enum Command {
     Report(ReportSettings),
     /// What models cost
     Prices(PricesSettings),
+    /// Migrate, then remove what is too old and index texts until SIGTERM: what `serve` leaves when it works with a role that owns no tables
+    Upkeep(UpkeepSettings),
     /// Remove what is older than it is to be kept, as `serve` does every hour
     Retention(RetentionSettings),
     /// Erase what one consumer asked and was answered
@@ -186,6 +188,18 @@ pub struct RetentionClocks {
 
 /// A thousand years, so that no date runs over.
 const MAX_DAYS: i64 = 365_000;
+
+/// Settings of `upkeep`.
+#[derive(Debug, Args)]
+pub struct UpkeepSettings {
+    #[command(flatten)]
+    pub database: DatabaseArgs,
+    #[command(flatten)]
+    pub clocks: RetentionClocks,
+    /// Index prompts and answers of hours and days that are over, so that text is found fast; takes time and disk
+    #[arg(long, env = "COLLECTOR_SEARCH_INDEX")]
+    pub search_index: bool,
+}
 
 /// Settings of `retention`.
 #[derive(Debug, Args)]

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::Parser;
-use llm_collector::commands::{self, doctor, erase, healthcheck, prices, rejected, replay, report, retention};
+use llm_collector::commands::{self, doctor, erase, healthcheck, prices, rejected, replay, report, retention, upkeep};
 use llm_collector::config::{Cli, Command, ServeSettings};
 use llm_collector::server::Application;
 use llm_collector::{logging, panics};
@@ -59,6 +59,7 @@ async fn run(command: &Command) -> Result<()> {
         }
         Command::Report(settings) => print(report::run(settings).await?),
         Command::Prices(settings) => print(prices::run(settings).await?),
+        Command::Upkeep(settings) => upkeep::run(settings).await,
         Command::Retention(settings) => print(retention::run(settings).await?),
         Command::Erase(settings) => print(erase::run(settings).await?),
         Command::Doctor(settings) => {

@@ -78,6 +78,13 @@ impl Upkeep {
             tokio::spawn(self.clone().trim_refused_calls()),
             tokio::spawn(self.clone().end_long_queries()),
         ];
+        tasks.extend(self.start_owners());
+        tasks
+    }
+
+    /// Starts the tasks that rewrite, drop and index tables, which their owner alone may.
+    pub fn start_owners(self) -> Vec<JoinHandle<()>> {
+        let mut tasks = Vec::new();
         if self.clocks.are_set() {
             tasks.push(tokio::spawn(self.clone().keep()));
         }
@@ -235,7 +242,12 @@ impl Upkeep {
     }
 
     async fn kept(&self) -> Result<Option<retention::Round>, StoreError> {
-        retention::run(&self.session().await?, self.clocks, &self.metrics).await
+        let session = self.session().await?;
+        if !session.owns_tables().await? {
+            debug!("retention is left to llm-collector upkeep: this role owns no tables");
+            return Ok(None);
+        }
+        retention::run(&session, self.clocks, &self.metrics).await
     }
 
     /// Indexes the texts of hours and days that are over.
@@ -259,7 +271,12 @@ impl Upkeep {
     }
 
     async fn indexed(&self) -> Result<(), StoreError> {
-        search::index(&self.session().await?).await
+        let session = self.session().await?;
+        if !session.owns_tables().await? {
+            debug!("indexing texts is left to llm-collector upkeep: this role owns no tables");
+            return Ok(());
+        }
+        search::index(&session).await
     }
 
     async fn session(&self) -> Result<Session, StoreError> {

@@ -59,8 +59,8 @@ WHERE NOT EXISTS (
     WHERE pg_proc.oid = to_regprocedure('public.llm_end_long_queries(interval)') AND rolsuper) \gexec
 
 SELECT format('GRANT EXECUTE ON FUNCTION public.llm_end_long_queries TO %I', rolname)
-FROM pg_database JOIN pg_roles ON pg_roles.oid = datdba
-WHERE datname = current_database() AND NOT has_function_privilege(rolname, 'public.llm_end_long_queries(interval)', 'EXECUTE') \gexec
+FROM pg_roles
+WHERE (rolname = 'llm_writer' OR oid = (SELECT datdba FROM pg_database WHERE datname = current_database())) AND NOT has_function_privilege(rolname, 'public.llm_end_long_queries(interval)', 'EXECUTE') \gexec
 
 SELECT 'GRANT USAGE ON SCHEMA public TO llm_grafana'
 WHERE NOT has_schema_privilege('llm_grafana', 'public', 'USAGE') \gexec

@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use log::{info, warn};
-use tokio_postgres::{Config, NoTls};
+use tokio_postgres::{Client, Config, NoTls};
 
 use super::partitions;
 use super::pool::{StoreError, describe};
@@ -30,6 +30,11 @@ pub async fn migrate(config: &Config, patience: Duration) -> Result<Vec<String>,
             warn!("connection lost during migration: {error}");
         }
     });
+    if !may_migrate(&client).await? {
+        check_version(&client).await?;
+        partitions::create_ahead(&client).await?;
+        return Ok(Vec::new());
+    }
     // Waiting for another collector's migration is fine, waiting for ever is not.
     client.batch_execute("SET lock_timeout = '60s'").await?;
     client.execute("SELECT pg_advisory_lock($1)", &[&LOCK]).await?;
@@ -42,12 +47,47 @@ pub async fn migrate(config: &Config, patience: Duration) -> Result<Vec<String>,
     for name in &applied {
         info!(migration = name.as_str(); "applied migration {name}");
     }
+    grant_writer(&client).await?;
     partitions::create_ahead(&client).await?;
     client.execute("SELECT pg_advisory_unlock($1)", &[&LOCK]).await?;
     drop(client);
     // The connection ends by itself when its client is gone.
     let _ = connection.await;
     Ok(applied)
+}
+
+/// Whether this role may change the schema. One that only writes rows finds it as the owner made it.
+async fn may_migrate(client: &Client) -> Result<bool, StoreError> {
+    let query = "SELECT coalesce(has_schema_privilege(current_schema(), 'CREATE'), true)";
+    Ok(client.query_one(query, &[]).await?.try_get(0)?)
+}
+
+/// Fails when the schema is older than this binary needs.
+async fn check_version(client: &Client) -> Result<(), StoreError> {
+    let needed = embedded::migrations::runner().get_migrations().iter().map(|migration| i64::from(migration.version())).max();
+    let query = "SELECT to_regclass('refinery_schema_history') IS NOT NULL";
+    let current: i64 = if client.query_one(query, &[]).await?.try_get(0)? {
+        client.query_one("SELECT coalesce(max(version), 0)::bigint FROM refinery_schema_history", &[]).await?.try_get(0)?
+    } else {
+        0
+    };
+    match needed {
+        Some(needed) if current < needed => Err(StoreError::Migration(format!(
+            "the schema is at version {current}, this collector needs {needed}, and this role may not change it: run \
+             llm-collector migrate (or upkeep) with the database URL of the owner"
+        ))),
+        _ => Ok(()),
+    }
+}
+
+/// Gives the role `llm_writer` its rights on what is there now; without that role nothing is done.
+async fn grant_writer(client: &Client) -> Result<(), StoreError> {
+    const IS_NEEDED: &str = "SELECT EXISTS (SELECT FROM pg_roles WHERE rolname = 'llm_writer')
+        AND pg_has_role((SELECT relowner FROM pg_class WHERE oid = 'llm_logs'::regclass), 'USAGE')";
+    if client.query_one(IS_NEEDED, &[]).await?.try_get(0)? {
+        client.batch_execute(include_str!("rights.sql")).await?;
+    }
+    Ok(())
 }
 
 /// The database as a person names it: `database at host:port`.

@@ -65,6 +65,12 @@ impl Session {
         &self.client
     }
 
+    /// Whether this role may rewrite, drop and index tables. One that only writes rows leaves that to `llm-collector upkeep`.
+    pub async fn owns_tables(&self) -> Result<bool, StoreError> {
+        let query = "SELECT pg_has_role(relowner, 'USAGE') FROM pg_class WHERE oid = 'llm_logs'::regclass";
+        Ok(self.client.query_one(query, &[]).await?.try_get(0)?)
+    }
+
     /// Takes the advisory lock of some work; `false` when another one holds it.
     pub async fn try_lock(&self, work: Work) -> Result<bool, StoreError> {
         let query = "SELECT pg_try_advisory_lock(hashtext('llm_logs'), hashtext($1))";

@@ -4,7 +4,7 @@ use std::io::Write;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use gateway_tests::collector::{TestApp, run};
+use gateway_tests::collector::{TestApp, binary, run};
 use gateway_tests::fixtures;
 use gateway_tests::postgres::{Cluster, Database, connect};
 use gateway_tests::process::wait_until;
@@ -18,7 +18,7 @@ impl Kit {
     async fn install() -> Self {
         let cluster = Cluster::start(&["-c", "fsync=off"]).unwrap();
         let kit = Self { cluster };
-        let passwords = ["kong", "collector", "grafana"].map(|role| format!("\\set {role}_password 'pw'\n")).concat();
+        let passwords = ["kong", "collector", "writer", "grafana"].map(|role| format!("\\set {role}_password 'pw'\n")).concat();
         kit.psql("postgres", &(passwords + include_str!("../../../deploy/postgresql/roles.sql")));
         let migrated = run(&["migrate", "--database-url", &kit.url("llm_collector")], &[]).await;
         assert!(migrated.status.success(), "{migrated:?}");
@@ -111,6 +111,88 @@ async fn whoever_reads_dashboards_can_leave_nothing_behind() {
     let done =
         |echo: &str| echo.lines().filter(|line| ["GRANT", "REVOKE", "ALTER"].iter().any(|word| line.starts_with(word))).count();
     assert_eq!(done(&kit.grant()), 0, "a second run does nothing");
+}
+
+#[tokio::test]
+async fn the_collector_works_with_a_role_that_can_add_and_take_nothing_away() {
+    let kit = Kit::install().await;
+    let app = TestApp::start_on(Database { url: kit.url("llm_writer") }, &["--keep-content-days", "7"]).await;
+    let days_ago = |days: i64| chrono::Utc::now().timestamp_millis() - days * 86_400_000;
+    let entries =
+        [("a", 0), ("b", 3), ("c", 20), ("d", 5_000), ("a", 0)].map(|(id, days)| fixtures::small_entry(id, days_ago(days)));
+    let entries = format!("[{},{},{{}}]", entries.join(","), fixtures::small_entry("bad\\u0000", 5));
+    let answer = app.log(entries).await;
+    assert!(answer.count("stored") >= 5 && answer.count("rejected") == 1, "{}", answer.text);
+    assert_eq!(app.get("/readyz").await.status, 200);
+    assert_eq!(kit.number("SELECT count(*) FROM llm_rejected").await, 1);
+    let writer = connect(&kit.url("llm_writer")).await;
+    for statement in [
+        "SELECT llm_compact_usage()",
+        "SELECT * FROM llm_find_sequence_gaps('1 minute')",
+        "SELECT llm_trim_refused_calls(0)",
+        "SELECT llm_create_partition((now() AT TIME ZONE 'UTC')::date - 30)",
+        "SELECT llm_end_long_queries()",
+    ] {
+        writer.batch_execute(statement).await.unwrap_or_else(|error| panic!("{statement}: {error:?}"));
+    }
+    assert!(kit.number("SELECT sum(calls)::bigint FROM llm_usage").await >= 5, "usage is counted");
+
+    let partition: String = {
+        let query = "SELECT partition FROM llm_partitions WHERE day IS NOT NULL ORDER BY day LIMIT 1";
+        writer.query_one(query, &[]).await.unwrap().get(0)
+    };
+    for statement in [
+        "SELECT prompt FROM llm_logs",
+        "SELECT raw_log FROM llm_logs",
+        "UPDATE llm_logs SET prompt = NULL",
+        "DELETE FROM llm_logs",
+        "TRUNCATE llm_logs",
+        "DROP TABLE llm_logs",
+        "ALTER TABLE llm_logs DISABLE TRIGGER llm_count_usage",
+        &format!("UPDATE {partition} SET status = 200"),
+        &format!("DELETE FROM {partition}"),
+        &format!("DROP TABLE {partition}"),
+        &format!("ALTER TABLE llm_logs DETACH PARTITION {partition}"),
+        "SELECT llm_drop_day((now() AT TIME ZONE 'UTC')::date)",
+        "SELECT llm_rewrite_day((now() AT TIME ZONE 'UTC')::date)",
+        "SELECT llm_swap_day((now() AT TIME ZONE 'UTC')::date)",
+        "SELECT raw FROM llm_rejected",
+        "DELETE FROM llm_rejected",
+        "DELETE FROM llm_usage",
+        "UPDATE llm_usage_days SET calls = 0",
+        "INSERT INTO llm_usage_deltas SELECT * FROM llm_usage_deltas",
+        "UPDATE llm_model_prices SET prompt_per_million = 0",
+        "DELETE FROM llm_sequence_gaps",
+        "DELETE FROM refinery_schema_history",
+        "CREATE TABLE t ()",
+        "DROP FUNCTION llm_compact_usage()",
+        "CREATE OR REPLACE FUNCTION llm_compact_usage() RETURNS bigint LANGUAGE sql AS 'SELECT 1::bigint'",
+        "SET ROLE llm_collector",
+    ] {
+        let refused = writer.batch_execute(statement).await.expect_err(statement);
+        assert_eq!(refused.code().map(|code| code.code()), Some("42501"), "{statement}: {refused:?}");
+    }
+
+    // What is too old goes all the same, by the process that has the owner's rights.
+    let old = "SELECT count(*) FROM llm_logs WHERE request_id = 'c' AND prompt IS NOT NULL";
+    assert_eq!(kit.number(old).await, 1, "the collector itself may not");
+    let mut upkeep = tokio::process::Command::new(binary())
+        .args(["upkeep", "--keep-content-days", "7", "--database-url", &kit.url("llm_collector")])
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    wait_until("content of old days is gone", Duration::from_secs(30), || async { kit.number(old).await == 0 }).await;
+    upkeep.start_kill().unwrap();
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn a_role_that_owns_nothing_says_so_where_the_schema_is_old() {
+    let kit = Kit::install().await;
+    kit.psql("llm", "DELETE FROM refinery_schema_history WHERE version > 3");
+    let finished = run(&["serve", "--listen", "127.0.0.1:0", "--database-url", &kit.url("llm_writer")], &[]).await;
+    assert_eq!(finished.status.code(), Some(1), "{finished:?}");
+    assert!(finished.stderr.contains("at version 3") && finished.stderr.contains("llm-collector migrate"), "{finished:?}");
 }
 
 #[tokio::test]

@@ -1,0 +1,42 @@
+//! `upkeep`: what needs the rights of the owner of the tables, in a process that nobody sends anything to.
+//!
+//! With a role of its own (`llm_writer`, see `store/rights.sql`) `serve` can neither migrate nor remove what it stored. This
+//! process can, and has no address that it listens on.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Result;
+use log::info;
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::commands;
+use crate::config::UpkeepSettings;
+use crate::measure::Metrics;
+use crate::store::Health;
+use crate::upkeep::Upkeep;
+
+/// Migrates, then works until SIGTERM or SIGINT.
+pub async fn run(settings: &UpkeepSettings) -> Result<()> {
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    commands::migrate(&settings.database).await?;
+    let metrics = Arc::new(Metrics::new());
+    let upkeep = Upkeep {
+        database: commands::database(&settings.database)?,
+        health: Arc::new(Health::new(true, Arc::clone(&metrics))),
+        metrics,
+        data_dir: PathBuf::new(),
+        gap_grace: Duration::ZERO,
+        clocks: settings.clocks.clocks(),
+        search_index: settings.search_index,
+    };
+    let tasks = upkeep.start_owners();
+    info!("the schema is current; {} kinds of upkeep are at work", tasks.len());
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    tasks.iter().for_each(tokio::task::JoinHandle::abort);
+    Ok(())
+}
