@@ -400,6 +400,10 @@ local function log(call, conf)
     end
   end
 
+  if call.is_reading then
+    -- Its client went away, and no server got it: nothing passed unread.
+    call.unread = nil
+  end
   reading.describe(call, llm, status)
   set_value("llm", llm)
 
