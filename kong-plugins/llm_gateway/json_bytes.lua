@@ -190,7 +190,7 @@ end
 -- @param i position of its first byte, or near it
 -- @param length what is there of it
 -- @param is_cut whether it goes on in the next piece
-function M.is_blob(p, i, length, is_cut)
+local function is_blob(p, i, length, is_cut)
   if length < (is_cut and BLOB_HEAD_BYTES or MIN_BLOB_BYTES) then
     return false
   end
@@ -221,6 +221,30 @@ function M.is_other_encoding(text)
   end
 
   return #text >= 4 and (byte(text, 1) == 0 or byte(text, 2) == 0)
+end
+
+
+-- Counts a string that is no text in counter.blob_bytes.
+-- @param from a position in it, near its beginning
+-- @param i behind its closing quote
+function M.note_string(counter, p, from, i)
+  local length = i - 1 - from
+  if is_blob(p, from, length) then
+    counter.blob_bytes = counter.blob_bytes + length
+  end
+end
+
+
+-- The same for a string that goes on in the next piece: counter.in_blob tells
+-- then.
+-- @param from nil when it began in an earlier one
+function M.string_ends_piece(counter, p, from, n)
+  if counter.in_blob then
+    counter.blob_bytes = counter.blob_bytes + n
+  elseif from and is_blob(p, from, n - from, true) then
+    counter.in_blob = true
+    counter.blob_bytes = counter.blob_bytes + n - from
+  end
 end
 
 

@@ -42,13 +42,14 @@ local sub = string.sub
 local ESCAPE = json_bytes.ESCAPE
 local INSIDE = json_bytes.INSIDE
 local OUTSIDE = json_bytes.OUTSIDE
-local is_blob = json_bytes.is_blob
 local is_other_encoding = json_bytes.is_other_encoding
 local is_scalar = json_bytes.is_scalar
+local note_string = json_bytes.note_string
 local skip_scalar = json_bytes.skip_scalar
 local skip_space = json_bytes.skip_space
 local skip_string = json_bytes.skip_string
 local skip_structure = json_bytes.skip_structure
+local string_ends_piece = json_bytes.string_ends_piece
 
 -- Python 3.10 and 3.11 give up at about 995 levels, later versions at 1,490
 -- and more. What is refused here no server of theirs would have read wrongly,
@@ -122,17 +123,17 @@ function M.new(wanted, unwanted)
     blob_bytes = 0,
 
     state = START,
-    -- bytes that came before this piece
+    -- bytes that came before this piece, and those of this one that belong to
+    -- an escape
     base = 0,
+    skip = 0,
     depth = 0,
     members = 0,
-    -- bytes of the next piece that belong to an escape
-    skip = 0,
     key = ffi.new("uint8_t[?]", MAX_KEY_BYTES),
     key_length = 0,
-    -- whether the string that is being read is a key
+    -- whether the string that is being read is a key, and whether a piece ended
+    -- between a backslash of it and the byte behind
     is_key = false,
-    -- whether a piece ended between a key's backslash and the byte behind it
     is_key_cut = false,
     in_blob = false,
     -- what came in earlier pieces of the wanted member that is being read
@@ -340,29 +341,6 @@ local function in_key(self, p, i, n)
 
   self.key_length = length
   return i
-end
-
-
--- Counts a string that is no text.
--- @param from a position in it, near its beginning
--- @param i behind its closing quote
-local function note_string(self, p, from, i)
-  local length = i - 1 - from
-  if is_blob(p, from, length) then
-    self.blob_bytes = self.blob_bytes + length
-  end
-end
-
-
--- The same for a string that goes on in the next piece.
--- @param from nil when it began in an earlier one
-local function string_ends_piece(self, p, from, n)
-  if self.in_blob then
-    self.blob_bytes = self.blob_bytes + n
-  elseif from and is_blob(p, from, n - from, true) then
-    self.in_blob = true
-    self.blob_bytes = self.blob_bytes + n - from
-  end
 end
 
 
