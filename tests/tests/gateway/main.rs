@@ -16,6 +16,7 @@ mod events;
 mod many;
 mod metadata;
 mod queue;
+mod reading;
 mod recordings;
 mod refused;
 mod scripts;

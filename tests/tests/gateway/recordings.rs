@@ -86,10 +86,7 @@ impl Recorded {
         let Ok(body) = serde_json::from_slice::<Value>(&self.body) else { return false };
         let options = &body["stream_options"];
         let path = self.target.split('?').next().unwrap();
-        matches!(path, "/v1/chat/completions" | "/v1/completions")
-            && body["stream"] == true
-            && options["include_usage"] != true
-            && options["continuous_usage_stats"] != true
+        matches!(path, "/v1/chat/completions" | "/v1/completions") && body["stream"] == true && options["include_usage"] != true
     }
 }
 
