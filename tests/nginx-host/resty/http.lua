@@ -19,13 +19,18 @@ function http:set_timeout(milliseconds)
 end
 
 
+--- A Content-Length of the caller's own is passed over: it is made of the body.
 --- { status, body }; nil, err. options: method, headers, body, keepalive_timeout in
 --- milliseconds; ssl_verify is taken and means nothing here.
 function http:request_uri(url, options)
+  local headers = {}
+  for name, value in pairs(options.headers or {}) do
+    headers[name] = name:lower() ~= "content-length" and value or nil
+  end
   return client.request({
     method = options.method or "GET",
     url = url,
-    headers = options.headers or {},
+    headers = headers,
     body = { options.body },
     timeout = self.timeout,
     keepalive = options.keepalive_timeout or DEFAULT_TIMEOUT,

@@ -143,8 +143,7 @@ end
 
 local function post(endpoint, body)
   local http = require "resty.http"
-  local headers = { ["Content-Type"] = "application/json",
-                    ["Content-Length"] = #body }
+  local headers = { ["Content-Type"] = "application/json" }
   for name, value in pairs(endpoint.headers or {}) do
     headers[name] = headers[name] or value
   end
