@@ -1,4 +1,4 @@
-//! `decode` and `extract` alone: from the text of a batch to calls, on one core.
+//! `decode` and `extract` alone: from the bytes of a batch to calls, on one core, by the way that the pipeline goes.
 //!
 //! `cargo bench --bench decode` measures; the throughput is that of the JSON that Kong sent. To count instructions instead,
 //! which a busy machine does not disturb, name the number of passes and the workload:
@@ -8,13 +8,17 @@
 //! ```
 #![allow(missing_docs, clippy::expect_used, clippy::print_stdout, reason = "a benchmark fails by panicking")]
 
+use std::collections::VecDeque;
 use std::hint::black_box;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use criterion::{Criterion, Throughput};
-use llm_collector::decode::{self, Limits};
-use llm_collector::extract::{self, privacy::Privacy, redact::Secrets};
+use llm_collector::decode::Limits;
+use llm_collector::extract::{privacy::Privacy, redact::Secrets};
+use llm_collector::pipeline::{Entries, Reader};
 
 // Not a dependency: the crate of the tests depends on this one and on much else.
 #[path = "../../tests/src/generator.rs"]
@@ -22,12 +26,12 @@ use llm_collector::extract::{self, privacy::Privacy, redact::Secrets};
 mod generator;
 
 /// The settings of a collector that was not told otherwise.
-const LIMITS: Limits = Limits { decoded_bytes: 64 << 20 };
+const LIMITS: Limits = Limits { decoded_bytes: 8 << 20 };
 
 /// Something to decode: bodies of `POST /log`.
 struct Workload {
     name: &'static str,
-    batches: Vec<Vec<u8>>,
+    batches: Vec<Bytes>,
 }
 
 impl Workload {
@@ -36,15 +40,13 @@ impl Workload {
     }
 
     /// What the pipeline does with every body before it is stored. Returns the number of calls.
-    fn pass(&self, secrets: &Secrets, privacy: &Privacy) -> u64 {
+    fn pass(&self, reader: &Reader) -> u64 {
         let mut calls = 0;
         for batch in &self.batches {
-            let text = decode::text(batch);
-            for raw in decode::elements(&text).unwrap_or_default() {
-                if let Ok(entry) = decode::entry::decode(raw, LIMITS) {
-                    black_box(extract::call(&entry, secrets, privacy));
-                    calls += 1;
-                }
+            let Ok(mut entries) = Entries::of_body(batch.clone()) else { continue };
+            let mut waiting = VecDeque::new();
+            while entries.look(&mut waiting) {
+                calls += black_box(reader.read(&mut waiting)).items.len() as u64;
             }
         }
         calls
@@ -55,8 +57,8 @@ impl Workload {
 fn recorded() -> Workload {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/kong/entries");
     let files = std::fs::read_dir(folder).expect("recorded entries");
-    let mut batches: Vec<Vec<u8>> =
-        files.map(|file| std::fs::read(file.expect("a file").path()).expect("a recorded entry")).collect();
+    let mut batches: Vec<Bytes> =
+        files.map(|file| std::fs::read(file.expect("a file").path()).expect("a recorded entry").into()).collect();
     batches.sort();
     Workload { name: "recorded", batches }
 }
@@ -64,16 +66,16 @@ fn recorded() -> Workload {
 /// The mix of the benchmarks, in batches of 200.
 fn generated() -> Workload {
     let mut generator = generator::Generator::new(&generator::Settings::default());
-    Workload { name: "generated", batches: (0..5).map(|_| generator.batch(200).into_bytes()).collect() }
+    Workload { name: "generated", batches: (0..5).map(|_| generator.batch(200).into()).collect() }
 }
 
 fn main() {
-    let (secrets, privacy) = (Secrets::default(), Privacy::default());
+    let reader = Reader { limits: LIMITS, secrets: Arc::new(Secrets::default()), privacy: Arc::new(Privacy::default()) };
     let workloads = [recorded(), generated()];
     if let Some(passes) = std::env::var("DECODE_PASSES").ok().and_then(|passes| passes.parse::<usize>().ok()) {
         let wanted = std::env::args().nth(1).unwrap_or_default();
         for workload in workloads.iter().filter(|workload| workload.name.contains(&wanted)) {
-            let calls: u64 = (0..passes).map(|_| workload.pass(&secrets, &privacy)).sum();
+            let calls: u64 = (0..passes).map(|_| workload.pass(&reader)).sum();
             println!("{}: {calls} calls, {} bytes", workload.name, workload.bytes() * passes as u64);
         }
         return;
@@ -85,9 +87,9 @@ fn main() {
         .configure_from_args();
     let mut group = criterion.benchmark_group("decode");
     for workload in &workloads {
-        let (elements, bytes) = (workload.pass(&secrets, &privacy), workload.bytes());
+        let (elements, bytes) = (workload.pass(&reader), workload.bytes());
         group.throughput(Throughput::ElementsAndBytes { elements, bytes });
-        group.bench_function(workload.name, |bencher| bencher.iter(|| workload.pass(&secrets, &privacy)));
+        group.bench_function(workload.name, |bencher| bencher.iter(|| workload.pass(&reader)));
     }
     group.finish();
     criterion.final_summary();

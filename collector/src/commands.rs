@@ -19,7 +19,7 @@ use anyhow::{Context, Result};
 use crate::config::{DatabaseArgs, PipelineSettings};
 use crate::decode::Limits;
 use crate::measure::Metrics;
-use crate::pipeline::Pipeline;
+use crate::pipeline::{Pipeline, Reader, memory::Memory};
 use crate::store::pool::{Database, DatabaseSettings};
 use crate::store::{Health, Store, Writers, migrate};
 
@@ -44,5 +44,6 @@ async fn pipeline(args: &DatabaseArgs, settings: &PipelineSettings) -> Result<(P
     let health = Arc::new(Health::new(true, Arc::clone(&metrics)));
     let (store, writers) = Store::start(database(args)?, None, health, Arc::clone(&metrics), Arc::clone(&secrets));
     let limits = Limits { decoded_bytes: settings.max_decoded_bytes };
-    Ok((Pipeline { limits, secrets, privacy, store, metrics }, writers))
+    let memory = Memory::new(settings.decode_memory_bytes, limits);
+    Ok((Pipeline { reader: Reader { limits, secrets, privacy }, memory, store, metrics }, writers))
 }

@@ -95,9 +95,12 @@ pub struct DatabaseArgs {
 /// Settings of the pipeline, whatever feeds it.
 #[derive(Debug, Clone, Args)]
 pub struct PipelineSettings {
-    /// Largest body of one side of a call after base64 and content encoding, in bytes; longer ones are cut
-    #[arg(long, env = "COLLECTOR_MAX_DECODED_BYTES", default_value_t = 64 << 20)]
+    /// Most bytes of both bodies of a call after base64 and content encoding; what is over it is cut
+    #[arg(long, env = "COLLECTOR_MAX_DECODED_BYTES", default_value_t = 8 << 20)]
     pub max_decoded_bytes: usize,
+    /// Memory for entries from when they are decoded until their rows are safe, in bytes
+    #[arg(long, env = "COLLECTOR_DECODE_MEMORY_BYTES", default_value_t = 192 << 20)]
+    pub decode_memory_bytes: usize,
     /// Further headers and query parameters that carry credentials and are never stored, separated by commas
     #[arg(long, env = "COLLECTOR_SECRET_HEADERS", value_delimiter = ',')]
     pub secret_headers: Vec<String>,
@@ -160,12 +163,15 @@ pub struct ServeSettings {
     /// Listen beyond loopback without a token: whoever reaches the port can write into the audit log
     #[arg(long, env = "COLLECTOR_ALLOW_UNAUTHENTICATED")]
     pub allow_unauthenticated: bool,
-    /// Largest request body, in bytes
+    /// Largest entry, and largest request body that is held at once, in bytes; of a larger batch each entry is taken as it arrives
     #[arg(long, env = "COLLECTOR_MAX_BODY_BYTES", default_value_t = 64 << 20)]
     pub max_body_bytes: usize,
     /// Bytes of request bodies held at once; beyond it requests get 503 and Kong sends them again
     #[arg(long, env = "COLLECTOR_MAX_QUEUE_BYTES", default_value_t = 128 << 20)]
     pub max_queue_bytes: usize,
+    /// Threads that take requests, and as many that store; more help only where those are busy
+    #[arg(long, env = "COLLECTOR_WORKERS", default_value_t = DEFAULT_WORKERS, value_parser = workers)]
+    pub workers: usize,
     #[command(flatten)]
     pub retention: RetentionClocks,
     /// Index prompts and answers of hours and days that are over, so that text is found fast; takes time and disk
@@ -184,6 +190,14 @@ pub struct RetentionClocks {
     /// Days until rows are removed; 0 is never
     #[arg(long, env = "COLLECTOR_KEEP_ROWS_DAYS", default_value_t = 0, value_parser = clap::value_parser!(i32).range(0..=MAX_DAYS))]
     pub keep_rows_days: i32,
+}
+
+/// Two store more than ten thousand entries a second. Never the number of cores: of a machine with hundreds of them a container allows
+/// fewer threads.
+const DEFAULT_WORKERS: usize = 2;
+
+fn workers(text: &str) -> Result<usize, String> {
+    text.parse().ok().filter(|workers| (1..=64).contains(workers)).ok_or_else(|| "want a number from 1 to 64".to_owned())
 }
 
 /// A thousand years, so that no date runs over.

@@ -1,7 +1,7 @@
 //! Bytes of `POST /log` to entries, each a result of its own.
 //!
 //! Invariants: no I/O, no panic, nothing of HTTP, SQL or metrics. Bytes that are no UTF-8 cost a replacement character, a
-//! broken element of a batch costs only itself, and a body costs at most [`Limits::decoded_bytes`] of memory.
+//! broken element of a batch costs only itself, and the bodies of an entry become at most [`Limits::decoded_bytes`].
 //!
 //! Deliberately absent: any knowledge of what the OpenAI bodies mean; that is `extract`.
 
@@ -11,12 +11,15 @@ pub mod cut;
 pub mod digest;
 pub mod entry;
 mod form;
+pub mod inflate;
 pub mod json;
+pub mod split;
 pub mod sse;
 
 use std::borrow::Cow;
 
-use memchr::memmem;
+use bytes::Bytes;
+use bytestring::ByteString;
 use serde_json::value::RawValue;
 
 pub use entry::Entry;
@@ -24,7 +27,7 @@ pub use entry::Entry;
 /// Bounds on what decoding one entry may cost.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
-    /// Largest size of one body after base64 and content encoding, in bytes. Larger bodies are cut there and the row says
+    /// Most bytes of both bodies of an entry together, after base64 and content encoding. What is over it is cut, and the row says
     /// `truncated`. Without a bound a few kilobytes of gzip become gigabytes.
     pub decoded_bytes: usize,
 }
@@ -64,69 +67,145 @@ pub fn text(bytes: &[u8]) -> Cow<'_, str> {
     }
 }
 
+/// The same, with its bytes.
+pub fn owned_text(bytes: Bytes) -> ByteString {
+    ByteString::try_from(bytes.clone()).unwrap_or_else(|_| String::from_utf8_lossy(&bytes).into_owned().into())
+}
+
 /// The elements of a batch as slices of its text: one for an object, each of an array. Elements that are not JSON are
 /// handed out too (decoding them will fail); the elements around them are found all the same.
-pub fn elements(text: &str) -> Result<Vec<&str>, DecodeError> {
+pub fn elements(text: &str) -> Result<Elements<'_>, DecodeError> {
     let text = text.strip_prefix('\u{FEFF}').unwrap_or(text).trim();
+    let whole = || serde_json::from_str::<&RawValue>(text).map_err(|error| DecodeError::NotJson(error.to_string()));
     match text.as_bytes().first() {
-        Some(b'[') => {}
-        Some(b'{') => {
-            return match serde_json::from_str::<&RawValue>(text) {
-                Ok(raw) => Ok(vec![raw.get()]),
-                Err(error) => Err(DecodeError::NotJson(error.to_string())),
-            };
+        Some(b'[') => {
+            let inside = text.strip_prefix('[').unwrap_or_default();
+            let elements = Elements::inside(inside);
+            if elements.rest != "]" && !elements.clone().has_one() {
+                return Err(whole().err().unwrap_or(DecodeError::NotABatch));
+            }
+            Ok(elements)
         }
-        _ => {
-            return Err(match serde_json::from_str::<&RawValue>(text) {
-                Ok(_) => DecodeError::NotABatch,
-                Err(error) => DecodeError::NotJson(error.to_string()),
-            });
-        }
-    }
-    match serde_json::from_str::<Vec<&RawValue>>(text) {
-        Ok(elements) => Ok(elements.into_iter().map(RawValue::get).collect()),
-        Err(error) => salvage(text).ok_or_else(|| DecodeError::NotJson(error.to_string())),
+        Some(b'{') => whole().map(|_| Elements { rest: text, work: 0, in_array: false }),
+        _ => Err(whole().err().unwrap_or(DecodeError::NotABatch)),
     }
 }
 
-/// The elements of an array that is broken somewhere: what parses, and the stretches between. `None` when nothing parses.
+/// Elements of an array, one after the other: a large array costs no list of its elements.
 ///
-/// After a broken element the scan goes on behind the next `}` and comma from which an object parses that is a log entry (it
+/// After a broken element the search goes on behind the next `}` and comma from which an object parses that is a log entry (it
 /// has a `request`, so that an object inside the broken element is not taken for one). Broken elements that follow each other are
 /// one stretch: where one ends cannot be known.
-fn salvage(array: &str) -> Option<Vec<&str>> {
-    // Each try may read to the end of the text: without a bound a hostile body costs the square of its length.
-    const TRIES: usize = 1_000;
-    let mut tries = 0;
-    let mut found_one = false;
-    let mut elements = Vec::new();
-    let mut rest = array.strip_prefix('[')?.trim_start();
-    loop {
-        if rest.is_empty() || rest == "]" {
-            return found_one.then_some(elements);
+#[derive(Debug, Clone)]
+pub struct Elements<'a> {
+    /// What was not handed out yet.
+    pub rest: &'a str,
+    /// Bytes that may still be read in search of the end of broken elements. Each try may read to the end of the text: without a bound
+    /// a hostile body costs the square of its length.
+    pub work: usize,
+    /// Elements are separated; else `rest` is the only one.
+    pub in_array: bool,
+}
+
+impl<'a> Elements<'a> {
+    /// The elements of what stands behind the opening bracket of an array.
+    pub fn inside(array: &'a str) -> Self {
+        Self { rest: array.trim_start(), work: array.len().saturating_mul(4), in_array: true }
+    }
+
+    /// Whether any element is whole.
+    fn has_one(mut self) -> bool {
+        while leading_value(self.rest).is_none_or(|(_, behind)| next_element(behind).is_none()) {
+            let Some(comma) = self.end_of_broken() else { return false };
+            self.rest = self.rest.get(comma + 1..).unwrap_or_default().trim_start();
         }
-        if let Some((element, after)) = leading_value(rest)
-            && let Some(after) = next_element(after)
+        true
+    }
+
+    /// Where the broken element in front of `rest` ends: the comma.
+    fn end_of_broken(&mut self) -> Option<usize> {
+        let rest = self.rest;
+        for comma in memchr::memchr_iter(b',', rest.as_bytes()) {
+            let (before, after) = (rest.get(..comma)?, rest.get(comma + 1..)?.trim_start());
+            if !before.trim_end().ends_with('}') || !after.starts_with('{') {
+                continue;
+            }
+            let (length, is_whole) = span(after);
+            self.work = self.work.checked_sub(length)?;
+            let value = after.get(..length).filter(|_| is_whole);
+            if value.is_some_and(is_entry) && after.get(length..).is_some_and(|behind| next_element(behind).is_some()) {
+                return Some(comma);
+            }
+        }
+        None
+    }
+}
+
+impl<'a> Iterator for Elements<'a> {
+    type Item = &'a str;
+
+    fn next(&mut self) -> Option<&'a str> {
+        if self.rest.is_empty() || self.rest == "]" && self.in_array {
+            self.rest = "";
+            return None;
+        }
+        if !self.in_array {
+            return Some(std::mem::take(&mut self.rest));
+        }
+        if let Some((element, behind)) = leading_value(self.rest)
+            && let Some(after) = next_element(behind)
         {
-            found_one = true;
-            elements.push(element);
-            rest = after;
-            continue;
+            self.rest = after;
+            return Some(element);
         }
-        let resume = memmem::find_iter(rest.as_bytes(), b",")
-            .filter_map(|comma| Some((rest.get(..comma)?, rest.get(comma + 1..)?.trim_start())))
-            .filter(|(before, after)| before.trim_end().ends_with('}') && after.starts_with('{'))
-            .take_while(|_| {
-                tries += 1;
-                tries <= TRIES
-            })
-            .find(|(_, after)| leading_value(after).is_some_and(|(value, end)| is_entry(value) && next_element(end).is_some()));
-        let Some((broken, after)) = resume else {
-            elements.push(rest.strip_suffix(']').unwrap_or(rest));
-            return found_one.then_some(elements);
+        let Some(comma) = self.end_of_broken() else {
+            let broken = std::mem::take(&mut self.rest);
+            return Some(broken.strip_suffix(']').unwrap_or(broken));
         };
-        elements.push(broken);
-        rest = after;
+        let broken = self.rest.get(..comma);
+        self.rest = self.rest.get(comma + 1..).unwrap_or_default().trim_start();
+        broken
+    }
+}
+
+/// How far the object at the start of `text` reaches by its brackets and quotes, and whether it comes to its end.
+fn span(text: &str) -> (usize, bool) {
+    let mut brackets = Brackets::default();
+    let end = text.bytes().position(|byte| {
+        brackets.pass(byte);
+        brackets.depth == 0
+    });
+    end.map_or((text.len(), false), |at| (at + 1, true))
+}
+
+/// Where in the structure of JSON text a place is, as far as brackets and quotes tell.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Brackets {
+    /// Objects and arrays that are open.
+    pub depth: usize,
+    in_string: bool,
+    is_escaped: bool,
+}
+
+impl Brackets {
+    /// Goes one byte further; returns whether the byte is outside of strings.
+    pub fn pass(&mut self, byte: u8) -> bool {
+        if self.in_string {
+            match byte {
+                _ if self.is_escaped => self.is_escaped = false,
+                b'\\' => self.is_escaped = true,
+                b'"' => self.in_string = false,
+                _ => {}
+            }
+            return false;
+        }
+        match byte {
+            b'"' => self.in_string = true,
+            b'{' | b'[' => self.depth += 1,
+            b'}' | b']' => self.depth = self.depth.saturating_sub(1),
+            _ => {}
+        }
+        true
     }
 }
 
@@ -151,19 +230,23 @@ fn is_entry(value: &str) -> bool {
 mod tests {
     use super::*;
 
+    fn all(text: &str) -> Vec<&str> {
+        elements(text).unwrap().collect()
+    }
+
     #[test]
     fn an_object_is_one_element_and_an_array_is_its_elements() {
-        assert_eq!(elements(r#" {"a":1} "#).unwrap(), [r#"{"a":1}"#]);
-        assert_eq!(elements(r#"[{"a":1}, 17,"x" ]"#).unwrap(), [r#"{"a":1}"#, "17", r#""x""#]);
-        assert_eq!(elements("[]").unwrap(), Vec::<&str>::new());
+        assert_eq!(all(r#" {"a":1} "#), [r#"{"a":1}"#]);
+        assert_eq!(all(r#"[{"a":1}, 17,"x" ]"#), [r#"{"a":1}"#, "17", r#""x""#]);
+        assert_eq!(all("[ ]"), Vec::<&str>::new());
     }
 
     #[test]
     fn what_is_no_json_or_no_batch_is_refused() {
-        assert!(matches!(elements(""), Err(DecodeError::NotJson(_))));
-        assert!(matches!(elements("{\"a\":"), Err(DecodeError::NotJson(_))));
-        assert!(matches!(elements("[nonsense]"), Err(DecodeError::NotJson(_))));
-        assert_eq!(elements("17"), Err(DecodeError::NotABatch));
+        for text in ["", "{\"a\":", "{\"a\":1} rest", "[nonsense]", "[", "[,]"] {
+            assert!(matches!(elements(text), Err(DecodeError::NotJson(_))), "{text}");
+        }
+        assert_eq!(elements("17").map(Iterator::count), Err(DecodeError::NotABatch));
     }
 
     #[test]
@@ -176,7 +259,7 @@ mod tests {
             r#"{"request":[1,2}"#,
         ] {
             let text = format!("[{good},{broken}, {good} ,\n{good}]");
-            assert_eq!(elements(&text).unwrap(), [good, broken, good, good], "{broken}");
+            assert_eq!(all(&text), [good, broken, good, good], "{broken}");
         }
     }
 
@@ -184,6 +267,15 @@ mod tests {
     fn a_batch_that_breaks_off_keeps_what_was_whole() {
         let good = r#"{"request":{"id":"1"}}"#;
         let text = format!(r#"[{good},{good},{{"request":{{"id""#);
-        assert_eq!(elements(&text).unwrap(), [good, good, r#"{"request":{"id""#]);
+        assert_eq!(all(&text), [good, good, r#"{"request":{"id""#]);
+    }
+
+    #[test]
+    fn a_body_full_of_broken_elements_is_read_a_few_times_at_most() {
+        // From every one of half a million commas an object seems to begin that reaches to the end.
+        let text = format!(r#"[{{"request":{{}}}},{}"#, r#"{"a":"b"},x},{"request":[{"#.repeat(500_000));
+        let mut elements = elements(&text).unwrap();
+        assert_eq!(elements.next(), Some(r#"{"request":{}}"#));
+        assert!(elements.by_ref().count() > 0);
     }
 }

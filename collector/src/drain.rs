@@ -3,16 +3,19 @@
 //! One task, in order, oldest file first, while new entries go on being accepted: directly when PostgreSQL is up, to the end of
 //! the spool when it is not. A file is removed after its entries are committed; a crash in between stores it again, and the
 //! unique key of the table makes that a no-op. A file that fails while PostgreSQL answers otherwise is put off, so that it does
-//! not hold up the others.
+//! not hold up the others. A file over which an earlier process died is taken entry by entry, and an entry over which it dies again
+//! and again is put on record instead: nothing that was acknowledged may kill the collector at every start.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use bytestring::ByteString;
 use log::{error, info, warn};
 use tokio_postgres::Config;
 
+use crate::decode;
 use crate::decode::json::Json;
 use crate::panics;
 use crate::pipeline::{Pipeline, sequence};
@@ -20,6 +23,7 @@ use crate::store::arrivals::Arrivals;
 use crate::store::pool::StoreError;
 use crate::store::rejected::Rejected;
 use crate::store::spool::{Spool, SpoolFile};
+use crate::store::suspect::{MAX_DEATHS, Suspect};
 use crate::store::{Batch, Health, Sequence, migrate};
 
 /// How often PostgreSQL is tried while it is away.
@@ -117,7 +121,7 @@ impl Drain {
             let numbers = tokio::task::spawn_blocking(move || {
                 let mut arrivals = Arrivals::default();
                 let (entries, rejected) = split(&content);
-                let of_entries = entries.iter().filter_map(|raw| sequence(&Json::parse(&String::from_utf8_lossy(raw)).ok()?));
+                let of_entries = entries.iter().filter_map(|raw| sequence(&Json::parse(raw).ok()?));
                 of_entries
                     .chain(rejected.into_iter().filter_map(|entry| entry.sequence))
                     .for_each(|number| arrivals.add(&number));
@@ -135,10 +139,10 @@ impl Drain {
     }
 
     /// The content of a file; `None` when it is damaged.
-    async fn read(&self, file: &SpoolFile) -> Result<Option<Bytes>, StoreError> {
+    async fn read(&self, file: &SpoolFile) -> Result<Option<ByteString>, StoreError> {
         let (spool, wanted) = (Arc::clone(&self.spool), file.clone());
         match tokio::task::spawn_blocking(move || spool.read(&wanted)).await {
-            Ok(Ok(content)) => Ok(content.map(Bytes::from)),
+            Ok(Ok(content)) => Ok(content.map(|content| decode::owned_text(Bytes::from(content)))),
             Ok(Err(error)) => Err(StoreError::Unavailable(error.to_string())),
             Err(error) => Err(StoreError::Unavailable(panics::reason(&error).to_owned())),
         }
@@ -147,13 +151,71 @@ impl Drain {
     async fn drain(&self, file: &SpoolFile) -> Result<(), StoreError> {
         let Some(content) = self.read(file).await? else { return Ok(()) };
         let (entries, rejected) = split(&content);
-        let mut batch = self.pipeline.read(entries).await;
-        batch.rejected.extend(rejected);
-        self.store(&batch, file).await
+        let result = match self.spool.suspects.of_file(file.number) {
+            None => self.store_all(entries, file).await,
+            Some(suspect) => self.store_one_by_one(entries, file, suspect).await,
+        };
+        self.spool.suspects.clear();
+        result?;
+        if !rejected.is_empty() {
+            self.pipeline.store.store_spooled(&Batch { items: Vec::new(), rejected }, file.state).await?;
+        }
+        self.spool.suspects.forget(file.number);
+        self.remove(file).await;
+        Ok(())
     }
 
-    async fn store(&self, batch: &Batch, file: &SpoolFile) -> Result<(), StoreError> {
-        self.pipeline.store.store_spooled(batch, file.state).await?;
+    async fn store_all(&self, mut entries: VecDeque<ByteString>, file: &SpoolFile) -> Result<(), StoreError> {
+        self.note(Suspect { file: file.number, entry: None, deaths: 0 }).await?;
+        while !entries.is_empty() {
+            self.store_portion(&mut entries, file).await?;
+        }
+        Ok(())
+    }
+
+    /// Stores the entries of a file over which a process died, and says before each which one it is.
+    async fn store_one_by_one(
+        &self,
+        entries: VecDeque<ByteString>,
+        file: &SpoolFile,
+        suspect: Suspect,
+    ) -> Result<(), StoreError> {
+        let begin = suspect.entry.unwrap_or(0);
+        warn!("the collector died over spool file {}: going on with its entry {begin}, one entry at a time", file.number);
+        for (entry, raw) in entries.into_iter().enumerate().skip(begin) {
+            let deaths = if suspect.entry == Some(entry) { suspect.deaths } else { 0 };
+            if deaths < MAX_DEATHS {
+                self.note(Suspect { file: file.number, entry: Some(entry), deaths }).await?;
+                self.store_portion(&mut VecDeque::from([raw]), file).await?;
+            } else {
+                error!("the collector died {deaths} times over entry {entry} of spool file {}: it is put on record", file.number);
+                let reason = format!("the collector died {deaths} times while it read this entry");
+                // Not read again, not even in search of credentials by the structure of the text.
+                let raw = self.pipeline.reader.secrets.scrub_broken(&raw);
+                let rejected = vec![Rejected { raw: raw.into(), reason, sequence: None }];
+                self.pipeline.store.store_spooled(&Batch { items: Vec::new(), rejected }, file.state).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn store_portion(&self, entries: &mut VecDeque<ByteString>, file: &SpoolFile) -> Result<(), StoreError> {
+        let stopping = || StoreError::Unavailable("the collector is stopping".to_owned());
+        let portion = self.pipeline.next_portion(entries, None).await.ok_or_else(stopping)?;
+        self.pipeline.store.store_spooled(&portion.batch, file.state).await
+    }
+
+    /// Notes on disk what is being worked on.
+    async fn note(&self, suspect: Suspect) -> Result<(), StoreError> {
+        let spool = Arc::clone(&self.spool);
+        match tokio::task::spawn_blocking(move || spool.suspects.note(suspect)).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(error)) => Err(StoreError::Unavailable(error.to_string())),
+            Err(error) => Err(StoreError::Unavailable(panics::reason(&error).to_owned())),
+        }
+    }
+
+    async fn remove(&self, file: &SpoolFile) {
         let (spool, done) = (Arc::clone(&self.spool), file.clone());
         match tokio::task::spawn_blocking(move || spool.remove(&done)).await {
             Ok(Ok(())) => {}
@@ -162,18 +224,17 @@ impl Drain {
                 warn!("entries are stored, but their spool file stays and will be stored again: {}", panics::reason(&error));
             }
         }
-        Ok(())
     }
 }
 
 /// The lines of a spool file: entries, and entries that were rejected before.
-fn split(content: &Bytes) -> (Vec<Bytes>, Vec<Rejected>) {
-    let mut entries = Vec::new();
+fn split(content: &ByteString) -> (VecDeque<ByteString>, Vec<Rejected>) {
+    let mut entries = VecDeque::new();
     let mut rejected = Vec::new();
-    for line in content.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
-        match std::str::from_utf8(line).ok().and_then(as_rejected) {
+    for line in content.split('\n').filter(|line| !line.is_empty()) {
+        match as_rejected(line) {
             Some(entry) => rejected.push(entry),
-            None => entries.push(content.slice_ref(line)),
+            None => entries.push_back(content.slice_ref(line)),
         }
     }
     (entries, rejected)

@@ -13,6 +13,7 @@ pub mod messages;
 pub mod privacy;
 pub mod raw_log;
 pub mod redact;
+pub mod refused;
 pub mod request;
 pub mod responses;
 pub mod stream;

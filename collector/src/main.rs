@@ -7,17 +7,22 @@ use anyhow::{Context, Result};
 use clap::Parser;
 use llm_collector::commands::{self, doctor, erase, healthcheck, prices, rejected, replay, report, retention, upkeep};
 use llm_collector::config::{Cli, Command, ServeSettings};
-use llm_collector::server::Application;
+use llm_collector::server::{Application, BLOCKING_THREADS};
 use llm_collector::{logging, panics};
 use log::{error, info};
+use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{SignalKind, signal};
 
-#[tokio::main]
-async fn main() -> ExitCode {
+fn main() -> ExitCode {
     let cli = Cli::parse();
     logging::start(&cli.log);
     panics::log_places();
-    match run(&cli.command).await {
+    let outcome = match &cli.command {
+        // In this thread alone: a check of health must work where no further thread may be started.
+        Command::Healthcheck(settings) => healthcheck::run(settings),
+        command => runtime(command).and_then(|runtime| runtime.block_on(run(command))),
+    };
+    match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // `{:#}` is the chain of causes in one line, without a backtrace.
@@ -25,6 +30,19 @@ async fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// The service has the threads that its settings say, whatever the machine; commands do with one, and some for what blocks.
+fn runtime(command: &Command) -> Result<Runtime> {
+    let mut builder = match command {
+        Command::Serve(settings) => {
+            let mut builder = Builder::new_multi_thread();
+            builder.worker_threads(settings.workers);
+            builder
+        }
+        _ => Builder::new_current_thread(),
+    };
+    builder.max_blocking_threads(BLOCKING_THREADS).enable_all().build().context("cannot start the runtime")
 }
 
 async fn run(command: &Command) -> Result<()> {
@@ -72,6 +90,7 @@ async fn run(command: &Command) -> Result<()> {
                 (problems, _) => anyhow::bail!("{problems} problems found"),
             }
         }
+        // Handled without a runtime.
         Command::Healthcheck(settings) => healthcheck::run(settings),
     }
 }

@@ -133,6 +133,8 @@ pub struct EntryCounters {
     pub spooled: Counter,
     /// On record in `llm_rejected`.
     pub rejected: Counter,
+    /// Counted in `llm_refused_calls`.
+    pub counted: Counter,
 }
 
 /// Partitions that retention was done with, counted by `llm_collector_retention_partitions_total`.
@@ -243,6 +245,7 @@ impl Metrics {
             duplicate: result("duplicate"),
             spooled: result("spooled"),
             rejected: result("rejected"),
+            counted: result("counted"),
         };
         registry.register("collector_entries", "Log entries by what became of them", results);
         let store_duration = Buckets(&STORE_BUCKETS).new_metric();

@@ -20,9 +20,12 @@ fn described(info: &PanicHookInfo<'_>) -> String {
     format!("internal error{place}{message}; please report it")
 }
 
+/// What is told of a panic that was caught.
+pub const CAUGHT: &str = "internal error, see the log for its place";
+
 /// Why a task has no result. Its own words would quote the message of a panic.
 pub fn reason(error: &JoinError) -> &'static str {
-    if error.is_panic() { "internal error, see the log for its place" } else { "the collector is stopping" }
+    if error.is_panic() { CAUGHT } else { "the collector is stopping" }
 }
 
 #[cfg(test)]

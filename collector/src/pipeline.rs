@@ -1,24 +1,46 @@
-//! The way of a request body: decode, extract, store. Shared by `POST /log`, `replay` and `rejected retry`.
+//! The way of a request body: decode, extract, store. Shared by `POST /log`, the drain, `replay` and `rejected retry`.
+//!
+//! Invariants: what entries become while they are decoded, and the rows until they are safe, has a share of [`memory`]; entries are
+//! decoded a portion at a time, so that no body, however large or compressed, takes more. An entry that cannot be read, or over which
+//! the reader stumbles, costs itself. Who has to answer in time says so, and gets an answer in time: what would be too late goes to
+//! the spool as it came.
 
+pub mod memory;
+
+use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::time::Instant;
 
 use bytes::Bytes;
+use bytestring::ByteString;
 
 use crate::decode::json::Json;
-use crate::decode::{self, DecodeError, Limits};
-use crate::extract::{self, privacy::Privacy, redact::Secrets};
+use crate::decode::{self, DecodeError, Elements, EntryError, Limits};
+use crate::extract::{self, privacy::Privacy, redact::Secrets, refused};
 use crate::measure::Metrics;
 use crate::panics;
 use crate::store::pool::StoreError;
 use crate::store::rejected::Rejected;
-use crate::store::{Batch, Item, Outcome, Sequence, Store};
+use crate::store::{Batch, Item, Outcome, Raw, Sequence, Store, last_attempt};
+use memory::{Cost, Memory, Share};
 
-/// Raw bytes that are decoded and stored together. A larger request is worked off in parts, because its entries take several
-/// times their size while they are decoded; a batch of 200 usual entries is far smaller and stays one statement.
-const PART_BYTES: usize = 16 << 20;
+/// What the rows of a portion weigh, roughly: one statement. A batch of 200 usual entries is half of it and stays one statement.
+const PORTION_BYTES: usize = 8 << 20;
 
-/// Requests from this size on are decoded on a thread of their own: a millisecond of parsing must not hold up the others.
-const INLINE_BYTES: usize = 64 << 10;
+/// Raw bytes and entries that are looked at together.
+const WAITING_BYTES: usize = 16 << 20;
+const WAITING_ENTRIES: usize = 1_000;
+
+/// Portions whose rows may weigh as much are decoded on a thread of their own: a millisecond of parsing must not hold up the others.
+const INLINE_BYTES: usize = 512 << 10;
+
+/// Elements without meaning that are kept on record one by one in a portion; beyond it they are kept together, or a body of a million
+/// empty objects would become a million records.
+const MAX_REJECTED: usize = 100;
+
+/// Bytes of elements that are kept on record together.
+const MAX_REJECTED_BYTES: usize = 64 << 10;
 
 /// Why a request was not taken.
 #[derive(Debug, thiserror::Error)]
@@ -34,101 +56,207 @@ pub enum PipelineError {
 /// Decode, extract, store.
 #[derive(Debug, Clone)]
 pub struct Pipeline {
-    /// Bounds on decoding.
-    pub limits: Limits,
-    /// What is never stored of what Kong says.
-    pub secrets: Arc<Secrets>,
-    /// What is not stored of what users and models say.
-    pub privacy: Arc<Privacy>,
+    /// Reads entries.
+    pub reader: Reader,
+    /// Memory for what they become.
+    pub memory: Memory,
     /// Where entries go.
     pub store: Store,
     /// What is measured.
     pub metrics: Arc<Metrics>,
 }
 
+/// Decode and extract.
+#[derive(Debug, Clone)]
+pub struct Reader {
+    /// Bounds on decoding.
+    pub limits: Limits,
+    /// What is never stored of what Kong says.
+    pub secrets: Arc<Secrets>,
+    /// What is not stored of what users and models say.
+    pub privacy: Arc<Privacy>,
+}
+
+/// Entries as they came, of which not all were looked at yet.
+#[derive(Debug)]
+pub struct Entries {
+    rest: ByteString,
+    work: usize,
+    in_array: bool,
+}
+
+/// Entries that were read, with the memory that they take.
+#[derive(Debug)]
+pub struct Portion {
+    /// The entries.
+    pub batch: Batch,
+    _share: Share,
+}
+
+impl Entries {
+    /// The entries of a request body: one, or a batch.
+    pub fn of_body(body: Bytes) -> Result<Self, DecodeError> {
+        let text = decode::owned_text(body);
+        let Elements { rest, work, in_array } = decode::elements(&text)?;
+        Ok(Self { rest: text.slice_ref(rest), work, in_array })
+    }
+
+    /// The entries of a part of a batch: whole elements, and behind the last one the end of the array.
+    pub fn inside_array(part: Bytes) -> Self {
+        let text = decode::owned_text(part);
+        let Elements { rest, work, in_array } = Elements::inside(&text);
+        Self { rest: text.slice_ref(rest), work, in_array }
+    }
+
+    /// Takes the next entries as they stand; `false` when there were none.
+    pub fn look(&mut self, waiting: &mut VecDeque<ByteString>) -> bool {
+        let text = self.rest.clone();
+        let mut elements = Elements { rest: &text, work: self.work, in_array: self.in_array };
+        let mut bytes: usize = waiting.iter().map(|raw| raw.len()).sum();
+        while bytes < WAITING_BYTES && waiting.len() < WAITING_ENTRIES {
+            let Some(element) = elements.next() else { break };
+            bytes += element.len();
+            waiting.push_back(text.slice_ref(element));
+        }
+        self.rest = text.slice_ref(elements.rest);
+        self.work = elements.work;
+        !waiting.is_empty()
+    }
+}
+
 impl Pipeline {
     /// Takes a request body: one entry or a batch. Returns once every entry is safe.
     pub async fn take(&self, body: Bytes) -> Result<Outcome, PipelineError> {
-        // Bytes that are no UTF-8 cost a copy of the body, in the rare case.
-        let text = match decode::text(&body) {
-            std::borrow::Cow::Borrowed(_) => body,
-            std::borrow::Cow::Owned(mended) => Bytes::from(mended),
-        };
-        let parts = parts(&text)?;
-        self.metrics.observe_batch(parts.iter().map(Vec::len).sum());
+        self.take_by(Entries::of_body(body)?, None).await
+    }
+
+    /// Takes entries, and returns at `answer_by` or shortly after at the latest.
+    pub async fn take_by(&self, mut entries: Entries, answer_by: Option<Instant>) -> Result<Outcome, PipelineError> {
         let mut outcome = Outcome::default();
-        for part in parts.into_iter().filter(|part| !part.is_empty()) {
-            outcome += self.store.store(self.read(part).await).await?;
+        let mut waiting = VecDeque::new();
+        let mut count = 0;
+        loop {
+            let known = waiting.len();
+            if !entries.look(&mut waiting) {
+                break;
+            }
+            count += waiting.len() - known;
+            outcome += match self.next_portion(&mut waiting, answer_by).await {
+                Some(portion) => self.store.store(portion.batch, answer_by).await?,
+                None => self.spool(std::mem::take(&mut waiting)).await?,
+            };
         }
+        self.metrics.observe_batch(count);
         Ok(outcome)
     }
 
-    /// Decodes elements, off the caller's thread when there is much to do.
-    pub async fn read(&self, elements: Vec<Bytes>) -> Batch {
-        if elements.iter().map(Bytes::len).sum::<usize>() < INLINE_BYTES {
-            return read(&elements, self.limits, &self.secrets, &self.privacy);
-        }
-        let (limits, secrets, privacy) = (self.limits, Arc::clone(&self.secrets), Arc::clone(&self.privacy));
-        let on_record = elements.clone();
-        match tokio::task::spawn_blocking(move || read(&elements, limits, &secrets, &privacy)).await {
-            Ok(batch) => batch,
-            // A panic in decode or extract is a bug of ours, and still no entry may be lost over it.
-            Err(error) => Batch {
-                items: Vec::new(),
-                rejected: on_record
-                    .iter()
-                    .map(|raw| rejected(&String::from_utf8_lossy(raw), &self.secrets, panics::reason(&error).to_owned()))
-                    .collect(),
-            },
-        }
+    /// Reads entries from the front of `waiting`, which must not be empty. `None` when there is no memory for them in time.
+    pub async fn next_portion(&self, waiting: &mut VecDeque<ByteString>, answer_by: Option<Instant>) -> Option<Portion> {
+        let costs = waiting.iter().map(|raw| Cost::of(raw, self.reader.limits));
+        let (rows, row, work) =
+            costs.fold((0, 0, 0), |(rows, row, work), cost| (rows + cost.row, cost.row.max(row), cost.work.max(work)));
+        let share = self.memory.share(rows.min(PORTION_BYTES + row) + work);
+        let mut share = match answer_by {
+            None => share.await?,
+            Some(answer_by) => tokio::time::timeout_at(last_attempt(answer_by).into(), share).await.ok()??,
+        };
+        let batch = if rows < INLINE_BYTES {
+            self.reader.read(waiting)
+        } else {
+            let (reader, mut taken) = (self.reader.clone(), std::mem::take(waiting));
+            let read = tokio::task::spawn_blocking(move || {
+                let batch = reader.read(&mut taken);
+                (batch, taken)
+            });
+            // It does not panic, so this is the end of the process.
+            let (batch, left) = read.await.ok()?;
+            *waiting = left;
+            batch
+        };
+        share.shrink_to(batch.weight());
+        Some(Portion { batch, _share: share })
+    }
+
+    /// Puts entries into the spool that there is no time to read.
+    async fn spool(&self, waiting: VecDeque<ByteString>) -> Result<Outcome, StoreError> {
+        let identified = tokio::task::spawn_blocking(move || waiting.into_iter().map(as_it_came).collect()).await;
+        let raws: Vec<Raw> = identified.map_err(|error| StoreError::Unavailable(panics::reason(&error).to_owned()))?;
+        self.store.spool(raws).await
+    }
+
+    /// Puts on record what is no entry.
+    pub async fn reject(&self, raw: &[u8], reason: String, answer_by: Option<Instant>) -> Result<Outcome, StoreError> {
+        let raw = self.reader.secrets.scrub_raw(&String::from_utf8_lossy(raw));
+        let rejected = vec![Rejected { raw: raw.into(), reason, sequence: None }];
+        self.store.store(Batch { items: Vec::new(), rejected }, answer_by).await
     }
 }
 
-/// The elements of a body, in parts of bounded size.
-fn parts(text: &Bytes) -> Result<Vec<Vec<Bytes>>, DecodeError> {
-    // `decode::text` made sure of UTF-8; an empty text is refused as such.
-    let elements = decode::elements(std::str::from_utf8(text).unwrap_or_default())?;
-    let mut parts: Vec<Vec<Bytes>> = vec![Vec::new()];
-    let mut size = 0;
-    for element in elements {
-        if size > 0 && size + element.len() > PART_BYTES {
-            parts.push(Vec::new());
-            size = 0;
+impl Reader {
+    /// Decodes and extracts entries from the front of `waiting` until they weigh as much as a portion; what is no entry is to be
+    /// rejected.
+    pub fn read(&self, waiting: &mut VecDeque<ByteString>) -> Batch {
+        let mut batch = Batch::default();
+        let mut weight = 0;
+        while weight < PORTION_BYTES {
+            let Some(raw) = waiting.pop_front() else { break };
+            // A panic in decode or extract is a bug of ours, and still no entry may be lost over it, nor a second one.
+            let read = catch_unwind(AssertUnwindSafe(|| self.read_one(&raw)));
+            match read.unwrap_or_else(|_| Err(panics::CAUGHT.to_owned())) {
+                Ok(item) => {
+                    weight += item.weight();
+                    batch.items.push(item);
+                }
+                Err(reason) => {
+                    weight += raw.len();
+                    self.reject(&mut batch, &raw, reason);
+                }
+            }
         }
-        size += element.len();
-        if let Some(part) = parts.last_mut() {
-            part.push(text.slice_ref(element.as_bytes()));
-        }
+        batch
     }
-    Ok(parts)
+
+    fn read_one(&self, raw: &ByteString) -> Result<Item, String> {
+        let entry = decode::entry::decode(raw, self.limits).map_err(|error: EntryError| error.to_string())?;
+        let Some(small) = refused::reduced(&entry) else {
+            let call = extract::call(&entry, &self.secrets, &self.privacy);
+            return Ok(Item { sequence: sequence(&entry.fields), call, raw: raw.clone(), refused: None });
+        };
+        let small = ByteString::from(small);
+        let entry = decode::entry::decode(&small, self.limits).map_err(|error| error.to_string())?;
+        let call = extract::call(&entry, &self.secrets, &self.privacy);
+        let refused = Some(crate::store::refused::Entry::of(&call));
+        Ok(Item { sequence: sequence(&entry.fields), call, raw: small.clone(), refused })
+    }
+
+    fn reject(&self, batch: &mut Batch, raw: &str, reason: String) {
+        let mut scrubbed = self.secrets.scrub_raw(raw);
+        let mut number = None;
+        if let Ok(fields) = Json::parse(raw) {
+            scrubbed = decode::entry::with_identity(scrubbed, &decode::entry::request_id(raw, &fields));
+            number = sequence(&fields);
+        }
+        if batch.rejected.len() >= MAX_REJECTED
+            && number.is_none()
+            && let Some(last) = batch.rejected.last_mut().filter(|last| last.sequence.is_none() && last.reason == reason)
+            && last.raw.len() + scrubbed.len() < MAX_REJECTED_BYTES
+        {
+            let mut together = std::mem::take(&mut last.raw).try_into_mut().unwrap_or_else(|raw| raw.as_ref().into());
+            together.extend_from_slice(b",");
+            together.extend_from_slice(scrubbed.as_bytes());
+            last.raw = together.freeze();
+            return;
+        }
+        batch.rejected.push(Rejected { raw: scrubbed.into(), reason, sequence: number });
+    }
 }
 
-/// Decodes and extracts each element; what is no entry is to be rejected.
-fn read(elements: &[Bytes], limits: Limits, secrets: &Secrets, privacy: &Privacy) -> Batch {
-    let mut batch = Batch::default();
-    for raw in elements {
-        let text = String::from_utf8_lossy(raw);
-        match decode::entry::decode(&text, limits) {
-            Ok(entry) => batch.items.push(Item {
-                sequence: sequence(&entry.fields),
-                call: extract::call(&entry, secrets, privacy),
-                raw: raw.clone(),
-            }),
-            Err(error) => batch.rejected.push(rejected(&text, secrets, error.to_string())),
-        }
-    }
-    batch
-}
-
-fn rejected(raw: &str, secrets: &Secrets, reason: String) -> Rejected {
-    let kept = secrets.scrub_raw(raw);
-    match Json::parse(raw) {
-        Ok(fields) => {
-            let kept = decode::entry::with_identity(kept, &decode::entry::request_id(raw, &fields));
-            Rejected { raw: kept.into(), reason, sequence: sequence(&fields) }
-        }
-        Err(_) => Rejected { raw: kept.into(), reason, sequence: None },
-    }
+/// An entry that is to wait in the spool.
+fn as_it_came(text: ByteString) -> Raw {
+    let fields = Json::parse(&text).unwrap_or(Json::Null);
+    let (request_id, sequence) = (decode::entry::request_id(&text, &fields), sequence(&fields));
+    drop(fields);
+    Raw { text, request_id, sequence }
 }
 
 /// Largest number of an entry: beyond it Lua's numbers do not count one by one any more.

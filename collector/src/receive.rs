@@ -1,16 +1,15 @@
 //! The HTTP edge: `POST /log`, `POST /sync` and the pages for operators. The only place with status codes.
 //!
-//! Order of a request: token, size as announced, room in memory, then the body, chunk by chunk. Nothing is buffered before it
-//! is allowed, and what is buffered is counted until its rows are safe.
+//! Order of a request: token, then the body, chunk by chunk, each with room in memory. Nothing is buffered before it is allowed, and what
+//! is buffered is counted until its rows are safe. Every answer comes in time, whatever PostgreSQL and the disk do.
 
+pub mod room;
 mod sync;
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use actix_web::http::StatusCode;
-use actix_web::http::header::{CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER};
+use actix_web::http::header::{CONTENT_TYPE, RETRY_AFTER};
 use actix_web::web::{self, Data, Payload};
 use actix_web::{HttpRequest, HttpResponse, ResponseError};
 use bytes::{Bytes, BytesMut};
@@ -19,12 +18,16 @@ use log::warn;
 use serde_json::json;
 use subtle::ConstantTimeEq;
 
-use crate::measure::Metrics;
-use crate::pipeline::{Pipeline, PipelineError};
+use crate::decode::split::{Part, Splitter};
+use crate::pipeline::{Entries, Pipeline, PipelineError};
 use crate::store::Outcome;
+use room::{Place, Room};
 
 /// How long a body may take to arrive. Kong gives up after 10 s; whoever takes longer holds memory that others need.
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How long an answer may take after the last byte: Kong gives up after 10 s, and promised are 8.
+const ANSWER_WITHIN: Duration = Duration::from_millis(7_500);
 
 /// Seconds after which a client may try again.
 const RETRY_AFTER_SECONDS: &str = "1";
@@ -47,7 +50,7 @@ pub struct Receiver {
 enum Refusal {
     #[error("the header X-Collector-Token is missing or wrong")]
     Unauthorized,
-    #[error("the body is larger than {0} bytes; lower queue.max_batch_size of http-log or raise --max-body-bytes")]
+    #[error("the body is larger than {0} bytes and neither a log entry (an object) nor a batch of entries (an array)")]
     TooLarge(usize),
     #[error("the body did not arrive: {0}")]
     Broken(String),
@@ -104,9 +107,13 @@ async fn log_entries(request: HttpRequest, payload: Payload, receiver: Data<Rece
     let outcome = take(&request, payload, &receiver).await.inspect_err(|refusal| {
         warn!(status = refusal.status_code().as_u16(); "refused entries: {refusal}");
     })?;
-    let Outcome { stored, duplicates, spooled, rejected } = outcome;
+    let Outcome { stored, duplicates, spooled, rejected, counted } = outcome;
     // Written out, because the contract gives the members in this order and a JSON map would sort them.
-    let body = format!(r#"{{"stored":{stored},"duplicates":{duplicates},"spooled":{spooled},"rejected":{rejected}}}"#);
+    let mut body = format!(r#"{{"stored":{stored},"duplicates":{duplicates},"spooled":{spooled},"rejected":{rejected}"#);
+    if counted > 0 {
+        body.push_str(&format!(r#","counted":{counted}"#));
+    }
+    body.push('}');
     Ok(HttpResponse::Ok().insert_header((CONTENT_TYPE, "application/json")).body(body))
 }
 
@@ -114,20 +121,62 @@ async fn take(request: &HttpRequest, payload: Payload, receiver: &Data<Receiver>
     if !is_authorized(request, receiver.token.as_deref()) {
         return Err(Refusal::Unauthorized);
     }
-    let (body, place) =
-        tokio::time::timeout(BODY_TIMEOUT, read_body(request, payload, receiver)).await.map_err(|_| Refusal::TooSlow)??;
+    let arrived = tokio::time::timeout(BODY_TIMEOUT, read_body(payload, receiver)).await.map_err(|_| Refusal::TooSlow)??;
+    let Arrived { rest, place, mut outcome } = arrived;
+    let answer_by = Instant::now() + ANSWER_WITHIN;
+    if let Some(rest) = rest {
+        outcome += settle(receiver, rest, answer_by, place).await?;
+    }
+    Ok(outcome)
+}
+
+/// What is there when the last byte has come.
+struct Arrived {
+    /// What was not taken yet.
+    rest: Option<Rest>,
+    /// The memory that it takes.
+    place: Place,
+    /// What became of the entries that were taken before.
+    outcome: Outcome,
+}
+
+/// Something to be taken.
+enum Rest {
+    /// All of a body.
+    Body(Bytes),
+    /// A part of one that was too large to be held.
+    Part(Part),
+}
+
+/// Makes entries safe, and returns in time. A task of its own: a client that hangs up must not stop what it began, and its entries count
+/// until they are safe.
+async fn settle(
+    receiver: &Data<Receiver>,
+    rest: Rest,
+    answer_by: Instant,
+    place: impl Send + 'static,
+) -> Result<Outcome, Refusal> {
     let receiver = Data::clone(receiver);
-    // A task of its own: a client that hangs up must not stop what it began, and its entries count until they are safe.
     let taken = actix_web::rt::spawn(async move {
-        let outcome = receiver.pipeline.take(body).await;
+        let pipeline = &receiver.pipeline;
+        let taken = match rest {
+            Rest::Body(body) => pipeline.take_by(Entries::of_body(body)?, Some(answer_by)).await,
+            Rest::Part(Part::Elements(part)) => pipeline.take_by(Entries::inside_array(part), Some(answer_by)).await,
+            Rest::Part(Part::Head(head)) => {
+                let reason = format!("larger than {} bytes; this is its head", receiver.max_body_bytes);
+                Ok(pipeline.reject(&head, reason, Some(answer_by)).await?)
+            }
+        };
         drop(place);
-        outcome
+        taken
     });
-    match taken.await {
-        Ok(Ok(outcome)) => Ok(outcome),
-        Ok(Err(PipelineError::Decode(error))) => Err(Refusal::NotABatch(error.to_string())),
-        Ok(Err(PipelineError::Store(error))) => Err(Refusal::Unavailable(error.to_string())),
-        Err(error) => Err(Refusal::Unavailable(error.to_string())),
+    // What is not safe by then may still become so; Kong sends it again, and then it is a duplicate.
+    match tokio::time::timeout_at(answer_by.into(), taken).await {
+        Ok(Ok(Ok(outcome))) => Ok(outcome),
+        Ok(Ok(Err(PipelineError::Decode(error)))) => Err(Refusal::NotABatch(error.to_string())),
+        Ok(Ok(Err(PipelineError::Store(error)))) => Err(Refusal::Unavailable(error.to_string())),
+        Ok(Err(_)) => Err(Refusal::Unavailable("internal error".to_owned())),
+        Err(_) => Err(Refusal::Unavailable(format!("they are not safe after {ANSWER_WITHIN:?}"))),
     }
 }
 
@@ -137,28 +186,42 @@ fn is_authorized(request: &HttpRequest, token: Option<&str>) -> bool {
     request.headers().get("X-Collector-Token").is_some_and(|sent| bool::from(sent.as_bytes().ct_eq(token.as_bytes())))
 }
 
-async fn read_body(request: &HttpRequest, mut payload: Payload, receiver: &Receiver) -> Result<(Bytes, Place), Refusal> {
+/// Reads a body. A batch that is larger than the limit is taken part by part meanwhile, so that what comes behind it need not wait for
+/// somebody to lower Kong's batches.
+async fn read_body(mut payload: Payload, receiver: &Data<Receiver>) -> Result<Arrived, Refusal> {
     let limit = receiver.max_body_bytes;
-    let announced = request.headers().get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<usize>().ok());
-    if announced.is_some_and(|length| length > limit) {
-        return Err(Refusal::TooLarge(limit));
-    }
-    // All of an announced body is reserved before the first byte is read: bodies that each hold half of what they need, and wait
-    // for the rest, would never finish.
-    let mut place = receiver.room.reserve(announced.unwrap_or(0)).ok_or(Refusal::NoRoom)?;
-    let mut body = BytesMut::with_capacity(place.bytes);
-    while let Some(chunk) = payload.next().await {
+    let mut place = receiver.room.enter();
+    let mut outcome = Outcome::default();
+    let mut body = BytesMut::new();
+    let mut splitter = None;
+    loop {
+        let chunk = tokio::select! {
+            chunk = payload.next() => chunk,
+            () = place.told_to_give_way() => return Err(Refusal::NoRoom),
+        };
+        let Some(chunk) = chunk else { break };
         let chunk = chunk.map_err(|error| Refusal::Broken(error.to_string()))?;
-        let length = body.len() + chunk.len();
-        if length > limit {
-            return Err(Refusal::TooLarge(limit));
-        }
-        if length > place.bytes && !place.grow(length - place.bytes) {
+        if !place.grow(chunk.len()).await {
             return Err(Refusal::NoRoom);
         }
-        body.extend_from_slice(&chunk);
+        if splitter.is_none() && body.len() + chunk.len() <= limit {
+            body.extend_from_slice(&chunk);
+            continue;
+        }
+        let splitter = splitter.get_or_insert_with(|| Splitter::new(limit));
+        for piece in [std::mem::take(&mut body).freeze(), chunk] {
+            for part in splitter.push(&piece).ok_or(Refusal::TooLarge(limit))? {
+                outcome += settle(receiver, Rest::Part(part), Instant::now() + ANSWER_WITHIN, ()).await?;
+            }
+        }
+        place.shrink_to(splitter.held());
     }
-    Ok((body.freeze(), place))
+    place.arrived();
+    let rest = match splitter {
+        None => Some(Rest::Body(body.freeze())),
+        Some(splitter) => splitter.finish().map(Rest::Part),
+    };
+    Ok(Arrived { rest, place, outcome })
 }
 
 async fn healthz() -> HttpResponse {
@@ -181,54 +244,5 @@ async fn metrics(receiver: Data<Receiver>) -> HttpResponse {
             .insert_header((CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8"))
             .body(text),
         Err(error) => json_body(HttpResponse::InternalServerError(), json!({ "error": error.to_string() })),
-    }
-}
-
-/// Memory for request bodies, counted in bytes.
-#[derive(Debug, Clone)]
-pub struct Room {
-    taken: Arc<AtomicUsize>,
-    limit: usize,
-    metrics: Arc<Metrics>,
-}
-
-impl Room {
-    /// Room for `limit` bytes.
-    pub fn new(limit: usize, metrics: Arc<Metrics>) -> Self {
-        Self { taken: Arc::default(), limit, metrics }
-    }
-
-    fn reserve(&self, bytes: usize) -> Option<Place> {
-        let mut place = Place { bytes: 0, room: self.clone() };
-        place.grow(bytes).then_some(place)
-    }
-}
-
-/// A reserved part of the room; given back when dropped.
-#[derive(Debug)]
-struct Place {
-    bytes: usize,
-    room: Room,
-}
-
-impl Place {
-    /// Reserves more; `false` when there is no room for it.
-    fn grow(&mut self, more: usize) -> bool {
-        let room = &self.room;
-        let grown = room.taken.fetch_update(Ordering::AcqRel, Ordering::Acquire, |taken| {
-            taken.checked_add(more).filter(|taken| *taken <= room.limit)
-        });
-        if let Ok(before) = grown {
-            self.bytes += more;
-            room.metrics.set_queue_bytes(before + more);
-        }
-        grown.is_ok()
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        let before = self.room.taken.fetch_sub(self.bytes, Ordering::AcqRel);
-        self.room.metrics.set_queue_bytes(before - self.bytes);
     }
 }

@@ -20,8 +20,8 @@ use crate::config::ServeSettings;
 use crate::decode::Limits;
 use crate::drain::Drain;
 use crate::measure::Metrics;
-use crate::pipeline::Pipeline;
-use crate::receive::{self, Receiver, Room};
+use crate::pipeline::{Pipeline, Reader, memory::Memory};
+use crate::receive::{self, Receiver, room::Room};
 use crate::store::pool::{Database, DatabaseSettings};
 use crate::store::spool::{self, Spool, SpoolLimits};
 use crate::store::{Health, Store, Writers, migrate};
@@ -34,12 +34,17 @@ const SHUTDOWN_SECONDS: u64 = 20;
 /// reached is taken for a wrong setting, which somebody has to hear about; that one, for an outage that the spool is there for.
 const KNOWN_DATABASE: &str = "known-database";
 
+/// Threads of a worker for what blocks, decoding of large bodies above all. There are [`ServeSettings::workers`] of them, so all of it
+/// stays far below what containers allow, on any machine.
+pub const BLOCKING_THREADS: usize = 2;
+
 /// A collector that listens.
 pub struct Application {
     port: u16,
     server: Server,
     writers: Writers,
     background: Vec<JoinHandle<()>>,
+    spool: Arc<Spool>,
 }
 
 impl Application {
@@ -76,8 +81,11 @@ impl Application {
             Arc::clone(&secrets),
         );
         let limits = Limits { decoded_bytes: settings.pipeline.max_decoded_bytes };
-        let pipeline = Pipeline { limits, secrets, privacy, store, metrics: Arc::clone(&metrics) };
-        let drain = Drain { pipeline: pipeline.clone(), spool, health: Arc::clone(&health), migrate_first, patience };
+        let memory = Memory::new(settings.pipeline.decode_memory_bytes, limits);
+        let reader = Reader { limits, secrets, privacy };
+        let pipeline = Pipeline { reader, memory, store, metrics: Arc::clone(&metrics) };
+        let drain =
+            Drain { pipeline: pipeline.clone(), spool: Arc::clone(&spool), health: Arc::clone(&health), migrate_first, patience };
         let upkeep = Upkeep {
             database,
             health,
@@ -96,13 +104,15 @@ impl Application {
             room: Room::new(settings.max_queue_bytes, metrics),
         });
         let server = HttpServer::new(move || App::new().app_data(Data::clone(&receiver)).configure(receive::routes))
+            .workers(settings.workers)
+            .worker_max_blocking_threads(BLOCKING_THREADS)
             .shutdown_timeout(SHUTDOWN_SECONDS)
             .disable_signals()
             .listen(listener)
             .context("cannot listen")?
             .run();
         info!(port = port; "listening on {}:{port}", settings.listen.ip());
-        Ok(Self { port, server, writers, background })
+        Ok(Self { port, server, writers, background, spool })
     }
 
     /// The port it listens on.
@@ -124,6 +134,8 @@ impl Application {
             let _ = task.await;
         }
         self.writers.finish().await;
+        // The drain was stopped; it did not die.
+        self.spool.suspects.clear();
         info!("stopped: everything accepted is stored or in the spool");
         Ok(())
     }

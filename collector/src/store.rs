@@ -25,6 +25,7 @@ pub mod search;
 pub mod session;
 pub mod spool;
 pub mod state;
+pub mod suspect;
 pub mod usage;
 pub mod workers;
 mod writer;
@@ -33,7 +34,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
+use bytestring::ByteString;
 use log::{error, info};
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::JoinSet;
@@ -53,13 +54,41 @@ const WRITERS: u32 = 2;
 /// Jobs that wait for a writer. The bytes in flight are bounded elsewhere; this only bounds the queue itself.
 const MAX_JOBS: usize = 4_096;
 
+/// How long before an answer is due PostgreSQL is not asked any more: the spool needs the rest.
+const SPOOL_TIME: Duration = Duration::from_secs(2);
+
+/// Until when PostgreSQL may be asked, when an answer is due at `answer_by`.
+pub fn last_attempt(answer_by: Instant) -> Instant {
+    answer_by.checked_sub(SPOOL_TIME).unwrap_or(answer_by)
+}
+
 /// An entry that is ready to become a row.
 #[derive(Debug)]
 pub struct Item {
     /// The row.
     pub call: Call,
     /// The entry it came from. Credentials are removed when it goes to the spool or on record.
-    pub raw: Bytes,
+    pub raw: ByteString,
+    /// Its number among the entries of its Kong worker.
+    pub sequence: Option<Sequence>,
+    /// Where it is counted when too many calls were refused for it to become a row.
+    pub refused: Option<refused::Entry>,
+}
+
+impl Item {
+    /// Bytes that it takes in memory, roughly.
+    pub fn weight(&self) -> usize {
+        self.call.weight() + self.raw.len()
+    }
+}
+
+/// An entry on its way to the spool, as it came.
+#[derive(Debug, Clone)]
+pub struct Raw {
+    /// The entry; credentials are removed when it is written.
+    pub text: ByteString,
+    /// What identifies it: see [`crate::decode::entry::with_identity`].
+    pub request_id: String,
     /// Its number among the entries of its Kong worker.
     pub sequence: Option<Sequence>,
 }
@@ -83,7 +112,13 @@ pub struct Batch {
 }
 
 impl Batch {
-    /// Rows and bytes.
+    /// Bytes that it takes in memory, roughly.
+    pub fn weight(&self) -> usize {
+        let items: usize = self.items.iter().map(Item::weight).sum();
+        items + self.rejected.iter().map(|entry| entry.raw.len() + entry.reason.len()).sum::<usize>()
+    }
+
+    /// Rows, and bytes of the statement that writes them.
     fn size(&self) -> (usize, usize) {
         let bytes: usize = self.items.iter().map(|item| item.call.weight()).sum();
         let rejected_bytes: usize = self.rejected.iter().map(|entry| entry.raw.len()).sum();
@@ -102,6 +137,8 @@ pub struct Outcome {
     pub spooled: usize,
     /// On record as rejected.
     pub rejected: usize,
+    /// Counted as refused calls, of which there were too many to be rows.
+    pub counted: usize,
 }
 
 impl std::ops::AddAssign for Outcome {
@@ -110,6 +147,7 @@ impl std::ops::AddAssign for Outcome {
         self.duplicates += other.duplicates;
         self.spooled += other.spooled;
         self.rejected += other.rejected;
+        self.counted += other.counted;
     }
 }
 
@@ -174,6 +212,7 @@ impl Health {
 #[derive(Debug)]
 struct Job {
     batch: Batch,
+    answer_by: Option<Instant>,
     reply: oneshot::Sender<Result<Outcome, StoreError>>,
 }
 
@@ -215,12 +254,20 @@ impl Store {
         (Store { jobs, writer }, Writers(writers))
     }
 
-    /// Makes a batch safe. On an error nothing is promised, and repeating the batch is right.
-    pub async fn store(&self, batch: Batch) -> Result<Outcome, StoreError> {
+    /// Makes a batch safe. On an error nothing is promised, and repeating the batch is right. When an answer is due, what PostgreSQL
+    /// has not taken by [`last_attempt`] goes to the spool.
+    pub async fn store(&self, batch: Batch, answer_by: Option<Instant>) -> Result<Outcome, StoreError> {
         let stopping = || StoreError::Unavailable("the collector is stopping".to_owned());
         let (reply, answer) = oneshot::channel();
-        self.jobs.send(Job { batch, reply }).await.map_err(|_| stopping())?;
+        self.jobs.send(Job { batch, answer_by, reply }).await.map_err(|_| stopping())?;
         answer.await.map_err(|_| stopping())?
+    }
+
+    /// Puts entries into the spool as they came, for want of time to read them.
+    pub async fn spool(&self, raws: Vec<Raw>) -> Result<Outcome, StoreError> {
+        let spooled = raws.len();
+        self.writer.spool(raws, &[], State::New, &StoreError::Late).await?;
+        Ok(Outcome { spooled, ..Outcome::default() })
     }
 
     /// Stores a batch that comes from the spool; on an error it is still there. With [`State::Maybe`] a row that is there already

@@ -31,7 +31,7 @@ fn names() -> Vec<String> {
 
 fn call_of(bytes: &[u8]) -> Call {
     let text = decode::text(bytes);
-    let entry = decode::entry::decode(decode::elements(&text).unwrap()[0], LIMITS).unwrap();
+    let entry = decode::entry::decode(decode::elements(&text).unwrap().next().unwrap(), LIMITS).unwrap();
     extract::call(&entry, &Secrets::default(), &Privacy::default())
 }
 

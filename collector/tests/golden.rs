@@ -39,7 +39,7 @@ fn call_of(name: &str) -> Call {
 
 fn call_of_entry(bytes: &[u8]) -> Call {
     let text = decode::text(bytes);
-    let raw = decode::elements(&text).unwrap()[0];
+    let raw = decode::elements(&text).unwrap().next().unwrap();
     let entry = decode::entry::decode(raw, LIMITS).unwrap();
     extract::call(&entry, &Secrets::default(), &Privacy::default())
 }

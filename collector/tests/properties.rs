@@ -47,7 +47,7 @@ static RECORDED: LazyLock<Vec<Recorded>> = LazyLock::new(|| {
 /// Everything that happens to a request body before it is stored: number of elements, and the calls among them.
 fn read(bytes: &[u8]) -> (usize, Vec<Call>) {
     let text = decode::text(bytes);
-    let Ok(elements) = decode::elements(&text) else { return (0, Vec::new()) };
+    let Ok(elements) = decode::elements(&text).map(Iterator::collect::<Vec<_>>) else { return (0, Vec::new()) };
     let (secrets, privacy) = (Secrets::default(), Privacy::default());
     let calls = elements.iter().filter_map(|raw| {
         let entry = decode::entry::decode(raw, LIMITS).map_err(|_| secrets.scrub_raw(raw)).ok()?;

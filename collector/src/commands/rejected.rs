@@ -75,14 +75,14 @@ async fn retry(args: &DatabaseArgs, settings: &PipelineSettings, ids: &[i64]) ->
                 continue;
             };
             // One of which more is removed today than when it was rejected is put on record anew, without that.
-            let is_changed = pipeline.secrets.scrub_raw(&String::from_utf8_lossy(&raw)).as_bytes() != raw;
+            let is_changed = pipeline.reader.secrets.scrub_raw(&String::from_utf8_lossy(&raw)).as_bytes() != raw;
             // Bytes that are no JSON at all are refused before they reach the store: they stay on record.
             let outcome = match pipeline.take(raw.into()).await {
                 Ok(outcome) => outcome,
                 Err(PipelineError::Decode(_)) => Outcome::default(),
                 Err(PipelineError::Store(error)) => return Err(error).context("the database does not answer"),
             };
-            let is_row = outcome.rejected == 0 && outcome.stored + outcome.duplicates > 0;
+            let is_row = outcome.rejected == 0 && outcome.stored + outcome.duplicates + outcome.counted > 0;
             if is_row || is_changed && outcome.rejected > 0 {
                 rejected::delete(&connection().await?, *id).await?;
             }

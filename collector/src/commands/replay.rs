@@ -192,8 +192,8 @@ impl Lines {
         let text = crate::decode::text(&self.pending);
         let text = text.trim();
         let array = if text.starts_with('[') { text.to_owned() } else { format!("[{text}]") };
-        let elements = crate::decode::elements(&array).unwrap_or_default();
-        found.extend(elements.iter().map(|element| element.as_bytes().to_vec()).filter(|element| is_entry(element)));
+        let elements = crate::decode::elements(&array).into_iter().flatten();
+        found.extend(elements.map(|element| element.as_bytes().to_vec()).filter(|element| is_entry(element)));
         self.clear();
         self.note_damage(self.first, last);
     }
@@ -237,7 +237,7 @@ fn documents(text: &[u8]) -> Option<Vec<Vec<u8>>> {
     let text = crate::decode::text(text);
     let text = text.trim();
     if text.starts_with('[') && is_json(text) {
-        return Some(crate::decode::elements(text).ok()?.into_iter().map(|element| element.as_bytes().to_vec()).collect());
+        return Some(crate::decode::elements(text).ok()?.map(|element| element.as_bytes().to_vec()).collect());
     }
     let without_comma = text.strip_suffix(',').unwrap_or(text);
     [Some(without_comma), without_comma.strip_prefix('['), without_comma.strip_suffix(']')]

@@ -5,13 +5,12 @@
 //! decoded is still what somebody sent.
 
 use std::borrow::Cow;
-use std::io::Read;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 
 use super::digest::describe_binary;
-use super::{charset, form, sse};
+use super::{charset, form, inflate, sse};
 
 /// A captured body as text. It may hold NUL, which JSON forbids and PostgreSQL cannot store: see [`without_nul`].
 ///
@@ -37,26 +36,22 @@ pub struct Headers<'a> {
 ///
 /// A string is base64 only if it decodes strictly to what it claims to be: compressed data of the declared content encoding,
 /// text, JSON or SSE (also with stray bytes that are no UTF-8, or cut in the middle of a character), or bytes of a content
-/// type that is no text at all. Plain text that merely happens to be made of base64's letters fails all of that.
+/// type that is no text at all. Plain text that merely happens to be made of base64's letters fails all of that. What is text
+/// as it came is not compressed, whatever the header says: model servers do not read that of a request.
 pub fn decode<'a>(captured: &'a str, headers: Headers<'_>, limit: usize) -> Body<'a> {
     if let Some(bytes) = base64_bytes(captured) {
-        if let Some(inflated) = inflate(&bytes, headers.content_encoding, limit) {
-            return to_text(Cow::Owned(inflated.bytes), headers, inflated.cut);
+        if let Some(body) = inflated(&bytes, headers, limit) {
+            return body;
         }
         if let Some(fields) = headers.content_type.and_then(|kind| form::to_json(kind, &bytes)) {
-            return cut_at(fields.into_bytes(), Headers::default(), limit);
+            return fit(Cow::Owned(fields), false, limit);
         }
         if charset::is_wide_json(&bytes, headers.content_type) {
-            return cut_at(bytes, headers, limit);
+            return to_text(bytes, headers, false, limit);
         }
         match String::from_utf8(bytes) {
             // The usual case: looked at once, and the decoded bytes become the text.
-            Ok(text) if is_plausible_text(&text) => {
-                return match text.len() <= limit {
-                    true => Body { text: Cow::Owned(text), cut: false },
-                    false => cut_at(text.into_bytes(), headers, limit),
-                };
-            }
+            Ok(text) if is_plausible_text(&text) => return fit(Cow::Owned(text), false, limit),
             Ok(_) => {}
             Err(error) => {
                 let bytes = error.into_bytes();
@@ -65,17 +60,55 @@ pub fn decode<'a>(captured: &'a str, headers: Headers<'_>, limit: usize) -> Body
                     return Body { text: Cow::Owned(describe_binary(kind, &bytes)), cut: false };
                 }
                 if is_document || headers.content_type.and_then(charset::declared).is_some() {
-                    return cut_at(bytes, headers, limit);
+                    return to_text(bytes, headers, false, limit);
                 }
             }
         }
     }
     if let Some(fields) = headers.content_type.and_then(|kind| form::to_json(kind, captured.as_bytes())) {
-        return cut_at(fields.into_bytes(), Headers::default(), limit);
+        return fit(Cow::Owned(fields), false, limit);
     }
-    let cut = captured.len() > limit;
-    let kept = captured.get(..captured.floor_char_boundary(limit)).unwrap_or_default();
-    Body { text: Cow::Borrowed(kept), cut }
+    fit(Cow::Borrowed(captured), false, limit)
+}
+
+/// What compressed bytes are; `None` where they are not of the declared content encoding.
+fn inflated(bytes: &[u8], headers: Headers<'_>, limit: usize) -> Option<Body<'static>> {
+    let encoding = headers.content_encoding?;
+    if std::str::from_utf8(bytes).is_ok_and(is_plausible_text) || charset::is_wide_json(bytes, headers.content_type) {
+        return None;
+    }
+    let inflated = inflate::inflate(bytes, encoding, limit, starts_like_a_document)?;
+    Some(to_text(inflated.bytes, headers, inflated.cut, limit))
+}
+
+/// `text` as far as it may be stored: `raw_log` has no other way to write a control character than six letters of JSON, and those
+/// count. `cut` says that it is not all there is already.
+pub fn fit(text: Cow<'_, str>, cut: bool, limit: usize) -> Body<'_> {
+    const ESCAPED: usize = r"\u0001".len();
+    if text.len() <= limit / ESCAPED {
+        return Body { text, cut };
+    }
+    let mut written = 0;
+    let fits = |byte: &u8| {
+        let is_control = *byte < 0x20 && !matches!(byte, b'\t' | b'\n' | b'\r');
+        written += if is_control { ESCAPED } else { 1 };
+        written <= limit
+    };
+    let end = text.bytes().take_while(fits).count();
+    if end == text.len() {
+        return Body { text, cut };
+    }
+    let end = text.floor_char_boundary(end);
+    let text = match text {
+        Cow::Borrowed(text) => Cow::Borrowed(text.get(..end).unwrap_or_default()),
+        Cow::Owned(mut text) => {
+            text.truncate(end);
+            // What is cut off is given back, not only out of sight.
+            text.shrink_to_fit();
+            Cow::Owned(text)
+        }
+    };
+    Body { text, cut: true }
 }
 
 fn base64_bytes(captured: &str) -> Option<Vec<u8>> {
@@ -85,12 +118,6 @@ fn base64_bytes(captured: &str) -> Option<Vec<u8>> {
 /// Whether decoded text is what a body would be, or base64 letters that were text all along.
 fn is_plausible_text(text: &str) -> bool {
     starts_like_a_document(text.as_bytes()) || !text.chars().any(|c| c.is_control() && !matches!(c, '\t' | '\n' | '\r'))
-}
-
-fn cut_at<'a>(mut bytes: Vec<u8>, headers: Headers<'_>, limit: usize) -> Body<'a> {
-    let cut = bytes.len() > limit;
-    bytes.truncate(limit);
-    to_text(Cow::Owned(bytes), headers, cut)
 }
 
 fn starts_like_a_document(bytes: &[u8]) -> bool {
@@ -104,50 +131,8 @@ pub(super) fn is_text(content_type: &str) -> bool {
     kind.starts_with("text/") || kind.contains("json") || kind.contains("xml") || kind.contains("urlencoded")
 }
 
-fn to_text<'a>(bytes: Cow<'_, [u8]>, headers: Headers<'_>, cut: bool) -> Body<'a> {
-    let text = charset::to_text(bytes.into_owned(), headers.content_type);
-    Body { text: Cow::Owned(text), cut }
-}
-
-struct Inflated {
-    bytes: Vec<u8>,
-    cut: bool,
-}
-
-/// Undoes the declared content encodings, last one first. `None` when there are none or the bytes are not of that encoding
-/// (other plugins log bodies already decoded). Data that breaks off yields what was whole; all of it stays under `limit`.
-fn inflate(bytes: &[u8], content_encoding: Option<&str>, limit: usize) -> Option<Inflated> {
-    let mut current: Option<Inflated> = None;
-    for encoding in content_encoding?.rsplit(',').map(|name| name.trim().to_ascii_lowercase()) {
-        let input = current.as_ref().map_or(bytes, |inflated| &inflated.bytes);
-        let next = match encoding.as_str() {
-            "gzip" | "x-gzip" => read_capped(flate2::read::MultiGzDecoder::new(input), limit),
-            // "deflate" is zlib by RFC 9110, but some servers send the bare stream.
-            "deflate" => read_capped(flate2::read::ZlibDecoder::new(input), limit)
-                .or_else(|| read_capped(flate2::read::DeflateDecoder::new(input), limit)),
-            "br" => read_capped(brotli_decompressor::Decompressor::new(input, 4096), limit),
-            "zstd" => zstd::stream::read::Decoder::new(input).ok().and_then(|decoder| read_capped(decoder, limit)),
-            "identity" | "" => continue,
-            _ => return None,
-        };
-        let cut_before = current.is_some_and(|inflated| inflated.cut);
-        current = next.map(|inflated| Inflated { cut: inflated.cut || cut_before, ..inflated });
-        current.as_ref()?;
-    }
-    current
-}
-
-/// Reads at most `limit` bytes; `None` when not a single one could be read.
-fn read_capped(reader: impl Read, limit: usize) -> Option<Inflated> {
-    let mut bytes = Vec::new();
-    // One byte more than allowed tells "exactly the limit" from "over it".
-    let outcome = reader.take(limit as u64 + 1).read_to_end(&mut bytes);
-    if outcome.is_err() && bytes.is_empty() {
-        return None;
-    }
-    let cut = bytes.len() > limit;
-    bytes.truncate(limit);
-    Some(Inflated { bytes, cut })
+fn to_text(bytes: Vec<u8>, headers: Headers<'_>, cut: bool, limit: usize) -> Body<'static> {
+    fit(Cow::Owned(charset::to_text(bytes, headers.content_type)), cut, limit)
 }
 
 #[cfg(test)]
@@ -206,30 +191,6 @@ mod tests {
     }
 
     #[test]
-    fn every_content_encoding_is_undone_also_when_stacked_or_cut_off() {
-        let text = "{\"text\":\"网关\"}".repeat(50);
-        let mut zlib = flate2::write::ZlibEncoder::new(Vec::new(), flate2::Compression::default());
-        zlib.write_all(text.as_bytes()).unwrap();
-        let mut bare = flate2::write::DeflateEncoder::new(Vec::new(), flate2::Compression::default());
-        bare.write_all(text.as_bytes()).unwrap();
-        let zstd = zstd::encode_all(text.as_bytes(), 3).unwrap();
-        for (encoding, bytes) in [
-            ("gzip", gzip(text.as_bytes())),
-            ("deflate", zlib.finish().unwrap()),
-            ("deflate", bare.finish().unwrap()),
-            ("zstd", zstd),
-            ("identity, gzip,x-gzip", gzip(&gzip(text.as_bytes()))),
-        ] {
-            let headers = Headers { content_encoding: Some(encoding), ..JSON };
-            assert_eq!(decoded(&STANDARD.encode(bytes), headers), text, "{encoding}");
-        }
-        let whole = gzip(text.as_bytes());
-        let headers = Headers { content_encoding: Some("GZIP"), ..JSON };
-        let part = decoded(&STANDARD.encode(&whole[..whole.len() - 9]), headers);
-        assert!(!part.is_empty() && text.starts_with(&part));
-    }
-
-    #[test]
     fn brotli_is_undone() {
         // The seven bytes that `printf '{"a":1}' | brotli` writes in front of the text and behind it.
         let bytes = [0x0b, 0x03, 0x80, b'{', b'"', b'a', b'"', b':', b'1', b'}', 0x03];
@@ -238,20 +199,42 @@ mod tests {
     }
 
     #[test]
-    fn a_body_that_is_not_of_the_declared_encoding_is_taken_as_it_is() {
-        let headers = Headers { content_encoding: Some("gzip"), ..JSON };
-        assert_eq!(decoded(&STANDARD.encode("{\"a\":1}"), headers), "{\"a\":1}");
-        assert_eq!(decoded("{\"a\":1}", headers), "{\"a\":1}");
+    fn what_is_text_as_it_came_is_not_compressed_whatever_the_header_says() {
+        let question = r#"{"model":"m","messages":[{"role":"user","content":"网关 why?"}]}"#;
+        for encoding in ["gzip", "x-gzip", "deflate", "br", "zstd", "gzip, br", "compress", "identity"] {
+            let headers = Headers { content_encoding: Some(encoding), ..JSON };
+            for text in [question, "{\"a\":\"x\u{1}\"}", "data: {}\n\n", "Unauthorized", "x", "[", "{\"cut\":\"of", ""] {
+                assert_eq!(decoded(&STANDARD.encode(text), headers), text, "{encoding}");
+                assert_eq!(decoded(text, headers), text, "{encoding}");
+            }
+            let stray = b"{\"a\":\"\xff\"}";
+            assert_eq!(decoded(&STANDARD.encode(stray), headers), "{\"a\":\"\u{FFFD}\"}", "{encoding}");
+        }
     }
 
     #[test]
-    fn a_body_that_grows_beyond_the_limit_is_cut_there() {
-        let bomb = gzip(&vec![b'a'; 4 << 20]);
+    fn what_cannot_be_decoded_stays_as_it_came() {
         let headers = Headers { content_encoding: Some("gzip"), ..JSON };
-        let captured = STANDARD.encode(bomb);
-        let body = decode(&captured, headers, 1000);
-        assert_eq!((body.text.len(), body.cut), (1000, true));
+        for bytes in [gzip(&vec![b'a'; 16 << 20]), vec![0x1F, 0x8B, 8, 0, 1, 2, 3, 0xFF], b"\xfe\xfd\0\x01".to_vec()] {
+            let captured = STANDARD.encode(bytes);
+            let body = decode(&captured, headers, 8 << 20);
+            assert!(body.text == captured && !body.cut, "{} bytes of {}", body.text.len(), captured.len());
+        }
+    }
+
+    #[test]
+    fn a_body_is_cut_at_the_limit() {
         let body = decode("plain text, é", JSON, 12);
         assert_eq!((&*body.text, body.cut), ("plain text, ", true));
+        let captured = STANDARD.encode("plain text, é");
+        assert_eq!(decode(&captured, JSON, 13), Body { text: "plain text, ".into(), cut: true });
+        assert_eq!(decode(&captured, JSON, 14), Body { text: "plain text, é".into(), cut: false });
+    }
+
+    #[test]
+    fn control_characters_count_as_what_they_are_written_as() {
+        let captured = STANDARD.encode("{\u{1}\u{1}\u{1}\n}");
+        assert_eq!(decode(&captured, JSON, 1 + 3 * 6 + 2), Body { text: "{\u{1}\u{1}\u{1}\n}".into(), cut: false });
+        assert_eq!(decode(&captured, JSON, 1 + 2 * 6), Body { text: "{\u{1}\u{1}".into(), cut: true });
     }
 }

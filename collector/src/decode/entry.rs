@@ -94,8 +94,9 @@ pub fn decode<'a>(raw: &'a str, limits: Limits) -> Result<Entry<'a>, EntryError>
     if kept_id(&fields).is_some() {
         fields.take(KEPT_ID);
     }
-    let request_body = take_body(&mut fields, "request", limits);
-    let response_body = take_body(&mut fields, "response", limits);
+    let mut request_body = take_body(&mut fields, "request", limits);
+    let mut response_body = take_body(&mut fields, "response", limits);
+    share(limits.decoded_bytes, &mut request_body, &mut response_body);
     Ok(Entry { request_id, started_at, request_body, response_body, fields })
 }
 
@@ -125,6 +126,20 @@ pub fn with_identity(kept: String, request_id: &str) -> String {
     format!("{start}{request_id}\"{separator}{rest}")
 }
 
+/// Cuts bodies that are over the limit together. Half of it is for each; what one does not need the other may have.
+fn share<'a>(limit: usize, one: &mut Option<Body<'a>>, two: &mut Option<Body<'a>>) {
+    let length = |body: &Option<Body<'_>>| body.as_ref().map_or(0, |body| body.text.len());
+    let (of_one, of_two) = (length(one), length(two));
+    if of_one + of_two <= limit {
+        return;
+    }
+    for (body, other) in [(one, of_two), (two, of_one)] {
+        if let Some(Body { text, cut }) = body.take() {
+            *body = Some(body::fit(text, cut, limit.saturating_sub(other).max(limit / 2)));
+        }
+    }
+}
+
 /// `started_at` in milliseconds since 1970; else the start of the first upstream try, which Kong notes in the same unit.
 fn started_at(fields: &Json<'_>) -> Option<DateTime<Utc>> {
     let tried_at = || fields.get("tries")?.elements().first()?.get("balancer_start");
@@ -147,7 +162,7 @@ fn take_body<'a>(fields: &mut Json<'a>, side: &str, limits: Limits) -> Option<Bo
         }
         Json::Null => None,
         // Other plugins log JSON bodies as JSON.
-        other => Some(Body { text: Cow::Owned(other.to_string()), cut: false }),
+        other => Some(body::fit(Cow::Owned(other.to_string()), false, limits.decoded_bytes)),
     }
 }
 
@@ -229,6 +244,21 @@ mod tests {
         assert_eq!(entry.response_body.unwrap().text, r#"{"a":[]}"#);
         assert_eq!(header(&entry.fields, "response", "content-type"), Some("a/b"));
         assert_eq!(entry.fields.at(&["request", "body"]), None);
+    }
+
+    #[test]
+    fn bodies_share_what_an_entry_may_become() {
+        let lengths = |request: usize, response: usize| {
+            let (request, response) = ("q".repeat(request), "a".repeat(response));
+            let raw = format!(r#"{{"started_at":1,"request":{{"body":"{request}"}},"response":{{"body":"{response}"}}}}"#);
+            let entry = decode(&raw, Limits { decoded_bytes: 1000 }).unwrap();
+            let (request, response) = (entry.request_body.unwrap(), entry.response_body.unwrap());
+            [(request.text.len(), request.cut), (response.text.len(), response.cut)]
+        };
+        assert_eq!(lengths(600, 400), [(600, false), (400, false)]);
+        assert_eq!(lengths(700, 400), [(600, true), (400, false)]);
+        assert_eq!(lengths(100, 5000), [(100, false), (900, true)]);
+        assert_eq!(lengths(5000, 5000), [(500, true), (500, true)]);
     }
 
     #[test]

@@ -15,6 +15,15 @@ use std::fmt;
 
 pub use read::JsonError;
 
+use super::Brackets;
+
+/// The most that the tree of a document may take, in bytes. The tree of `[[0],[0],…]` is forty times its text; that of a conversation
+/// three times, of probabilities of tokens ten times.
+pub const MAX_TREE_BYTES: usize = 32 << 20;
+
+/// Longest text whose tree cannot take more than [`MAX_TREE_BYTES`], whatever it is.
+const UNCHECKED_BYTES: usize = 256 << 10;
+
 /// The character that stands for what cannot be stored.
 pub const REPLACEMENT: char = '\u{FFFD}';
 
@@ -40,6 +49,9 @@ pub enum Json<'a> {
 impl<'a> Json<'a> {
     /// Parses one JSON document; a byte order mark in front is skipped (vLLM accepts it).
     pub fn parse(text: &'a str) -> Result<Self, JsonError> {
+        if text.len() > UNCHECKED_BYTES && tree_bytes(text) > MAX_TREE_BYTES {
+            return Err(read::too_many_parts());
+        }
         read::document(text.strip_prefix('\u{FEFF}').unwrap_or(text))
     }
 
@@ -152,6 +164,28 @@ impl<'a> Json<'a> {
             _ => None,
         }
     }
+}
+
+/// What the tree of a JSON text takes at most, roughly, by its punctuation.
+fn tree_bytes(text: &str) -> usize {
+    // A vector grows by doubling, so its elements may have twice their room; the first four are made at once.
+    const ELEMENT: usize = 2 * size_of::<Json<'_>>();
+    const OBJECT: usize = 4 * size_of::<(Cow<'_, str>, Json<'_>)>();
+    let mut brackets = Brackets::default();
+    let mut bytes = 0;
+    for byte in text.bytes() {
+        if brackets.pass(byte) {
+            bytes += match byte {
+                b',' => ELEMENT,
+                b'[' => 2 * ELEMENT,
+                b'{' => OBJECT,
+                // A name, beside its value.
+                b':' => size_of::<Cow<'_, str>>(),
+                _ => 0,
+            };
+        }
+    }
+    bytes
 }
 
 /// Text without NUL, which PostgreSQL cannot hold.
@@ -273,6 +307,16 @@ mod tests {
     fn text_survives_reading_and_writing() {
         let text = r#"{"a":[1,-2,1.5,1.7954038119535e18,true,null],"b":"\"\\\n\u0001é😀","c":{}}"#;
         assert_eq!(Json::parse(text).unwrap().to_string(), text);
+    }
+
+    #[test]
+    fn a_document_of_too_many_parts_is_not_read() {
+        for part in ["[],", "[0],", "{},", "0,", r#"{"":0},"#, "[[[[0]]]],"] {
+            let text = format!("[{}0]", part.repeat(16_000_000 / part.len()));
+            assert!(Json::parse(&text).is_err(), "{part}");
+        }
+        let text = format!("[{}0]", r#""a sentence, of some words; [and] {brackets}","#.repeat(100_000));
+        assert!(Json::parse(&text).is_ok());
     }
 
     #[test]

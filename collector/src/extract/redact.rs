@@ -133,7 +133,7 @@ impl Secrets {
     }
 
     /// Text that is no JSON, token by token.
-    fn scrub_broken(&self, raw: &str) -> String {
+    pub fn scrub_broken(&self, raw: &str) -> String {
         #[expect(clippy::expect_used, reason = "a constant, compiled by every test")]
         static TOKEN: LazyLock<Regex> =
             LazyLock::new(|| Regex::new(r#""(?P<text>(?:[^"\\]|\\.)*)"?(?P<colon>\s*:)?|[{}]"#).expect("valid pattern"));

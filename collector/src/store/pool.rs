@@ -35,6 +35,9 @@ pub enum StoreError {
     /// PostgreSQL's DETAIL.
     #[error("{}", describe(.0))]
     Postgres(tokio_postgres::Error),
+    /// There is no time left to ask PostgreSQL, or to ask it again.
+    #[error("too little time is left to ask PostgreSQL")]
+    Late,
     /// Neither PostgreSQL nor the spool takes entries.
     #[error("{0}")]
     Unavailable(String),
@@ -92,6 +95,9 @@ impl StoreError {
     /// Whether the same statement may succeed later, or on another server: then nothing is wrong with the rows.
     pub fn is_transient(&self) -> bool {
         let StoreError::Postgres(error) = self else { return !matches!(self, StoreError::Migration(_)) };
+        if is_too_large(error) {
+            return false;
+        }
         let Some(code) = error.code() else {
             // The connection broke. An error in encoding our own parameters would be none of the connection's.
             let is_io = |cause: &(dyn std::error::Error + 'static)| cause.is::<std::io::Error>();
@@ -131,7 +137,7 @@ impl StoreError {
                 None => self.is_transient(),
                 Some(code) => matches!(code.code().get(..2), Some("57" | "53" | "08")),
             },
-            StoreError::Unavailable(_) | StoreError::Migration(_) => false,
+            StoreError::Late | StoreError::Unavailable(_) | StoreError::Migration(_) => false,
         }
     }
 
@@ -140,9 +146,24 @@ impl StoreError {
         match self {
             StoreError::NoAnswer(_) => true,
             StoreError::Postgres(error) => error.code().is_none(),
-            StoreError::NoConnection(_) | StoreError::Unavailable(_) | StoreError::Migration(_) => false,
+            StoreError::NoConnection(_) | StoreError::Late | StoreError::Unavailable(_) | StoreError::Migration(_) => false,
         }
     }
+}
+
+/// Whether a statement was too large: for PostgreSQL's limits on a value and an allocation, which it counts among its own failures, for
+/// its protocol, or for the client that wrote it. Repeating it would fail for ever.
+fn is_too_large(error: &tokio_postgres::Error) -> bool {
+    let Some(db) = error.as_db_error() else {
+        let is_refused_by_client = |cause: &std::io::Error| cause.kind() == std::io::ErrorKind::InvalidInput;
+        let cause = std::error::Error::source(error).and_then(|cause| cause.downcast_ref::<std::io::Error>());
+        return cause.is_some_and(is_refused_by_client);
+    };
+    let code = db.code().code();
+    code.starts_with("54")
+        || code == "XX000" && db.message().starts_with("invalid memory alloc request size")
+        || code == "08P01" && db.message().contains("message length")
+        || code == "53200" && db.message().starts_with("Cannot enlarge")
 }
 
 /// A connection, and whether it may be used again.
@@ -232,6 +253,11 @@ impl PooledConnection<'_> {
     /// The client, for what wants it for itself (transactions).
     pub fn client_mut(&mut self) -> &mut Client {
         &mut self.connection.client
+    }
+
+    /// How long this connection waits for an answer.
+    pub fn timeout(&self) -> Duration {
+        self.timeout
     }
 
     /// Lets this connection wait longer than others for an answer.

@@ -11,6 +11,9 @@ use sha2::{Digest, Sha256};
 use tokio_postgres::types::{ToSql, Type};
 
 use super::pool::{PooledConnection, StoreError};
+use crate::call::Call;
+
+pub mod limit;
 
 /// What stands for the address where there are too many, or none is known.
 pub const OTHER: &str = "other";
@@ -41,6 +44,16 @@ pub struct Entry {
 }
 
 impl Entry {
+    /// The call, to be counted under its address.
+    pub fn of(call: &Call) -> Self {
+        let refused = Refused {
+            minute: minute_of(call.started_at),
+            address: network(call.client_ip),
+            status: call.status.unwrap_or_default(),
+        };
+        Self { refused, request_id: call.request_id.clone(), started_at: call.started_at }
+    }
+
     /// By what a call that comes again is known.
     pub fn id(&self) -> i64 {
         let mut hash = Sha256::new();

@@ -23,6 +23,7 @@ use std::time::{Duration, SystemTime};
 
 use log::{error, info, warn};
 
+use super::suspect::Suspects;
 use crate::decode::digest::sha256_hex;
 
 /// Digits of the hash in a file's name: enough to notice damage, which is no attack.
@@ -112,6 +113,8 @@ pub struct Spool {
     folder: PathBuf,
     limits: SpoolLimits,
     index: Mutex<Index>,
+    /// What the drain is at, and what an earlier process died over.
+    pub suspects: Suspects,
     /// Held as long as the process lives; the system gives it back when it dies.
     _lock: File,
 }
@@ -178,7 +181,8 @@ impl Spool {
         }
         // A writable folder is found out now, not when PostgreSQL is away.
         sync_folder(&folder).map_err(cannot(&folder))?;
-        Ok(Self { folder, limits, index: Mutex::new(index), _lock: lock })
+        let suspects = Suspects::open(data_dir);
+        Ok(Self { folder, limits, index: Mutex::new(index), suspects, _lock: lock })
     }
 
     /// Makes `lines` safe on disk.
@@ -312,7 +316,9 @@ fn sync_folder(folder: &Path) -> std::io::Result<()> {
 /// Notes in the data folder that a fact was seen, so that the next process knows.
 pub fn write_note(data_dir: &Path, name: &str, text: &str) -> Result<(), SpoolError> {
     let path = data_dir.join(name);
-    write_durably(&path, text.as_bytes()).map_err(|source| SpoolError::Folder { path, source })
+    write_durably(&path, text.as_bytes())
+        .and_then(|()| sync_folder(data_dir))
+        .map_err(|source| SpoolError::Folder { path, source })
 }
 
 #[cfg(test)]

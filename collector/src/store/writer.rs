@@ -11,9 +11,10 @@ use tokio::sync::mpsc;
 
 use super::arrivals::Arrivals;
 use super::pool::{Database, PooledConnection, StoreError};
+use super::refused::{self, limit::Limit};
 use super::rejected::{self, Rejected};
 use super::spool::{Spool, SpoolError, State};
-use super::{Batch, Health, Item, Job, Outcome, Sequence, insert, partitions};
+use super::{Batch, Health, Item, Job, Outcome, Raw, Sequence, insert, last_attempt, partitions};
 use crate::decode::{self, json::write_string};
 use crate::extract::redact::Secrets;
 use crate::measure::Metrics;
@@ -22,8 +23,15 @@ use crate::panics;
 /// Rows in one statement at most. Beyond a few hundred nothing is gained, and a refused row takes longer to find.
 const MAX_ROWS: usize = 1_000;
 
-/// Bytes in one statement at most: both ends hold all of it in memory.
+/// Bytes in one statement, but for a single larger row: both ends hold all of it in memory several times.
 const MAX_BYTES: usize = 16 << 20;
+
+/// Statements in search of refused rows while somebody waits for an answer. One refused row of a thousand takes some twenty; where
+/// there are many, the drain finds them.
+const MAX_SEARCHES: usize = 64;
+
+/// PostgreSQL is not asked for an answer within less than this.
+const LEAST_ATTEMPT: Duration = Duration::from_millis(200);
 
 /// How often a statement is tried that met another one with the same rows, and the pause in between, which grows.
 const MAX_ATTEMPTS: u32 = 5;
@@ -45,6 +53,8 @@ pub(super) struct Writer {
     spool_refuses: AtomicBool,
     /// Numbers of entries in the spool that PostgreSQL does not know of yet.
     arrivals: Mutex<Arrivals>,
+    /// Which refused calls become rows.
+    refused_limit: Limit,
 }
 
 /// What became of one item.
@@ -53,6 +63,7 @@ enum Fate {
     Unknown,
     New,
     Duplicate,
+    Counted,
     Refused(String),
 }
 
@@ -96,6 +107,7 @@ impl Writer {
             known_days: Mutex::default(),
             spool_refuses: AtomicBool::new(false),
             arrivals: Mutex::default(),
+            refused_limit: Limit::default(),
         }
     }
 
@@ -122,8 +134,9 @@ impl Writer {
         let items: Vec<&Item> = jobs.iter().flat_map(|job| &job.batch.items).collect();
         let rejected: Vec<&Rejected> = jobs.iter().flat_map(|job| &job.batch.rejected).collect();
         let mut fates = vec![Fate::Unknown; items.len()];
+        let answer_by = jobs.iter().filter_map(|job| job.answer_by).min();
         let failure = if self.health.is_up() || self.spool.is_none() {
-            self.write_in_time(&items, &rejected, &mut fates).await.err()
+            self.write_in_time(&items, &rejected, &mut fates, answer_by).await.err()
         } else {
             Some(StoreError::Unavailable("PostgreSQL is away".to_owned()))
         };
@@ -131,22 +144,39 @@ impl Writer {
             answer(jobs, fates, None);
             return;
         };
-        let unsafe_items: Vec<&Item> =
-            items.iter().zip(&fates).filter(|(_, fate)| !fate.is_safe()).map(|(item, _)| *item).collect();
+        let unsafe_items = items.iter().zip(&fates).filter(|(_, fate)| !fate.is_safe()).map(|(item, _)| item);
+        let raws = unsafe_items.map(|item| Raw {
+            text: item.raw.clone(),
+            request_id: item.call.request_id.clone(),
+            sequence: item.sequence.clone(),
+        });
         let state = if failure.is_uncertain() { State::Maybe } else { State::New };
-        let spooled = self.spool(&unsafe_items, &rejected, state, &failure).await;
+        let spooled = self.spool(raws.collect(), &rejected, state, &failure).await;
         answer(jobs, fates, Some(spooled));
     }
 
     /// One attempt, in bounded time over all its statements together: Kong waits for the answer.
-    async fn write_in_time(&self, items: &[&Item], rejected: &[&Rejected], fates: &mut [Fate]) -> Result<(), StoreError> {
-        let timeout = self.database.settings().timeout;
+    async fn write_in_time(
+        &self,
+        items: &[&Item],
+        rejected: &[&Rejected],
+        fates: &mut [Fate],
+        answer_by: Option<Instant>,
+    ) -> Result<(), StoreError> {
+        let patience = self.database.settings().timeout;
+        let left = answer_by.map_or(patience, |due| last_attempt(due).saturating_duration_since(Instant::now()));
+        let timeout = patience.min(left);
+        if timeout < LEAST_ATTEMPT && self.spool.is_some() {
+            return Err(StoreError::Late);
+        }
         let attempt = async {
             let connection = self.database.connection().await?;
             self.write_items(&connection, items, rejected, fates, State::New).await
         };
         let result = tokio::time::timeout(timeout, attempt).await.unwrap_or(Err(StoreError::NoAnswer(timeout)));
+        // When the queue left less time than that, running out of it says nothing about PostgreSQL.
         if let Err(error) = &result
+            && (timeout == patience || !matches!(error, StoreError::NoAnswer(_)))
             && self.is_everybodys(error).await
         {
             self.health.set_down(error);
@@ -157,7 +187,7 @@ impl Writer {
     /// Whether what failed these rows would fail all others, too. A deadlock is theirs alone, and so may be a lock that somebody holds
     /// on one day.
     pub(super) async fn is_everybodys(&self, error: &StoreError) -> bool {
-        if error.is_conflict() {
+        if error.is_conflict() || matches!(error, StoreError::Late) {
             return false;
         }
         !error.is_lock() || self.check().await.is_err()
@@ -180,8 +210,18 @@ impl Writer {
         fates: &mut [Fate],
         state: State,
     ) -> Result<(), StoreError> {
-        self.make_partitions(connection, items).await?;
-        self.insert(connection, items, fates, state).await?;
+        self.count_refused(connection, items, fates).await?;
+        let open: Vec<usize> = fates.iter().enumerate().filter(|(_, fate)| **fate == Fate::Unknown).map(|(at, _)| at).collect();
+        let rows: Vec<&Item> = open.iter().filter_map(|at| items.get(*at).copied()).collect();
+        self.make_partitions(connection, &rows).await?;
+        let mut row_fates = vec![Fate::Unknown; rows.len()];
+        let inserted = self.insert(connection, &rows, &mut row_fates, state).await;
+        for (at, row_fate) in open.into_iter().zip(row_fates) {
+            if let Some(fate) = fates.get_mut(at) {
+                *fate = row_fate;
+            }
+        }
+        inserted?;
         let mut on_record: Vec<Rejected> = rejected.iter().copied().cloned().collect();
         for (item, fate) in items.iter().zip(fates.iter()) {
             if let Fate::Refused(reason) = fate {
@@ -199,7 +239,52 @@ impl Writer {
         Ok(())
     }
 
-    /// Stores what can be stored. A batch with a row that PostgreSQL refuses is halved until the row stands alone.
+    /// Counts refused calls of which there are too many, and finds out which of the others were counted before.
+    async fn count_refused(
+        &self,
+        connection: &PooledConnection<'_>,
+        items: &[&Item],
+        fates: &mut [Fate],
+    ) -> Result<(), StoreError> {
+        let (mut rows, mut counted) = (Vec::new(), Vec::new());
+        for (at, item) in items.iter().enumerate() {
+            if let Some(entry) = &item.refused {
+                let mut entry = entry.clone();
+                let kind = if self.refused_limit.is_row(&mut entry) { &mut rows } else { &mut counted };
+                kind.push((at, entry));
+            }
+        }
+        for (kind, is_row) in [(rows, true), (counted, false)].into_iter().filter(|(kind, _)| !kind.is_empty()) {
+            let entries: Vec<&refused::Entry> = kind.iter().map(|(_, entry)| entry).collect();
+            let found = match is_row {
+                true => refused::counted(connection, &entries).await?,
+                false => refused::count(connection, &entries).await?,
+            };
+            let mut sequences = Vec::new();
+            for ((at, _), found) in kind.iter().zip(found) {
+                let (Some(fate), Some(item)) = (fates.get_mut(*at), items.get(*at)) else { continue };
+                if is_row && !found {
+                    continue;
+                }
+                sequences.extend(&item.sequence);
+                if is_row || !found {
+                    *fate = Fate::Duplicate;
+                    self.metrics.entries.duplicate.inc();
+                } else {
+                    *fate = Fate::Counted;
+                    self.metrics.observe_call(&item.call);
+                    self.metrics.entries.counted.inc();
+                }
+            }
+            if !sequences.is_empty() {
+                insert::note_sequences(connection, &sequences).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Stores what can be stored, in statements of bounded weight. A statement with a row that PostgreSQL refuses is halved until the
+    /// row stands alone; while somebody waits for an answer, not for ever.
     async fn insert(
         &self,
         connection: &PooledConnection<'_>,
@@ -207,7 +292,8 @@ impl Writer {
         fates: &mut [Fate],
         state: State,
     ) -> Result<(), StoreError> {
-        let mut parts = vec![(0, items)];
+        let mut parts = by_weight(items);
+        let mut searches = 0;
         while let Some((start, part)) = parts.pop() {
             if part.is_empty() {
                 continue;
@@ -226,12 +312,17 @@ impl Writer {
                     }
                 }
                 Err(error) if error.is_transient() => return Err(error),
+                Err(_) if searches >= MAX_SEARCHES && connection.timeout() < DRAIN_TIMEOUT && self.spool.is_some() => {
+                    return Err(StoreError::Late);
+                }
                 Err(error) if part.len() == 1 => {
+                    searches += 1;
                     if let Some(fate) = fates.get_mut(start) {
                         *fate = Fate::Refused(error.to_string());
                     }
                 }
                 Err(error) => {
+                    searches += 1;
                     debug!("halving a batch of {}: {error}", part.len());
                     let (front, back) = part.split_at(part.len() / 2);
                     parts.push((start + front.len(), back));
@@ -281,14 +372,21 @@ impl Writer {
     }
 
     /// Puts on disk what is not safe otherwise.
-    async fn spool(&self, items: &[&Item], rejected: &[&Rejected], state: State, failure: &StoreError) -> Result<(), StoreError> {
+    pub(super) async fn spool(
+        &self,
+        raws: Vec<Raw>,
+        rejected: &[&Rejected],
+        state: State,
+        failure: &StoreError,
+    ) -> Result<(), StoreError> {
         let Some(spool) = &self.spool else { return Err(StoreError::Unavailable(failure.to_string())) };
-        let entries = items.len() + rejected.len();
+        let entries = raws.len() + rejected.len();
         let spool = Arc::clone(spool);
         let secrets = Arc::clone(&self.secrets);
-        let entries_to_keep: Vec<_> = items.iter().map(|item| (item.raw.clone(), item.call.request_id.clone())).collect();
+        let sequences = raws.iter().map(|raw| &raw.sequence).chain(rejected.iter().map(|entry| &entry.sequence));
+        let sequences: Vec<Sequence> = sequences.flatten().cloned().collect();
         let records: Vec<Rejected> = rejected.iter().copied().cloned().collect();
-        let write = move || spool.write(&lines(&entries_to_keep, &records, &secrets), entries, state);
+        let write = move || spool.write(&lines(&raws, &records, &secrets), entries, state);
         let written = tokio::task::spawn_blocking(write).await;
         let result = match written {
             Ok(result) => result.map_err(|error: SpoolError| error.to_string()),
@@ -300,9 +398,8 @@ impl Writer {
                 if self.spool_refuses.swap(false, Ordering::Relaxed) {
                     info!("the spool takes entries again");
                 }
-                let sequences = items.iter().map(|item| &item.sequence).chain(rejected.iter().map(|entry| &entry.sequence));
                 let mut arrivals = self.arrivals();
-                sequences.flatten().for_each(|sequence| arrivals.add(sequence));
+                sequences.iter().for_each(|sequence| arrivals.add(sequence));
                 drop(arrivals);
                 self.health.wake();
                 Ok(())
@@ -320,15 +417,32 @@ impl Writer {
 
 impl Fate {
     fn is_safe(&self) -> bool {
-        matches!(self, Fate::New | Fate::Duplicate)
+        matches!(self, Fate::New | Fate::Duplicate | Fate::Counted)
     }
 }
 
+/// Parts of `items` that weigh no more than a statement may, each with where it begins; the last one first.
+fn by_weight<'p, 'i>(items: &'p [&'i Item]) -> Vec<(usize, &'p [&'i Item])> {
+    let mut parts = Vec::new();
+    let (mut start, mut weight) = (0, 0);
+    for (at, item) in items.iter().enumerate() {
+        let more = item.call.weight();
+        if at > start && weight + more > MAX_BYTES {
+            parts.push((start, items.get(start..at).unwrap_or_default()));
+            (start, weight) = (at, 0);
+        }
+        weight += more;
+    }
+    parts.push((start, items.get(start..).unwrap_or_default()));
+    parts.reverse();
+    parts
+}
+
 /// Entries as lines of a spool file.
-fn lines(entries: &[(bytes::Bytes, String)], rejected: &[Rejected], secrets: &Secrets) -> Vec<u8> {
-    let mut lines = String::with_capacity(entries.iter().map(|(raw, _)| raw.len()).sum::<usize>() + 1024);
-    for (raw, request_id) in entries {
-        lines.push_str(&kept(raw, request_id, secrets));
+fn lines(raws: &[Raw], rejected: &[Rejected], secrets: &Secrets) -> Vec<u8> {
+    let mut lines = String::with_capacity(raws.iter().map(|raw| raw.text.len()).sum::<usize>() + 1024);
+    for raw in raws {
+        lines.push_str(&kept(&raw.text, &raw.request_id, secrets));
         lines.push('\n');
     }
     for entry in rejected {
@@ -347,8 +461,8 @@ fn lines(entries: &[(bytes::Bytes, String)], rejected: &[Rejected], secrets: &Se
 }
 
 /// An entry as it is kept to be read again.
-fn kept(raw: &bytes::Bytes, request_id: &str, secrets: &Secrets) -> String {
-    decode::entry::with_identity(secrets.scrub_raw(&String::from_utf8_lossy(raw)), request_id)
+fn kept(raw: &str, request_id: &str, secrets: &Secrets) -> String {
+    decode::entry::with_identity(secrets.scrub_raw(raw), request_id)
 }
 
 /// Answers each job. `spooled` is `None` when PostgreSQL took everything; else it says whether the rest is safe on disk.
@@ -360,6 +474,7 @@ fn answer(jobs: Vec<Job>, fates: Vec<Fate>, spooled: Option<Result<(), StoreErro
             match fate {
                 Fate::New => outcome.stored += 1,
                 Fate::Duplicate => outcome.duplicates += 1,
+                Fate::Counted => outcome.counted += 1,
                 Fate::Refused(_) => outcome.rejected += 1,
                 Fate::Unknown => outcome.spooled += 1,
             }

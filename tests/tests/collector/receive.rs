@@ -50,11 +50,12 @@ async fn a_bad_element_does_not_fail_its_batch() {
     assert_eq!(counts(&app.log(format!(r#"[{one},17,{{"request":{{}}}},{two}]"#)).await), [2, 0, 0, 2]);
     let broken = format!(r#"[{one},{{"request":{{"id":"x",}}}},{}]"#, fixtures::small_entry("three", 1_795_400_000_000));
     assert_eq!(counts(&app.log(broken).await), [1, 1, 0, 1]);
-    let reasons = app.database.connect().await.query("SELECT reason, raw FROM llm_rejected ORDER BY id", &[]).await.unwrap();
+    let reasons =
+        app.database.connect().await.query("SELECT reason, raw FROM llm_rejected ORDER BY length(raw)", &[]).await.unwrap();
     let reasons: Vec<(String, Vec<u8>)> = reasons.iter().map(|row| (row.get(0), row.get(1))).collect();
     assert_eq!(reasons[0], ("not an object".to_owned(), b"17".to_vec()));
-    assert!(reasons[1].0.contains("started_at"), "{reasons:?}");
-    assert!(reasons[2].0.starts_with("not JSON"), "{reasons:?}");
+    assert!(reasons[1].0.starts_with("not JSON"), "{reasons:?}");
+    assert!(reasons[2].0.contains("started_at"), "{reasons:?}");
     app.stop().await;
 }
 
@@ -125,13 +126,75 @@ async fn a_token_is_asked_for_when_there_is_one() {
 }
 
 #[tokio::test]
-async fn a_body_over_the_limit_is_refused_whether_announced_or_not() {
+async fn what_is_over_the_limit_and_no_batch_is_refused_whether_announced_or_not() {
     let app = TestApp::start_with(&["--max-body-bytes", "5000"]).await;
     let announced = app.log(vec![b' '; 5001]).await;
     assert_eq!((announced.status, announced.json()["error"].is_string()), (413, true));
     let pieces = futures_util::stream::iter((0..100).map(|_| Ok::<_, std::io::Error>(vec![b' '; 100])));
     assert_eq!(app.log(gateway_tests::collector::streamed(pieces)).await.status, 413);
+    assert_eq!(app.log("x".repeat(6_000)).await.status, 413);
     assert_eq!(counts(&app.log(fixtures::batch("one-object")).await), [1, 0, 0, 0]);
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn of_a_batch_over_the_limit_every_entry_is_taken_but_one_that_is_over_it_alone() {
+    let app = TestApp::start_with(&["--max-body-bytes", "5000", "--max-queue-bytes", "100000"]).await;
+    let batch = fixtures::small_batch("many", 100);
+    assert!(batch.len() > 50_000);
+    assert_eq!(counts(&app.log(batch.clone()).await), [100, 0, 0, 0]);
+    let pieces: Vec<Vec<u8>> = batch.as_bytes().chunks(700).map(<[u8]>::to_vec).collect();
+    let pieces = futures_util::stream::iter(pieces.into_iter().map(Ok::<_, std::io::Error>));
+    assert_eq!(counts(&app.log(gateway_tests::collector::streamed(pieces)).await), [0, 100, 0, 0]);
+
+    let large = fixtures::small_entry(&"x".repeat(20_000), 1_795_400_000_000);
+    let [one, two] = ["one", "two"].map(|id| fixtures::small_entry(id, 1_795_400_000_000));
+    let pieces: Vec<Vec<u8>> = format!("[{one},{large},{two}]").as_bytes().chunks(700).map(<[u8]>::to_vec).collect();
+    let pieces = futures_util::stream::iter(pieces.into_iter().map(Ok::<_, std::io::Error>));
+    assert_eq!(counts(&app.log(gateway_tests::collector::streamed(pieces)).await), [2, 0, 0, 1]);
+    let head = "SELECT count(*) FROM llm_rejected WHERE reason LIKE 'larger than 5000 bytes%' AND length(raw) > 4000";
+    assert_eq!(app.database.number(head).await, 1);
+    // Alone it is the same: repeating it would not make it smaller.
+    assert_eq!(counts(&app.log(large).await)[3], 1);
+    assert_eq!(app.metric("llm_collector_queue_bytes").await, 0.0);
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn connections_that_announce_much_and_send_nothing_hold_up_nobody() {
+    let app = TestApp::start().await;
+    let address = app.url.trim_start_matches("http://").to_owned();
+    let mut idle = Vec::new();
+    for _ in 0..4 {
+        let mut connection = tokio::net::TcpStream::connect(&address).await.unwrap();
+        let request = b"POST /log HTTP/1.1\r\nHost: x\r\nContent-Length: 67108864\r\n\r\n[{";
+        tokio::io::AsyncWriteExt::write_all(&mut connection, request).await.unwrap();
+        idle.push(connection);
+    }
+    gateway_tests::process::wait_until("they are being read", Duration::from_secs(10), || async {
+        app.metric("llm_collector_queue_bytes").await == 8.0
+    })
+    .await;
+    assert_eq!(counts(&app.log(fixtures::batch("one-object")).await), [1, 0, 0, 0]);
+    drop(idle);
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn who_holds_all_of_the_memory_and_sends_no_more_gives_way() {
+    let app = TestApp::start_with(&["--max-queue-bytes", "100000"]).await;
+    let mut connection = tokio::net::TcpStream::connect(app.url.trim_start_matches("http://")).await.unwrap();
+    let head = b"POST /log HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n[";
+    tokio::io::AsyncWriteExt::write_all(&mut connection, &[&head[..], &[b' '; 99_998]].concat()).await.unwrap();
+    gateway_tests::process::wait_until("it holds all of it", Duration::from_secs(10), || async {
+        app.metric("llm_collector_queue_bytes").await == 99_999.0
+    })
+    .await;
+    // Kong sends again for as long as this and longer.
+    gateway_tests::process::wait_until("others are served", Duration::from_secs(20), || async {
+        app.log(fixtures::batch("one-object")).await.status == 200
+    })
+    .await;
     app.stop().await;
 }
 

@@ -1,6 +1,7 @@
-//! Calls without a valid key: counted once, whatever comes twice.
+//! Calls without a valid key: small, and beyond the first ones counted; once, whatever comes twice.
 
 use chrono::{DateTime, Utc};
+use gateway_tests::collector::{Answer, TestApp};
 use gateway_tests::postgres::Database;
 use llm_collector::store::pool::{self, DatabaseSettings};
 use llm_collector::store::refused::{self, Entry, Refused, count, counted, report};
@@ -71,4 +72,46 @@ async fn old_counts_go_and_recent_ones_stay() {
     assert!(!refused::trim(&connection, 10).await.unwrap());
     assert_eq!(database.number("SELECT count(*) FROM llm_refused_seen").await, 1);
     assert_eq!(database.number("SELECT count(*) FROM llm_refused_calls").await, 9);
+}
+
+/// A call that Kong refused, with headers of whoever made it.
+fn refused_call(id: &str, address: &str, header: &str) -> String {
+    format!(
+        r#"{{"started_at":1795400000000,"client_ip":"{address}","latencies":{{"request":1,"proxy":-1,"kong":1}},"request":{{"id":"{id}","method":"GET","uri":"/v1/models?{header}","headers":{{"user-agent":"curl","x-long":"{header}"}},"querystring":{{"{header}":"1"}}}},"response":{{"status":401,"headers":{{}},"body":"{{\"message\":\"No API key found in request\"}}"}}}}"#
+    )
+}
+
+fn counts(answer: &Answer) -> [u64; 3] {
+    assert_eq!(answer.status, 200, "{}", answer.text);
+    [answer.count("stored"), answer.count("duplicates"), answer.json()["counted"].as_u64().unwrap_or(0)]
+}
+
+#[tokio::test]
+async fn of_many_refused_calls_a_few_are_small_rows_and_the_rest_is_counted_once() {
+    let app = TestApp::start().await;
+    let batch = |header: &str| {
+        let calls: Vec<String> = (0..150).map(|n| refused_call(&n.to_string(), "10.0.0.9", header)).collect();
+        format!("[{},{}]", calls.join(","), refused_call("other", "2001:db8::7", ""))
+    };
+    let long = batch(&"x".repeat(30_000));
+    assert_eq!(counts(&app.log(long.clone()).await), [21, 0, 130]);
+    assert_eq!(counts(&app.log(long.clone()).await), [0, 151, 0]);
+    let table = "SELECT count FROM llm_refused_calls WHERE address = '10.0.0.9' AND status = 401 AND source = ''
+        AND minute = to_timestamp(1795399980)";
+    assert_eq!(app.database.number(table).await, 130);
+    assert_eq!(app.database.number("SELECT max(length(raw_log::text))::bigint FROM llm_logs").await / 1_000, 0);
+    let row = "SELECT count(*) FROM llm_logs WHERE endpoint = '/v1/models' AND status = 401 AND error LIKE 'No API key%'
+        AND raw_log#>>'{request,headers,user-agent}' = 'curl' AND raw_log#>>'{request,method}' = 'GET' AND client_ip IS NOT NULL";
+    assert_eq!(app.database.number(row).await, 21);
+    let refused = r#"llm_requests_total{consumer="anonymous",model="unknown",endpoint="/v1/models",code="401"}"#;
+    assert_eq!(app.metric(refused).await, 151.0);
+    assert_eq!(app.metric(r#"llm_collector_entries_total{result="counted"}"#).await, 130.0);
+
+    // Another collector, which remembers nothing, asked in another order.
+    let second = TestApp::start_on(app.database.clone(), &[]).await;
+    let calls: Vec<String> = (0..150).rev().map(|n| refused_call(&n.to_string(), "10.0.0.9", "")).collect();
+    assert_eq!(counts(&second.log(format!("[{}]", calls.join(","))).await), [0, 150, 0]);
+    assert_eq!(app.database.number(table).await, 130);
+    second.stop().await;
+    app.stop().await;
 }

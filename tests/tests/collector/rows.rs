@@ -143,3 +143,20 @@ async fn hostile_values_do_not_cost_a_row() {
     assert_eq!(app.database.number("SELECT count(*) FROM llm_logs_default").await, 2);
     app.stop().await;
 }
+
+#[tokio::test]
+async fn a_batch_of_nothing_but_refused_rows_is_answered_and_ends_on_record() {
+    let app = TestApp::start().await;
+    let client = app.database.connect().await;
+    client.execute("ALTER TABLE llm_logs ADD CONSTRAINT nobody CHECK (consumer_username <> 'z1')", &[]).await.unwrap();
+    let answer = app.log(fixtures::small_batch("refused", 1_000)).await;
+    assert_eq!((answer.status, answer.count("spooled") + answer.count("rejected")), (200, 1_000), "{}", answer.text);
+    // Looking for them took a bounded number of statements while somebody waited; the drain does the rest.
+    gateway_tests::process::wait_until("every one is on record", std::time::Duration::from_secs(60), || async {
+        app.database.number("SELECT count(*) FROM llm_rejected").await == 1_000
+    })
+    .await;
+    assert_eq!(app.database.number("SELECT count(*) FROM llm_logs").await, 0);
+    assert_eq!(app.metric("llm_collector_database_up").await, 1.0);
+    app.stop().await;
+}

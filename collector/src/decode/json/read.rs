@@ -30,6 +30,11 @@ pub struct JsonError {
     at: usize,
 }
 
+/// What is said of a text whose tree would be too large.
+pub(super) fn too_many_parts() -> JsonError {
+    JsonError { what: "too many parts to be read", at: 0 }
+}
+
 /// Reads the one document that `text` is.
 pub(super) fn document(text: &str) -> Result<Json<'_>, JsonError> {
     let mut reader = Reader { text, at: 0, depth: 0 };
