@@ -156,3 +156,27 @@ async fn entries_that_wait_on_disk_are_a_warning() {
     said.assert_warning("collector.spool", &["bytes wait on disk"]);
     said.assert_problem("kong.http-log", &[&collector.url]);
 }
+
+#[tokio::test]
+async fn a_worker_whose_queue_stands_is_a_problem() {
+    let mut site = Site::healthy().await;
+    let database = site.own_database().await;
+    let worker = |name: &str, given: u32, done: u32, minutes: u32, ended: bool, seen: u32| {
+        format!(
+            "INSERT INTO llm_workers (worker, node, given, done, done_at, ended, seen_at) VALUES ('{name}', 'n', {given}, {done},
+             now() - interval '{minutes} minutes', {ended}, now() - interval '{seen} seconds')"
+        )
+    };
+    // Idle, just sending, ended, of a node that tells nothing any more: none of them stands.
+    for fine in [
+        worker("idle", 7, 7, 90, false, 5),
+        worker("busy", 9, 7, 1, false, 0),
+        worker("gone", 9, 7, 90, true, 5),
+        worker("silent", 9, 7, 90, false, 600),
+    ] {
+        execute(&database, &fine).await;
+    }
+    site.doctor().await.assert_quiet("kong.queues");
+    execute(&database, &worker("77-1-ab", 120, 100, 90, false, 5)).await;
+    site.doctor().await.assert_problem("kong.queues", &["77-1-ab", "of n", "20 entries"]);
+}

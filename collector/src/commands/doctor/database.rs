@@ -7,7 +7,12 @@ use super::Report;
 use crate::config::DoctorSettings;
 use crate::store::inspect::{self, Contents, Recent};
 use crate::store::migrate;
+use crate::store::workers::{self, Standing};
 
+/// For so long a worker may have sent nothing while it holds entries: a batch waits a second, and a collector that restarts some more.
+const STANDING_SECONDS: i64 = 120;
+/// Until the second look: longer than an entry waits for others.
+const SECOND_LOOK: std::time::Duration = std::time::Duration::from_secs(3);
 /// Days of growth that should fit on the disk.
 const DISK_DAYS: f64 = 14.0;
 /// A largest day below this says nothing about growth: then a full disk is not the database's doing.
@@ -64,7 +69,37 @@ pub(super) async fn examine(settings: &DoctorSettings, report: &mut Report) -> F
             report.problem("postgresql.schema", error.to_string(), "rows cannot be written or read", "llm-collector migrate");
         }
     }
+    workers(&client, report).await;
     connections(&client, report).await
+}
+
+/// Workers of Kong whose log queue stands, by what their nodes tell.
+async fn workers(client: &Client, report: &mut Report) {
+    let look = || workers::standing(client, STANDING_SECONDS);
+    let mut standing = look().await;
+    if standing.as_ref().is_ok_and(|found| !found.is_empty()) {
+        // An entry that has just come waits for others for a moment.
+        tokio::time::sleep(SECOND_LOOK).await;
+        let before = standing.unwrap_or_default();
+        let stood = |now: &Standing| before.iter().any(|then| (&then.worker, then.done) == (&now.worker, now.done));
+        standing = look().await.map(|now| now.into_iter().filter(stood).collect());
+    }
+    match standing {
+        Ok(standing) if standing.is_empty() => report.good("kong.queues", "no worker of Kong holds entries back"),
+        Ok(standing) => {
+            for Standing { worker, node, waiting, seconds, .. } in standing {
+                report.problem(
+                    "kong.queues",
+                    format!("worker {worker} of {node} holds {waiting} entries, and has sent none for {}", duration(seconds)),
+                    "its calls are in no row; they are lost when the worker ends",
+                    "is the collector up (gateway status)? If other workers send, gateway logs kong | grep queue; gateway restart kong",
+                );
+            }
+        }
+        Err(error) => {
+            report.problem("postgresql.schema", error.to_string(), "rows cannot be written or read", "llm-collector migrate");
+        }
+    }
 }
 
 /// The password with which the server has let us in.
