@@ -41,12 +41,18 @@ setup() {
 }
 
 @test "vLLM's model APIs are open with a key, closed without" {
-  for path in /v1/chat/completions /v1/completions /v1/responses /v1/responses/resp_1-a /v1/responses/resp_1/cancel \
+  for path in /v1/chat/completions /v1/completions /v1/responses \
     /v1/messages /v1/messages/count_tokens /v1/models /v1/embeddings /v2/embed /rerank /v1/rerank /v2/rerank \
     /score /v1/score /classify /pooling /tokenize /detokenize /v1/audio/transcriptions /v1/audio/translations; do
     [ "$(call "$path" -d '{}')" = 401 ] || { echo "no key needed: $path"; false; }
     [ "$(call "$path?a=b" -d '{}' -H "Authorization: Bearer $KEY")" = 200 ] || { echo "closed: $path"; false; }
     json 'j["path"]' <"$WORK/body" | grep -qxF "$path?a=b"
+  done
+  # Open too, but only for who made the response: nobody did here, and the answer is the one of an unknown id.
+  for path in /v1/responses/resp_1-a /v1/responses/resp_1/cancel; do
+    [ "$(call "$path")" = 401 ] || { echo "no key needed: $path"; false; }
+    [ "$(call "$path" -H "Authorization: Bearer $KEY")" = 404 ]
+    json 'j["error"]["param"]' <"$WORK/body" | grep -qx response_id || { echo "closed: $path"; false; }
   done
 }
 
