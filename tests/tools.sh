@@ -19,17 +19,19 @@ declare -A PROVIDES=(
     # Not luajit: that conflicts with nginx's Lua module.
     [luajit2]=/usr/bin/luajit
     [nginx]=/usr/sbin/nginx
+    [openssl]=/usr/bin/openssl
     [postgresql]=/usr/lib/postgresql/*/bin/initdb
     [postgresql-client]=/usr/bin/psql
     [prometheus]=/usr/bin/prometheus
     [python3-venv]=/usr/lib/python3*/ensurepip/__init__.py
     [shellcheck]=/usr/bin/shellcheck
+    [strace]=/usr/bin/strace
     [wget]=/usr/bin/wget
 )
 demo=(postgresql postgresql-client curl gcc)
 host=(nginx libnginx-mod-http-lua lua-cjson luajit2)
 bench=("${demo[@]}" "${host[@]}" python3-venv)
-test=("${demo[@]}" "${host[@]}" bats lua-busted lua-check prometheus python3-venv shellcheck wget)
+test=("${demo[@]}" "${host[@]}" bats lua-busted lua-check openssl prometheus python3-venv shellcheck strace wget)
 
 install_missing() {
     local missing=() package

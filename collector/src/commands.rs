@@ -14,7 +14,7 @@ pub mod upkeep;
 
 use std::sync::Arc;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 
 use crate::config::{DatabaseArgs, PipelineSettings};
 use crate::decode::Limits;
@@ -25,13 +25,16 @@ use crate::store::{Health, Store, Writers, migrate};
 
 /// Brings the database to the current schema and says what was done.
 pub async fn migrate(args: &DatabaseArgs) -> Result<Vec<String>> {
-    let config = args.config()?;
-    migrate::migrate(&config, args.timeout()).await.with_context(|| migrate::advice(&config))
+    let target = args.target()?;
+    migrate::migrate(&target, args.timeout()).await.map_err(|error| {
+        let advice = target.advice(&error);
+        anyhow::Error::from(error).context(advice)
+    })
 }
 
 /// The database of a command that only reads and writes records.
 fn database(args: &DatabaseArgs) -> Result<Database> {
-    let settings = DatabaseSettings { config: args.config()?, connections: args.database_connections, timeout: args.timeout() };
+    let settings = DatabaseSettings { target: args.target()?, connections: args.database_connections, timeout: args.timeout() };
     Ok(Database::new(settings))
 }
 
@@ -42,7 +45,8 @@ async fn pipeline(args: &DatabaseArgs, settings: &PipelineSettings) -> Result<(P
     let secrets = Arc::new(settings.secrets());
     let privacy = Arc::new(settings.privacy()?);
     let health = Arc::new(Health::new(true, Arc::clone(&metrics)));
-    let (store, writers) = Store::start(database(args)?, None, health, Arc::clone(&metrics), Arc::clone(&secrets));
+    let (store, writers) =
+        Store::start(database(args)?, None, health, Arc::clone(&metrics), Arc::clone(&secrets), Arc::default(), Arc::default());
     let limits = Limits { decoded_bytes: settings.max_decoded_bytes };
     let memory = Memory::new(settings.decode_memory_bytes, limits);
     Ok((Pipeline { reader: Reader { limits, secrets, privacy }, memory, store, metrics }, writers))

@@ -2,16 +2,16 @@
 
 #![allow(missing_docs, reason = "a doc comment is help text here; flattened groups of settings have none of their own")]
 
+mod database;
 mod usage;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use tokio_postgres::Config;
 
+pub use database::DatabaseArgs;
 pub use usage::{Dimension, PricesAction, PricesSettings, ReportFormat, ReportSettings};
 
 use crate::extract::privacy::{Forms, Privacy};
@@ -73,23 +73,6 @@ pub enum LogFormat {
     Text,
     /// One JSON object a line
     Json,
-}
-
-/// Where the database is.
-#[derive(Debug, Clone, Args)]
-pub struct DatabaseArgs {
-    /// PostgreSQL, as postgres://user:password@host:port/database
-    #[arg(long, env = "DATABASE_URL", hide_env_values = true)]
-    pub database_url: Option<String>,
-    /// File that holds the database URL, so that the password stands in no process list
-    #[arg(long, env = "DATABASE_URL_FILE", conflicts_with = "database_url")]
-    pub database_url_file: Option<PathBuf>,
-    /// Connections to PostgreSQL at most
-    #[arg(long, env = "COLLECTOR_DATABASE_CONNECTIONS", default_value_t = 4, value_parser = clap::value_parser!(u32).range(2..=100))]
-    pub database_connections: u32,
-    /// Longest wait for PostgreSQL, in seconds; Kong gives up on a batch after 10
-    #[arg(long, env = "COLLECTOR_DATABASE_TIMEOUT", default_value_t = 4, value_parser = clap::value_parser!(u64).range(1..=60))]
-    pub database_timeout: u64,
 }
 
 /// Settings of the pipeline, whatever feeds it.
@@ -223,6 +206,9 @@ pub struct RetentionSettings {
     /// Only print what would go
     #[arg(long)]
     pub dry_run: bool,
+    /// Remove what is due although it looks like an accident: the clock jumped, or far more would go than ever before
+    #[arg(long, conflicts_with = "dry_run")]
+    pub confirm: bool,
     #[command(flatten)]
     pub database: DatabaseArgs,
 }
@@ -363,35 +349,6 @@ impl DoctorSettings {
     /// The collector's token, if there is one.
     pub fn checked_token(&self) -> Result<Option<String>> {
         secret(self.token.as_deref(), self.token_file.as_deref()).context("cannot read the file with the token (--token-file)")
-    }
-}
-
-impl DatabaseArgs {
-    /// The connection settings. Says what to mend when the URL is missing or wrong, and never prints it: it holds a password.
-    pub fn config(&self) -> Result<Config> {
-        let url = secret(self.database_url.as_deref(), self.database_url_file.as_deref())
-            .context("cannot read the file with the database URL (--database-url-file)")?
-            .context("no database given: set DATABASE_URL=postgres://user:password@host:port/database (or --database-url)")?;
-        let mut config: Config = url.parse().map_err(|error: tokio_postgres::Error| {
-            let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}")).unwrap_or_default();
-            anyhow::anyhow!(
-                "the database URL is not valid{cause}; it must look like postgres://user:password@host:port/database, with special \
-                 characters of the password percent-encoded"
-            )
-        })?;
-        if config.get_hosts().is_empty() {
-            bail!("the database URL names no host; it must look like postgres://user:password@host:port/database");
-        }
-        config.connect_timeout(self.timeout());
-        if config.get_application_name().is_none() {
-            config.application_name("llm-collector");
-        }
-        Ok(config)
-    }
-
-    /// Longest wait for the database.
-    pub fn timeout(&self) -> Duration {
-        Duration::from_secs(self.database_timeout)
     }
 }
 

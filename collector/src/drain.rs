@@ -13,18 +13,18 @@ use std::time::Duration;
 use bytes::Bytes;
 use bytestring::ByteString;
 use log::{error, info, warn};
-use tokio_postgres::Config;
 
 use crate::decode;
 use crate::decode::json::Json;
 use crate::panics;
 use crate::pipeline::{Pipeline, sequence};
+use crate::start::Start;
 use crate::store::arrivals::Arrivals;
 use crate::store::pool::StoreError;
 use crate::store::rejected::Rejected;
 use crate::store::spool::{Spool, SpoolFile};
 use crate::store::suspect::{MAX_DEATHS, Suspect};
-use crate::store::{Batch, Health, Sequence, migrate};
+use crate::store::{Batch, Health, Sequence};
 
 /// How often PostgreSQL is tried while it is away.
 const RETRY_INTERVAL: Duration = Duration::from_secs(1);
@@ -43,10 +43,8 @@ pub struct Drain {
     pub spool: Arc<Spool>,
     /// Whether PostgreSQL takes statements.
     pub health: Arc<Health>,
-    /// Set when the schema could not be brought up to date at the start: then it is the first thing to do.
-    pub migrate_first: Option<Config>,
-    /// Longest wait for a new connection.
-    pub patience: Duration,
+    /// Brings the schema up to date where that is not done yet: then it is the first thing to do.
+    pub start: Start,
 }
 
 impl Drain {
@@ -60,7 +58,9 @@ impl Drain {
         loop {
             if !self.health.is_up() {
                 if let Err(error) = self.revive().await {
-                    log::debug!("PostgreSQL is still away: {error}");
+                    if self.start.is_over() {
+                        log::debug!("PostgreSQL is still away: {error}");
+                    }
                     tokio::time::sleep(RETRY_INTERVAL).await;
                     continue;
                 }
@@ -100,10 +100,7 @@ impl Drain {
 
     /// Finds out whether PostgreSQL is back, and brings its schema up to date if that is due.
     async fn revive(&mut self) -> Result<(), StoreError> {
-        if let Some(config) = &self.migrate_first {
-            migrate::migrate(config, self.patience).await?;
-            self.migrate_first = None;
-        }
+        self.start.finish().await?;
         self.pipeline.store.check().await?;
         // Before anybody looks for lost entries again.
         self.pipeline.store.note_arrivals().await?;

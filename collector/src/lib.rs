@@ -3,10 +3,12 @@
 //! The modules stand in the order in which an entry passes them: [`receive`] (HTTP, token, limits) → [`decode`] (bytes to
 //! entries) → [`extract`] (what an entry means: a [`call::Call`]) → [`store`] (PostgreSQL, the spool) → [`measure`] (metrics).
 //! A later stage never calls an earlier one. [`pipeline`] ties them together, [`drain`] brings back what
-//! went to disk, [`upkeep`] does what is due from time to time, [`server`] starts and stops everything.
+//! went to disk, [`upkeep`] does what is due from time to time, [`start`] brings the database up to date,
+//! [`server`] starts and stops everything.
 
 pub mod config;
 pub mod server;
+pub mod start;
 
 pub mod receive;
 

@@ -4,7 +4,6 @@
 //! writers finish, close the pool. What is in the spool stays there for the next start.
 
 use std::net::TcpListener;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,9 +11,8 @@ use actix_web::dev::{Server, ServerHandle};
 use actix_web::web::Data;
 use actix_web::{App, HttpServer};
 use anyhow::{Context, Result};
-use log::{error, info};
+use log::info;
 use tokio::task::JoinHandle;
-use tokio_postgres::Config;
 
 use crate::config::ServeSettings;
 use crate::decode::Limits;
@@ -22,17 +20,19 @@ use crate::drain::Drain;
 use crate::measure::Metrics;
 use crate::pipeline::{Pipeline, Reader, memory::Memory};
 use crate::receive::{self, Receiver, room::Room};
+use crate::start::Start;
+use crate::store::addresses::Addresses;
+use crate::store::partitions::KnownDays;
 use crate::store::pool::{Database, DatabaseSettings};
-use crate::store::spool::{self, Spool, SpoolLimits};
-use crate::store::{Health, Store, Writers, migrate};
+use crate::store::spool::{Spool, SpoolLimits};
+use crate::store::{Health, Store, Writers};
 use crate::upkeep::Upkeep;
 
 /// Seconds that requests in flight get after SIGTERM. Longer than the longest wait for PostgreSQL and the disk.
 const SHUTDOWN_SECONDS: u64 = 20;
 
-/// A file in the data folder that names the database that was reached and migrated before. Any other database that cannot be
-/// reached is taken for a wrong setting, which somebody has to hear about; that one, for an outage that the spool is there for.
-const KNOWN_DATABASE: &str = "known-database";
+/// How long the first entries wait for a migration that is still under way, before they go to the spool.
+const START_PATIENCE: Duration = Duration::from_secs(3);
 
 /// Threads of a worker for what blocks, decoding of large bodies above all. There are [`ServeSettings::workers`] of them, so all of it
 /// stays far below what containers allow, on any machine.
@@ -48,10 +48,10 @@ pub struct Application {
 }
 
 impl Application {
-    /// Migrates the database, starts the writers and binds the port.
+    /// Binds the port, reaches the database, starts the writers. The database may still be migrated afterwards.
     pub async fn build(settings: &ServeSettings) -> Result<Self> {
         let token = settings.checked_token()?;
-        let config = settings.database.config()?;
+        let target = settings.database.target()?;
         let patience = settings.database.timeout();
         let privacy = Arc::new(settings.pipeline.privacy()?);
         let listener = TcpListener::bind(settings.listen).with_context(|| {
@@ -66,26 +66,29 @@ impl Application {
             age: Duration::from_secs(settings.max_spool_age_hours.saturating_mul(3_600)),
         };
         let spool = Arc::new(Spool::open(&settings.data_dir, limits)?);
-        let migrate_first = migrate_or_put_off(&config, patience, &settings.data_dir).await?;
+        let start = Start::begin(target.clone(), patience, settings.data_dir.clone()).await?;
 
         let metrics = Arc::new(Metrics::new());
         let secrets = Arc::new(settings.pipeline.secrets());
         let database =
-            Database::new(DatabaseSettings { config, connections: settings.database.database_connections, timeout: patience });
-        let health = Arc::new(Health::new(migrate_first.is_none(), Arc::clone(&metrics)));
+            Database::new(DatabaseSettings { target, connections: settings.database.database_connections, timeout: patience });
+        let health = Arc::new(Health::starting_for(START_PATIENCE, start.is_over(), Arc::clone(&metrics)));
+        let days = Arc::new(KnownDays::default());
+        let addresses = Arc::new(Addresses::default());
         let (store, writers) = Store::start(
             database.clone(),
             Some(Arc::clone(&spool)),
             Arc::clone(&health),
             Arc::clone(&metrics),
             Arc::clone(&secrets),
+            Arc::clone(&days),
+            Arc::clone(&addresses),
         );
         let limits = Limits { decoded_bytes: settings.pipeline.max_decoded_bytes };
         let memory = Memory::new(settings.pipeline.decode_memory_bytes, limits);
         let reader = Reader { limits, secrets, privacy };
         let pipeline = Pipeline { reader, memory, store, metrics: Arc::clone(&metrics) };
-        let drain =
-            Drain { pipeline: pipeline.clone(), spool: Arc::clone(&spool), health: Arc::clone(&health), migrate_first, patience };
+        let drain = Drain { pipeline: pipeline.clone(), spool: Arc::clone(&spool), health: Arc::clone(&health), start };
         let upkeep = Upkeep {
             database,
             health,
@@ -94,6 +97,8 @@ impl Application {
             gap_grace: Duration::from_secs(settings.gap_grace_seconds),
             clocks: settings.retention.clocks(),
             search_index: settings.search_index,
+            days,
+            addresses,
         };
         let mut background = upkeep.start();
         background.push(tokio::spawn(drain.run()));
@@ -138,23 +143,5 @@ impl Application {
         self.spool.suspects.clear();
         info!("stopped: everything accepted is stored or in the spool");
         Ok(())
-    }
-}
-
-/// Migrates. When the database is away that was there before, entries go to the spool meanwhile: then what is still to be done is
-/// returned.
-async fn migrate_or_put_off(config: &Config, patience: Duration, data_dir: &Path) -> Result<Option<Config>> {
-    let name = migrate::name_of(config);
-    let is_known = || std::fs::read_to_string(data_dir.join(KNOWN_DATABASE)).is_ok_and(|known| known == name);
-    match migrate::migrate(config, patience).await {
-        Ok(_) => {
-            spool::write_note(data_dir, KNOWN_DATABASE, &name)?;
-            Ok(None)
-        }
-        Err(error) if error.is_outage() && is_known() => {
-            error!("{}: {error}. Entries go to the spool until it is back", migrate::advice(config));
-            Ok(Some(config.clone()))
-        }
-        Err(error) => Err(error).with_context(|| migrate::advice(config)),
     }
 }

@@ -8,7 +8,9 @@
 //! Invariant: an answer says what is committed or on disk. Deliberately absent: any decision by us what a duplicate is; the unique
 //! key of the table decides, for repeats of a batch, for several collectors, and for statements whose answer never came.
 
+pub mod addresses;
 pub mod arrivals;
+pub mod connect;
 pub mod erase;
 pub mod gaps;
 pub mod insert;
@@ -42,7 +44,9 @@ use tokio::task::JoinSet;
 use crate::call::Call;
 use crate::extract::redact::Secrets;
 use crate::measure::Metrics;
+use addresses::Addresses;
 use arrivals::Arrivals;
+use partitions::KnownDays;
 use pool::{Database, StoreError};
 use rejected::Rejected;
 use spool::{Spool, State};
@@ -61,6 +65,9 @@ const SPOOL_TIME: Duration = Duration::from_secs(2);
 pub fn last_attempt(answer_by: Instant) -> Instant {
     answer_by.checked_sub(SPOOL_TIME).unwrap_or(answer_by)
 }
+
+/// How often it is looked whether the start is over: some hundredths of a second, once in the life of a process.
+const START_POLL: Duration = Duration::from_millis(20);
 
 /// An entry that is ready to become a row.
 #[derive(Debug)]
@@ -157,6 +164,7 @@ impl std::ops::AddAssign for Outcome {
 pub struct Health {
     up: AtomicBool,
     up_since: Mutex<Instant>,
+    starts_until: Instant,
     changed: Notify,
     metrics: Arc<Metrics>,
 }
@@ -164,13 +172,26 @@ pub struct Health {
 impl Health {
     /// Assumed to be `up` until something fails.
     pub fn new(up: bool, metrics: Arc<Metrics>) -> Self {
+        Self::starting_for(Duration::ZERO, up, metrics)
+    }
+
+    /// The same; for so long a start that is not over yet is waited for, before entries go to the spool.
+    pub fn starting_for(patience: Duration, up: bool, metrics: Arc<Metrics>) -> Self {
         metrics.set_database_up(up);
-        Self { up: AtomicBool::new(up), up_since: Mutex::new(Instant::now()), changed: Notify::new(), metrics }
+        let starts_until = Instant::now() + patience;
+        Self { up: AtomicBool::new(up), up_since: Mutex::new(Instant::now()), starts_until, changed: Notify::new(), metrics }
     }
 
     /// Whether statements may be tried.
     pub fn is_up(&self) -> bool {
         self.up.load(Ordering::Acquire)
+    }
+
+    /// Waits until PostgreSQL takes statements for the first time, as long as the start may take.
+    pub async fn starting(&self) {
+        while !self.is_up() && Instant::now() < self.starts_until {
+            tokio::time::sleep(START_POLL).await;
+        }
     }
 
     /// For how long statements could be tried without a break; `None` while they may not.
@@ -243,10 +264,12 @@ impl Store {
         health: Arc<Health>,
         metrics: Arc<Metrics>,
         secrets: Arc<Secrets>,
+        days: Arc<KnownDays>,
+        addresses: Arc<Addresses>,
     ) -> (Store, Writers) {
         let (jobs, queue) = mpsc::channel(MAX_JOBS);
         let queue = Arc::new(tokio::sync::Mutex::new(queue));
-        let writer = Arc::new(Writer::new(database, spool, health, metrics, secrets));
+        let writer = Arc::new(Writer::new(database, spool, health, metrics, secrets, days, addresses));
         let mut writers = JoinSet::new();
         for _ in 0..WRITERS {
             writers.spawn(writer::run(Arc::clone(&writer), Arc::clone(&queue)));

@@ -6,22 +6,34 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use log::{debug, error, info, warn};
 use tokio::task::JoinHandle;
 
 use crate::measure::{MAX_CONSUMERS, Metrics};
+use crate::store::addresses::Addresses;
+use crate::store::migrate::{self, Piece};
+use crate::store::partitions::{self, KnownDays};
 use crate::store::pool::{Database, StoreError};
-use crate::store::retention::{self, Clocks};
+use crate::store::retention::{self, Clocks, Round};
 use crate::store::session::Session;
-use crate::store::{Health, gaps, partitions, readers, refused, search, state, usage};
+use crate::store::{Health, gaps, readers, refused, search, state, usage};
 
-/// How often the partitions of the coming days are made.
-const PARTITION_INTERVAL: Duration = Duration::from_secs(3_600);
+/// How often it is looked which partitions are missing, at least: rows that want one say so.
+const PARTITION_INTERVAL: Duration = Duration::from_secs(600);
 
-/// How often holes in Kong's numbers are looked for, at most.
-const GAP_INTERVAL: Duration = Duration::from_secs(15);
+/// How soon it is tried again to make one while somebody uses the default partition, at first and at last. Each attempt holds up whoever
+/// wants that partition for as long as it waits.
+const PARTITION_RETRY: Duration = Duration::from_secs(1);
+const MAX_PARTITION_RETRY: Duration = Duration::from_secs(30);
+
+/// How long nothing is tried after a failure of another kind.
+const PARTITION_PAUSE: Duration = Duration::from_secs(60);
+
+/// How often holes in Kong's numbers are looked for, at most: what arrived since is merged each time, some thousand ranges on a busy
+/// gateway.
+const GAP_INTERVAL: Duration = Duration::from_secs(5);
 
 /// How often retention looks for what is due. Days become due once a day; the hour is for what could not be done before.
 const RETENTION_INTERVAL: Duration = Duration::from_secs(3_600);
@@ -42,8 +54,8 @@ const TRIM_INTERVAL: Duration = Duration::from_secs(600);
 /// How often it is looked for queries of dashboards that take too long: they have a minute, and half of one more.
 const READERS_INTERVAL: Duration = Duration::from_secs(10);
 
-/// How often the gauges are brought up to date.
-const STATE_INTERVAL: Duration = Duration::from_secs(60);
+/// How often the gauges are brought up to date: about as often as Prometheus looks.
+const STATE_INTERVAL: Duration = Duration::from_secs(15);
 
 /// How often it is tried again while PostgreSQL is away.
 const AWAY_INTERVAL: Duration = Duration::from_secs(1);
@@ -65,6 +77,10 @@ pub struct Upkeep {
     pub clocks: Clocks,
     /// Whether texts are indexed.
     pub search_index: bool,
+    /// Which days have partitions.
+    pub days: Arc<KnownDays>,
+    /// Who called from where.
+    pub addresses: Arc<Addresses>,
 }
 
 impl Upkeep {
@@ -72,6 +88,7 @@ impl Upkeep {
     pub fn start(self) -> Vec<JoinHandle<()>> {
         let mut tasks = vec![
             tokio::spawn(self.clone().make_partitions()),
+            tokio::spawn(self.clone().count_backlog()),
             tokio::spawn(self.clone().find_gaps()),
             tokio::spawn(self.clone().compact_usage()),
             tokio::spawn(self.clone().look()),
@@ -101,19 +118,73 @@ impl Upkeep {
         }
     }
 
-    /// Makes partitions before their day comes. Those of today were made by the migration.
+    /// Makes partitions before their day comes, and those that rows turn out to need.
     async fn make_partitions(self) {
+        let mut patience = Duration::ZERO;
         loop {
-            tokio::time::sleep(PARTITION_INTERVAL).await;
             self.while_away().await;
-            let created = match self.database.connection().await {
-                Ok(connection) => connection.bounded(partitions::create_ahead(connection.client())).await,
+            let pause = match partitions::make_and_note(&self.database, &self.days).await {
+                Ok(partitions::Round { put_off: 0, made }) => {
+                    if made > 0 {
+                        info!("made {made} partitions");
+                    }
+                    patience = Duration::ZERO;
+                    PARTITION_INTERVAL
+                }
+                Ok(partitions::Round { .. }) => {
+                    if patience.is_zero() {
+                        info!(
+                            "partitions have to wait: somebody reads or locks llm_logs_default. Their rows are stored there meanwhile"
+                        );
+                    }
+                    patience = (patience * 2).clamp(PARTITION_RETRY, MAX_PARTITION_RETRY);
+                    patience
+                }
+                Err(error) => {
+                    warn!("could not make partitions, which is tried again; their rows are stored in llm_logs_default: {error}");
+                    PARTITION_PAUSE
+                }
+            };
+            // While they have to wait, nothing is gained by more rows that want one.
+            if pause == PARTITION_INTERVAL {
+                let _ = tokio::time::timeout(pause, self.days.wanted()).await;
+            } else {
+                tokio::time::sleep(pause).await;
+            }
+        }
+    }
+
+    /// Counts the usage of rows that an upgrade left uncounted, with as much rest as work.
+    async fn count_backlog(self) {
+        let mut is_told = false;
+        loop {
+            self.while_away().await;
+            let began = Instant::now();
+            let counted = match self.database.connection().await {
+                Ok(connection) => migrate::count_piece(&connection).await,
                 Err(error) => Err(error),
             };
-            match created {
-                Ok(0) => {}
-                Ok(created) => info!("made {created} partitions ahead"),
-                Err(error) => warn!("could not make partitions ahead: {error}"),
+            match counted {
+                Ok(Piece::Counted) => {
+                    if !is_told {
+                        info!(
+                            "counting the usage of older rows in the background; until it is done, reports about them are too low"
+                        );
+                        is_told = true;
+                    }
+                    tokio::time::sleep(began.elapsed()).await;
+                }
+                Ok(Piece::Busy) => tokio::time::sleep(AWAY_INTERVAL).await,
+                Ok(Piece::NothingLeft) => {
+                    if is_told {
+                        info!("the usage of all rows is counted");
+                    }
+                    return;
+                }
+                Err(error) => {
+                    warn!("could not count the usage of older rows, which is tried again: {error}");
+                    tokio::time::sleep(PARTITION_PAUSE).await;
+                }
             }
         }
     }
@@ -150,8 +221,8 @@ impl Upkeep {
     /// The holes that are new, the workers whose holes closed, and what is missing in all.
     async fn found_gaps(&self) -> Result<(Vec<gaps::Gap>, Vec<(String, u64)>, i64), StoreError> {
         let connection = self.database.connection().await?;
-        let found = gaps::find(&connection, self.gap_grace).await?;
-        Ok((found, gaps::close(&connection).await?, gaps::missing(&connection).await?))
+        let closed = gaps::close(&connection).await?;
+        Ok((gaps::find(&connection, self.gap_grace).await?, closed, gaps::missing(&connection).await?))
     }
 
     /// Adds new usage to what is there.
@@ -159,14 +230,16 @@ impl Upkeep {
         loop {
             tokio::time::sleep(COMPACTION_INTERVAL).await;
             self.while_away().await;
-            let compacted = match self.database.connection().await {
-                Ok(connection) => usage::compact(connection).await,
-                Err(error) => Err(error),
-            };
-            if let Err(error) = compacted {
+            if let Err(error) = self.compacted().await {
                 warn!("could not add up usage; reports are right nevertheless, but slower: {error}");
             }
         }
+    }
+
+    async fn compacted(&self) -> Result<(), StoreError> {
+        // Somebody else may want the connection between two pieces.
+        while usage::compact_piece(&self.database.connection().await?).await? {}
+        Ok(())
     }
 
     /// Removes old counts of refused calls, and what was only kept to count each once.
@@ -225,6 +298,7 @@ impl Upkeep {
 
     async fn seen(&self) -> Result<state::State, StoreError> {
         let connection = self.database.connection().await?;
+        self.addresses.flush(&connection).await?;
         state::read(&connection, i64::try_from(MAX_CONSUMERS).unwrap_or(i64::MAX)).await
     }
 
@@ -233,6 +307,7 @@ impl Upkeep {
         loop {
             self.while_away().await;
             match self.kept().await {
+                Ok(Some(Round { held: Some(reason), .. })) => error!("retention removes nothing: {reason}"),
                 Ok(Some(_)) => {}
                 Ok(None) => debug!("another collector is at retention"),
                 Err(error) => error!("retention failed: {error}"),
@@ -247,7 +322,7 @@ impl Upkeep {
             debug!("retention is left to llm-collector upkeep: this role owns no tables");
             return Ok(None);
         }
-        retention::run(&session, self.clocks, &self.metrics).await
+        retention::run(&session, self.clocks, &self.metrics, false).await
     }
 
     /// Indexes the texts of hours and days that are over.
@@ -280,7 +355,6 @@ impl Upkeep {
     }
 
     async fn session(&self) -> Result<Session, StoreError> {
-        let settings = self.database.settings();
-        Session::open(&settings.config, settings.timeout).await
+        self.database.session().await
     }
 }

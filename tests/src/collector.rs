@@ -13,6 +13,7 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::Child;
 
 use crate::postgres::Database;
+use crate::process::wait_until;
 
 /// SHA-256, hexadecimal.
 pub use llm_collector::decode::digest::sha256_hex;
@@ -115,6 +116,14 @@ impl TestApp {
         let text = self.get("/metrics").await.text;
         let value = text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
         value.map_or(0.0, |value| value.parse().expect("a number"))
+    }
+
+    /// Waits until every day that has rows has its partition: that is made beside what is stored.
+    pub async fn settled(&self) {
+        wait_until("partitions are made", Duration::from_secs(60), || async {
+            self.database.number("SELECT count(*) FROM llm_missing_partitions(400, 7)").await == 0
+        })
+        .await;
     }
 
     /// Stops it as SIGTERM does and waits for its end.

@@ -199,6 +199,29 @@ impl Cluster {
         format!("postgres://postgres@127.0.0.1:{}/postgres", self.port)
     }
 
+    /// The same with another user, password, name of the host and parameters.
+    pub fn url_of(&self, user: &str, host: &str, parameters: &str) -> String {
+        format!("postgres://{user}@{host}:{}/postgres?{parameters}", self.port)
+    }
+
+    /// Gives the server a certificate, and lets it in only who `rules` (lines of pg_hba.conf) lets in. Restarts it.
+    pub fn protect(&self, certificates: &Certificates, rules: &str) -> Result<(), String> {
+        let data = self.folder.join("data");
+        let settings = [
+            ("ssl", "on".to_owned()),
+            ("ssl_cert_file", certificates.server.display().to_string()),
+            ("ssl_key_file", certificates.key.display().to_string()),
+        ];
+        let mut text = std::fs::read_to_string(data.join("postgresql.conf")).map_err(|error| error.to_string())?;
+        for (name, value) in settings {
+            text.push_str(&format!("{name} = '{value}'\n"));
+        }
+        std::fs::write(data.join("postgresql.conf"), text).map_err(|error| error.to_string())?;
+        std::fs::write(data.join("pg_hba.conf"), rules).map_err(|error| error.to_string())?;
+        self.stop_server("fast")?;
+        self.start_server()
+    }
+
     /// The server's log.
     pub fn log(&self) -> String {
         std::fs::read_to_string(self.folder.join("log")).unwrap_or_default()
@@ -232,6 +255,55 @@ impl Cluster {
 
     fn into_reaper(self) -> Reaper {
         self.reaper
+    }
+}
+
+/// A certificate of a server and the root certificate that signed it, made by openssl; and another root that did not.
+#[derive(Debug)]
+pub struct Certificates {
+    /// The root certificate.
+    pub root: PathBuf,
+    /// A root certificate of somebody else.
+    pub other_root: PathBuf,
+    /// The server's certificate, which is for `localhost` and for nothing else.
+    pub server: PathBuf,
+    key: PathBuf,
+    _folder: tempfile::TempDir,
+}
+
+impl Certificates {
+    /// Makes them, with the signatures that openssl calls `digest`. The server's own is signed by itself where `is_self_signed`.
+    pub fn make(digest: &str, is_self_signed: bool) -> Result<Self, String> {
+        let folder = tempfile::Builder::new().prefix("gateway-tests-tls-").tempdir().map_err(|error| error.to_string())?;
+        let path = |name: &str| folder.path().join(name);
+        let openssl = |arguments: &str| {
+            run(Command::new("openssl").current_dir(folder.path()).args(arguments.split_whitespace()).arg(format!("-{digest}")))
+        };
+        let own = "req -x509 -nodes -newkey rsa:2048 -days 2";
+        openssl(&format!("{own} -subj /CN=root -keyout root.key -out root.crt"))?;
+        openssl(&format!("{own} -subj /CN=other -keyout other.key -out other.crt"))?;
+        if is_self_signed {
+            openssl(&format!("{own} -subj /CN=db -addext subjectAltName=DNS:localhost -keyout server.key -out server.crt"))?;
+            std::fs::copy(path("server.crt"), path("root.crt")).map_err(|error| error.to_string())?;
+        } else {
+            openssl("req -nodes -newkey rsa:2048 -subj /CN=db -keyout server.key -out server.csr")?;
+            std::fs::write(path("names"), "subjectAltName=DNS:localhost\n").map_err(|error| error.to_string())?;
+            openssl(
+                "x509 -req -in server.csr -CA root.crt -CAkey root.key -CAcreateserial -days 2 -extfile names -out server.crt",
+            )?;
+        }
+        if is_root() {
+            run(Command::new("chown").arg(server_user()).arg(folder.path()).arg(path("server.key")).arg(path("server.crt")))?;
+        }
+        run(Command::new("chmod").arg("755").arg(folder.path()))?;
+        run(Command::new("chmod").arg("600").arg(path("server.key")))?;
+        Ok(Self {
+            root: path("root.crt"),
+            other_root: path("other.crt"),
+            server: path("server.crt"),
+            key: path("server.key"),
+            _folder: folder,
+        })
     }
 }
 

@@ -20,8 +20,8 @@ pub async fn run(settings: &EraseSettings) -> Result<String> {
         bail!("--consumer names nobody: say whose content is to be erased");
     }
     let before = settings.before.as_deref().map(|text| moment::exact(text, TimeDelta::zero(), Utc::now())).transpose()?;
-    let config = settings.database.config()?;
-    let session = Session::open(&config, settings.database.timeout()).await?;
+    let target = settings.database.target()?;
+    let session = Session::open(&target, settings.database.timeout(), ()).await?;
     let erasure = Erasure { consumer: settings.consumer.clone(), before, rows: settings.rows };
     const SCHEMA: &str = "cannot look for rows (is the schema current? llm-collector migrate)";
     if !erase::is_known(&session, &erasure.consumer).await.context(SCHEMA)? {

@@ -15,16 +15,19 @@ pub async fn run(settings: &RetentionSettings) -> Result<String> {
     if !clocks.are_set() {
         bail!("everything is kept for ever: set COLLECTOR_KEEP_CONTENT_DAYS or COLLECTOR_KEEP_ROWS_DAYS");
     }
-    let config = settings.database.config()?;
-    let session = Session::open(&config, settings.database.timeout()).await?;
+    let target = settings.database.target()?;
+    let session = Session::open(&target, settings.database.timeout(), ()).await?;
     const ADVICE: &str = "cannot carry out retention (is the schema current? llm-collector migrate)";
     if settings.dry_run {
         let steps = retention::plan(&session, clocks).await.context(ADVICE)?;
         return Ok(if steps.is_empty() { "nothing is due\n".to_owned() } else { table(&steps)? });
     }
-    let Some(round) = retention::run(&session, clocks, &Metrics::new()).await.context(ADVICE)? else {
+    let Some(round) = retention::run(&session, clocks, &Metrics::new(), settings.confirm).await.context(ADVICE)? else {
         return Ok("another collector is at it\n".to_owned());
     };
+    if let Some(reason) = round.held {
+        bail!("nothing was removed: {reason}");
+    }
     let freed: i64 = round.done.iter().map(|(_, freed)| freed).sum();
     let steps: Vec<Step> = round.done.into_iter().map(|(step, _)| step).collect();
     if round.failed > 0 {

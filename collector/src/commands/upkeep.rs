@@ -30,6 +30,8 @@ pub async fn run(settings: &UpkeepSettings) -> Result<()> {
         gap_grace: Duration::ZERO,
         clocks: settings.clocks.clocks(),
         search_index: settings.search_index,
+        days: Arc::default(),
+        addresses: Arc::default(),
     };
     let tasks = upkeep.start_owners();
     info!("the schema is current; {} kinds of upkeep are at work", tasks.len());

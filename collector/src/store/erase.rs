@@ -7,6 +7,7 @@
 use chrono::{DateTime, Utc};
 use log::info;
 
+use super::migrate;
 use super::pool::StoreError;
 use super::retention::{HAS_CONTENT, WITHOUT_CONTENT};
 use super::session::Session;
@@ -83,6 +84,11 @@ pub async fn find(session: &Session, erasure: &Erasure) -> Result<Found, StoreEr
 
 /// Erases what [`find`] finds. To be called with the session's lock held.
 pub async fn carry_out(session: &Session, erasure: &Erasure) -> Result<Found, StoreError> {
+    if erasure.rows && migrate::is_pending(session.client()).await? {
+        return Err(StoreError::Unavailable(
+            "the usage of older rows is still being counted, and until then none may go".to_owned(),
+        ));
+    }
     let found = find(session, erasure).await?;
     for (table, rows) in &found.partitions {
         let statement = if erasure.rows {

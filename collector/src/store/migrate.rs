@@ -1,12 +1,20 @@
-//! The schema: numbered migrations from `sql/`, embedded in the binary.
+//! The schema: numbered migrations from `sql/`, embedded in the binary. What a migration may do is in `sql/README.md`.
 //!
-//! refinery takes no lock of its own and two collectors may start at once: everything here happens under an advisory lock.
+//! refinery takes no lock of its own and two collectors may start at once: everything here happens under an advisory lock. Locks on
+//! tables are waited for shortly and often, because whoever inserts or reads queues up behind us meanwhile: a dashboard or a backup
+//! that reads for hours puts a migration off and disturbs nobody.
 
-use std::time::Duration;
+mod backlog;
+mod foreign;
 
-use log::{info, warn};
-use tokio_postgres::{Client, Config, NoTls};
+use std::time::{Duration, Instant};
 
+use log::{debug, info, warn};
+use tokio_postgres::Client;
+
+pub use backlog::{Piece, count_piece, is_pending};
+
+use super::connect::Target;
 use super::partitions;
 use super::pool::{StoreError, describe};
 
@@ -18,42 +26,72 @@ mod embedded {
 /// Identity of the advisory lock, any constant that nothing else in the database uses: "llm_logs" as ASCII.
 const LOCK: i64 = 0x6c6c_6d5f_6c6f_6773;
 
+/// How long another collector's migration and readers of a table are waited for in all, and the pause between two attempts.
+const PATIENCE: Duration = Duration::from_secs(60);
+const PAUSE: Duration = Duration::from_millis(300);
+
+/// Of the connection: the wait for a lock is short, a statement takes as long as it takes.
+const OPTIONS: &str = "-c lock_timeout=150ms -c statement_timeout=0";
+
+/// A database that was reached and holds nothing foreign, about to be brought up to date.
+#[derive(Debug)]
+pub struct Migrator {
+    client: Client,
+}
+
 /// Brings the schema to the version that this binary needs and makes the partitions of the coming days. Returns the names of
 /// the migrations that were applied, none when the schema was current.
-///
-/// Uses a connection of its own, because a migration may take longer than any statement of the running collector.
-pub async fn migrate(config: &Config, patience: Duration) -> Result<Vec<String>, StoreError> {
-    let (mut client, connection) =
-        tokio::time::timeout(patience, config.connect(NoTls)).await.map_err(|_| StoreError::NoConnection(patience))??;
-    let connection = tokio::spawn(async move {
-        if let Err(error) = connection.await {
-            warn!("connection lost during migration: {error}");
+pub async fn migrate(target: &Target, patience: Duration) -> Result<Vec<String>, StoreError> {
+    Migrator::connect(target, patience).await?.run().await
+}
+
+impl Migrator {
+    /// Connects and looks. Whatever is wrong with the settings is found out here, and nothing is changed.
+    ///
+    /// Uses a connection of its own, because a migration may take longer than any statement of the running collector.
+    pub async fn connect(target: &Target, patience: Duration) -> Result<Self, StoreError> {
+        let client = target.connect(patience, OPTIONS, ()).await?;
+        foreign::refuse(&client, embedded::migrations::runner().get_migrations()).await?;
+        Ok(Self { client })
+    }
+
+    /// Applies what is missing.
+    pub async fn run(mut self) -> Result<Vec<String>, StoreError> {
+        if !may_migrate(&self.client).await? {
+            check_version(&self.client).await?;
+            self.make_partitions().await;
+            return Ok(Vec::new());
         }
-    });
-    if !may_migrate(&client).await? {
-        check_version(&client).await?;
-        partitions::create_ahead(&client).await?;
-        return Ok(Vec::new());
+        let deadline = Instant::now() + PATIENCE;
+        while !self.client.query_one("SELECT pg_try_advisory_lock($1)", &[&LOCK]).await?.try_get::<_, bool>(0)? {
+            if Instant::now() > deadline {
+                return Err(StoreError::Unavailable("another collector is still migrating the database".to_owned()));
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+        let applied = loop {
+            match apply(&mut self.client).await {
+                Err(error) if error.is_lock() && Instant::now() < deadline => {
+                    debug!("a table is in use, trying again: {error}");
+                    tokio::time::sleep(PAUSE).await;
+                }
+                applied => break applied?,
+            }
+        };
+        for name in &applied {
+            info!(migration = name.as_str(); "applied migration {name}");
+        }
+        grant_writer(&self.client).await?;
+        self.make_partitions().await;
+        self.client.execute("SELECT pg_advisory_unlock($1)", &[&LOCK]).await?;
+        Ok(applied)
     }
-    // Waiting for another collector's migration is fine, waiting for ever is not.
-    client.batch_execute("SET lock_timeout = '60s'").await?;
-    client.execute("SELECT pg_advisory_lock($1)", &[&LOCK]).await?;
-    // A schema that is newer than this binary is no error: after a failed upgrade the older collector must run again. For that
-    // migrations only add: no column or table that an older collector writes to is removed or renamed.
-    let report = embedded::migrations::runner().set_abort_missing(false).run_async(&mut client).await;
-    let report = report.map_err(|error| StoreError::Migration(explain(&error)))?;
-    let applied: Vec<String> =
-        report.applied_migrations().iter().map(|migration| format!("V{}__{}", migration.version(), migration.name())).collect();
-    for name in &applied {
-        info!(migration = name.as_str(); "applied migration {name}");
+
+    async fn make_partitions(&self) {
+        if let Err(error) = partitions::make_missing(&self.client).await {
+            warn!("could not make partitions ahead, which is tried again later: {error}");
+        }
     }
-    grant_writer(&client).await?;
-    partitions::create_ahead(&client).await?;
-    client.execute("SELECT pg_advisory_unlock($1)", &[&LOCK]).await?;
-    drop(client);
-    // The connection ends by itself when its client is gone.
-    let _ = connection.await;
-    Ok(applied)
 }
 
 /// Whether this role may change the schema. One that only writes rows finds it as the owner made it.
@@ -72,10 +110,13 @@ async fn check_version(client: &Client) -> Result<(), StoreError> {
         0
     };
     match needed {
-        Some(needed) if current < needed => Err(StoreError::Migration(format!(
-            "the schema is at version {current}, this collector needs {needed}, and this role may not change it: run \
-             llm-collector migrate (or upkeep) with the database URL of the owner"
-        ))),
+        Some(needed) if current < needed => Err(StoreError::Migration(
+            format!(
+                "the schema is at version {current}, this collector needs {needed}, and this role may not change it: run \
+                 llm-collector migrate (or upkeep) with the database URL of the owner"
+            ),
+            None,
+        )),
         _ => Ok(()),
     }
 }
@@ -90,42 +131,38 @@ async fn grant_writer(client: &Client) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// The database as a person names it: `database at host:port`.
-pub fn name_of(config: &Config) -> String {
-    let host = config.get_hosts().first().map_or_else(String::new, |host| match host {
-        tokio_postgres::config::Host::Tcp(name) => name.clone(),
-        tokio_postgres::config::Host::Unix(path) => path.display().to_string(),
-    });
-    let port = config.get_ports().first().copied().unwrap_or(5432);
-    format!("\"{}\" at {host}:{port}", database_of(config))
+async fn apply(client: &mut Client) -> Result<Vec<String>, StoreError> {
+    let mut applied = Vec::new();
+    if backlog::is_needed(client).await? {
+        applied.extend(run(client, Some(backlog::VERSION - 1)).await?);
+        applied.push(backlog::park(client, embedded::migrations::runner().get_migrations()).await?);
+    }
+    applied.extend(run(client, None).await?);
+    Ok(applied)
 }
 
-fn database_of(config: &Config) -> &str {
-    config.get_dbname().or(config.get_user()).unwrap_or("postgres")
+async fn run(client: &mut Client, until: Option<i32>) -> Result<Vec<String>, StoreError> {
+    // A schema that is newer than this binary is no error: after a failed upgrade the older collector must run again. For that
+    // migrations only add: no column or table that an older collector writes to is removed or renamed.
+    let mut runner = embedded::migrations::runner().set_abort_missing(false);
+    if let Some(version) = until {
+        runner = runner.set_target(refinery::Target::Version(version));
+    }
+    let report = runner.run_async(client).await.map_err(|error| explain(&error))?;
+    Ok(report.applied_migrations().iter().map(|migration| format!("V{}__{}", migration.version(), migration.name())).collect())
 }
 
-/// What to do when the database cannot be reached or used, without its password.
-pub fn advice(config: &Config) -> String {
-    let user = config.get_user().unwrap_or("the current user");
-    format!(
-        "cannot use database {} as \"{user}\" (check that PostgreSQL runs there, that DATABASE_URL names the right host, port and \
-         password, and that the database exists: createdb -O {user} {})",
-        name_of(config),
-        database_of(config)
-    )
-}
-
-/// refinery's message with the reason that it hides in its sources.
-fn explain(error: &refinery::Error) -> String {
+/// refinery's error with the reason that it hides in its sources.
+fn explain(error: &refinery::Error) -> StoreError {
     let mut message = error.to_string();
     let mut source = std::error::Error::source(error);
     while let Some(cause) = source {
         // What comes below an error of PostgreSQL is its own message, which may quote rows that a migration moves.
         if let Some(error) = cause.downcast_ref::<tokio_postgres::Error>() {
-            return format!("{message}: {}", describe(error));
+            return StoreError::Migration(format!("{message}: {}", describe(error)), error.code().cloned());
         }
         message = format!("{message}: {cause}");
         source = cause.source();
     }
-    message
+    StoreError::Migration(message, None)
 }

@@ -1,39 +1,113 @@
 //! The day partitions of `llm_logs`.
+//!
+//! Invariant: no row waits for a partition. Making one locks the default partition for a moment, and a reader that holds that for hours
+//! would hold up whoever waits behind us. So rows of a day without a partition go to the default partition, and the partition is made
+//! beside, with short waits for locks, tried again until it succeeds; it takes the day's rows along. Until then the default partition's
+//! unique key tells what is a duplicate, from then on the day's, and in between nobody can insert: the move is one transaction that
+//! locks both.
+
+use std::collections::HashSet;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use chrono::{DateTime, Days, NaiveDate, Utc};
+use log::debug;
+use tokio::sync::Notify;
 use tokio_postgres::Client;
+use tokio_postgres::error::SqlState;
+
+use super::pool::{Database, StoreError};
 
 /// Days for which partitions are made ahead. A collector that cannot reach the database for a week has other worries; more
 /// only makes planning slower.
-const DAYS_AHEAD: u64 = 7;
+const DAYS_AHEAD: i32 = 7;
 
 /// Days back for which a partition is made when a row of that day comes: a spool that drains, or recorded entries. Older rows
 /// go to the default partition, so that a wrong clock cannot litter the schema with tables.
-const DAYS_BACK: u64 = 400;
+const DAYS_BACK: i32 = 400;
 
-/// Makes the partitions from today to [`DAYS_AHEAD`]. Returns how many were missing.
-pub async fn create_ahead(client: &Client) -> Result<u64, tokio_postgres::Error> {
-    let today = Utc::now().date_naive();
-    let mut created = 0;
-    for ahead in 0..=DAYS_AHEAD {
-        if let Some(day) = today.checked_add_days(Days::new(ahead)) {
-            created += u64::from(create(client, day).await?);
+/// Longest wait for a lock: whoever wants the default partition queues up behind us for as long.
+const LOCK_WAIT: &str = "150ms";
+
+/// Longest time for moving the rows of a day, which nobody can read or add to meanwhile.
+const MOVE_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// What is known of days, between those who write rows and those who make partitions.
+#[derive(Debug, Default)]
+pub struct KnownDays {
+    with_partition: Mutex<HashSet<NaiveDate>>,
+    wanted: Notify,
+}
+
+impl KnownDays {
+    /// Notes that rows of these days were written. `true` when one may have no partition yet.
+    pub fn written(&self, mut days: impl Iterator<Item = DateTime<Utc>>) -> bool {
+        let today = Utc::now().date_naive();
+        let known = self.with_partition.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_missing = days.any(|day| day_of(day, today).is_some_and(|day| !known.contains(&day)));
+        if is_missing {
+            self.wanted.notify_one();
+        }
+        is_missing
+    }
+
+    /// Waits until a partition may be missing.
+    pub async fn wanted(&self) {
+        self.wanted.notified().await;
+    }
+
+    async fn refresh(&self, client: &Client) -> Result<(), tokio_postgres::Error> {
+        let days = client.query("SELECT day FROM llm_partition_days WHERE day IS NOT NULL", &[]).await?;
+        let days = days.iter().map(|row| row.try_get(0)).collect::<Result<HashSet<NaiveDate>, _>>()?;
+        *self.with_partition.lock().unwrap_or_else(PoisonError::into_inner) = days;
+        Ok(())
+    }
+}
+
+/// What a round did.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Round {
+    /// Partitions that were made.
+    pub made: usize,
+    /// Days whose partition could not be made now, because somebody uses the default partition.
+    pub put_off: usize,
+}
+
+/// Makes the partitions of today and the coming days, and of days whose rows are in the default partition.
+pub async fn make_missing(client: &Client) -> Result<Round, tokio_postgres::Error> {
+    let mut round = Round::default();
+    for row in client.query("SELECT llm_missing_partitions($1, $2)", &[&DAYS_BACK, &DAYS_AHEAD]).await? {
+        let day: NaiveDate = row.try_get(0)?;
+        // One transaction, because it is one message.
+        let make = format!("SET LOCAL lock_timeout = '{LOCK_WAIT}'; SELECT llm_create_partition('{day}')");
+        match client.batch_execute(&make).await {
+            Ok(()) => round.made += 1,
+            // The next day would have to wait for the same lock.
+            Err(error) if error.code() == Some(&SqlState::LOCK_NOT_AVAILABLE) => {
+                debug!("the partition of {day} has to wait: the default partition is in use");
+                round.put_off += 1;
+                break;
+            }
+            Err(error) => return Err(error),
         }
     }
-    Ok(created)
+    Ok(round)
+}
+
+/// The same, and notes which days have a partition now.
+pub async fn make_and_note(database: &Database, known: &KnownDays) -> Result<Round, StoreError> {
+    let connection = database.connection().await?.with_timeout(MOVE_TIMEOUT);
+    let round = connection.bounded(make_missing(connection.client())).await?;
+    connection.bounded(known.refresh(connection.client())).await?;
+    Ok(round)
 }
 
 /// The day (UTC) whose partition a row needs; `None` when it belongs into the default partition.
-pub fn day_of(started_at: DateTime<Utc>, today: NaiveDate) -> Option<NaiveDate> {
+fn day_of(started_at: DateTime<Utc>, today: NaiveDate) -> Option<NaiveDate> {
     let day = started_at.date_naive();
-    let earliest = today.checked_sub_days(Days::new(DAYS_BACK))?;
-    let latest = today.checked_add_days(Days::new(DAYS_AHEAD))?;
+    let earliest = today.checked_sub_days(Days::new(DAYS_BACK.unsigned_abs().into()))?;
+    let latest = today.checked_add_days(Days::new(DAYS_AHEAD.unsigned_abs().into()))?;
     (earliest..=latest).contains(&day).then_some(day)
-}
-
-/// Makes the partition of a day; `false` when it was there.
-pub async fn create(client: &Client, day: NaiveDate) -> Result<bool, tokio_postgres::Error> {
-    client.query_one("SELECT llm_create_partition($1)", &[&day]).await?.try_get(0)
 }
 
 #[cfg(test)]

@@ -4,22 +4,56 @@
 //! full disk) must not hold an entry longer than [`DatabaseSettings::timeout`], well under the 10 seconds after which Kong gives
 //! up on a batch. A connection whose answer we did not wait for is thrown away.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::future::Future;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use bb8_postgres::PostgresConnectionManager;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_postgres::Client;
 use tokio_postgres::error::{DbError, SqlState};
-use tokio_postgres::{Client, Config, NoTls};
+
+use super::connect::Target;
+use super::session::Session;
+
+/// Connections that are kept free for long work (see [`Session`]), where there are enough; with few, one. It must wait for nobody's
+/// statement, and no statement for it.
+const SESSIONS: u32 = 2;
+
+/// Longest time for asking the server to give up a statement.
+const CANCEL_PATIENCE: Duration = Duration::from_secs(2);
+
+/// Longest time that the server waits for us in a transaction: what holds locks there is ours.
+const IDLE_IN_TRANSACTION: &str = "-c idle_in_transaction_session_timeout=60000";
 
 /// How the database is reached.
 #[derive(Debug, Clone)]
 pub struct DatabaseSettings {
     /// Where it is and who we are.
-    pub config: Config,
-    /// Connections held at most.
+    pub target: Target,
+    /// Connections held at most, those that were given up and are not gone yet among them.
     pub connections: u32,
     /// Longest wait for a connection, and for the answer to a statement.
     pub timeout: Duration,
+}
+
+impl DatabaseSettings {
+    /// Connections for long work, and for everything else.
+    fn shares(&self) -> (u32, u32) {
+        let sessions = if self.connections > 2 * SESSIONS { SESSIONS } else { 1 };
+        (sessions, self.connections.saturating_sub(sessions).max(1))
+    }
+}
+
+/// How long the server works on a statement before it gives up by itself: less than its answer is waited for, so that what nobody waits
+/// for any more does not go on.
+fn statement_milliseconds(timeout: Duration) -> u64 {
+    u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX) / 8 * 7
+}
+
+/// How long the server waits for a lock, which is less still.
+fn lock_milliseconds(timeout: Duration) -> u64 {
+    u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX) / 4 * 3
 }
 
 /// Why the database did not do what it was asked.
@@ -41,9 +75,12 @@ pub enum StoreError {
     /// Neither PostgreSQL nor the spool takes entries.
     #[error("{0}")]
     Unavailable(String),
-    /// The schema could not be brought up to date.
+    /// The schema could not be brought up to date; with PostgreSQL's code, where it has one.
     #[error("migration failed: {0}")]
-    Migration(String),
+    Migration(String, Option<SqlState>),
+    /// What is in the database is not ours.
+    #[error("{0}")]
+    Foreign(String),
 }
 
 impl From<tokio_postgres::Error> for StoreError {
@@ -94,7 +131,9 @@ fn describe_refusal(db: &DbError) -> String {
 impl StoreError {
     /// Whether the same statement may succeed later, or on another server: then nothing is wrong with the rows.
     pub fn is_transient(&self) -> bool {
-        let StoreError::Postgres(error) = self else { return !matches!(self, StoreError::Migration(_)) };
+        let StoreError::Postgres(error) = self else {
+            return !matches!(self, StoreError::Migration(..) | StoreError::Foreign(_));
+        };
         if is_too_large(error) {
             return false;
         }
@@ -120,13 +159,18 @@ impl StoreError {
         let StoreError::Postgres(error) = self else { return false };
         let Some(db) = error.as_db_error() else { return false };
         // A row was on its way to the default partition when the partition of its day came into being.
-        let has_moved = *db.code() == SqlState::CHECK_VIOLATION && db.constraint().is_none();
+        let has_moved =
+            *db.code() == SqlState::CHECK_VIOLATION && db.constraint().is_none() && db.table() == Some("llm_logs_default");
         has_moved || [SqlState::T_R_SERIALIZATION_FAILURE, SqlState::T_R_DEADLOCK_DETECTED].contains(db.code())
     }
 
     /// Whether somebody holds a lock that the statement needs.
     pub fn is_lock(&self) -> bool {
-        matches!(self, StoreError::Postgres(error) if error.code() == Some(&SqlState::LOCK_NOT_AVAILABLE))
+        match self {
+            StoreError::Postgres(error) => error.code() == Some(&SqlState::LOCK_NOT_AVAILABLE),
+            StoreError::Migration(_, code) => *code == Some(SqlState::LOCK_NOT_AVAILABLE),
+            _ => false,
+        }
     }
 
     /// Whether the server cannot be reached or is on its way up or down: nothing that a changed setting would mend.
@@ -137,7 +181,7 @@ impl StoreError {
                 None => self.is_transient(),
                 Some(code) => matches!(code.code().get(..2), Some("57" | "53" | "08")),
             },
-            StoreError::Late | StoreError::Unavailable(_) | StoreError::Migration(_) => false,
+            StoreError::Late | StoreError::Unavailable(_) | StoreError::Migration(..) | StoreError::Foreign(_) => false,
         }
     }
 
@@ -146,7 +190,11 @@ impl StoreError {
         match self {
             StoreError::NoAnswer(_) => true,
             StoreError::Postgres(error) => error.code().is_none(),
-            StoreError::NoConnection(_) | StoreError::Late | StoreError::Unavailable(_) | StoreError::Migration(_) => false,
+            StoreError::NoConnection(_)
+            | StoreError::Late
+            | StoreError::Unavailable(_)
+            | StoreError::Migration(..)
+            | StoreError::Foreign(_) => false,
         }
     }
 }
@@ -170,23 +218,53 @@ fn is_too_large(error: &tokio_postgres::Error) -> bool {
 #[derive(Debug)]
 pub struct Connection {
     client: Client,
+    target: Target,
     abandoned: AtomicBool,
+    /// What the server was told last.
+    statement_milliseconds: AtomicU64,
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        // The server may still be at it, or wait for a lock. It would give up by itself; asked, it does so at once.
+        if self.abandoned.load(Ordering::Relaxed)
+            && !self.client.is_closed()
+            && let Ok(runtime) = tokio::runtime::Handle::try_current()
+        {
+            let (target, token) = (self.target.clone(), self.client.cancel_token());
+            runtime.spawn(async move { tokio::time::timeout(CANCEL_PATIENCE, target.cancel(token)).await });
+        }
+    }
 }
 
 /// Makes connections for the pool.
 #[derive(Debug)]
-pub struct Manager(PostgresConnectionManager<NoTls>);
+pub struct Manager {
+    settings: DatabaseSettings,
+    room: Arc<Semaphore>,
+}
 
 impl bb8::ManageConnection for Manager {
     type Connection = Connection;
-    type Error = tokio_postgres::Error;
+    type Error = StoreError;
 
-    async fn connect(&self) -> Result<Connection, Self::Error> {
-        Ok(Connection { client: self.0.connect().await?, abandoned: AtomicBool::new(false) })
+    async fn connect(&self) -> Result<Connection, StoreError> {
+        let DatabaseSettings { target, timeout, .. } = &self.settings;
+        let permit = permit(&self.room, *timeout).await?;
+        let statement = statement_milliseconds(*timeout);
+        let lock = lock_milliseconds(*timeout);
+        let options = format!("-c statement_timeout={statement} -c lock_timeout={lock} {IDLE_IN_TRANSACTION}");
+        Ok(Connection {
+            client: target.connect(*timeout, &options, permit).await?,
+            target: target.clone(),
+            abandoned: AtomicBool::new(false),
+            statement_milliseconds: AtomicU64::new(statement),
+        })
     }
 
-    async fn is_valid(&self, connection: &mut Connection) -> Result<(), Self::Error> {
-        connection.client.simple_query("").await.map(|_| ())
+    async fn is_valid(&self, connection: &mut Connection) -> Result<(), StoreError> {
+        connection.client.simple_query("").await?;
+        Ok(())
     }
 
     fn has_broken(&self, connection: &mut Connection) -> bool {
@@ -195,24 +273,30 @@ impl bb8::ManageConnection for Manager {
 }
 
 /// The pool of connections.
+///
+/// Invariant: never more connections than the settings allow. A connection counts until its socket is closed, which for one that was
+/// given up is when the server has answered after all; a server that does not even do that gets no further ones.
 #[derive(Debug, Clone)]
 pub struct Database {
     pool: bb8::Pool<Manager>,
     settings: DatabaseSettings,
+    session_room: Arc<Semaphore>,
 }
 
 impl Database {
     /// A pool; connects when a connection is first needed.
     pub fn new(settings: DatabaseSettings) -> Self {
+        let (sessions, pooled) = settings.shares();
+        let room = Arc::new(Semaphore::new(pooled as usize));
         let pool = bb8::Pool::builder()
-            .max_size(settings.connections)
+            .max_size(pooled)
             .connection_timeout(settings.timeout)
             // A refused connection is an answer: the entries must not wait while bb8 tries again.
             .retry_connection(false)
             // A check at every checkout would double the round trips of a lone entry; a dead connection is found by using it.
             .test_on_check_out(false)
-            .build_unchecked(Manager(PostgresConnectionManager::new(settings.config.clone(), NoTls)));
-        Self { pool, settings }
+            .build_unchecked(Manager { settings: settings.clone(), room });
+        Self { pool, settings, session_room: Arc::new(Semaphore::new(sessions as usize)) }
     }
 
     /// The settings it was made with.
@@ -227,7 +311,7 @@ impl Database {
             let connection = match self.pool.get().await {
                 Ok(connection) => connection,
                 Err(bb8::RunError::TimedOut) => break,
-                Err(bb8::RunError::User(error)) => return Err(error.into()),
+                Err(bb8::RunError::User(error)) => return Err(error),
             };
             if !connection.client.is_closed() {
                 return Ok(PooledConnection { connection, timeout: self.settings.timeout });
@@ -235,6 +319,18 @@ impl Database {
         }
         Err(StoreError::NoConnection(self.settings.timeout))
     }
+
+    /// A connection for long work, which waits until another one is done where there is no room.
+    pub async fn session(&self) -> Result<Session, StoreError> {
+        let permit = Arc::clone(&self.session_room).acquire_owned().await;
+        let permit = permit.map_err(|_| StoreError::NoConnection(self.settings.timeout))?;
+        Session::open(&self.settings.target, self.settings.timeout, permit).await
+    }
+}
+
+async fn permit(room: &Arc<Semaphore>, patience: Duration) -> Result<OwnedSemaphorePermit, StoreError> {
+    let refused = || StoreError::NoConnection(patience);
+    tokio::time::timeout(patience, Arc::clone(room).acquire_owned()).await.map_err(|_| refused())?.map_err(|_| refused())
 }
 
 /// A connection out of the pool.
@@ -250,11 +346,6 @@ impl PooledConnection<'_> {
         &self.connection.client
     }
 
-    /// The client, for what wants it for itself (transactions).
-    pub fn client_mut(&mut self) -> &mut Client {
-        &mut self.connection.client
-    }
-
     /// How long this connection waits for an answer.
     pub fn timeout(&self) -> Duration {
         self.timeout
@@ -266,12 +357,38 @@ impl PooledConnection<'_> {
         self
     }
 
-    /// The answer to a statement, in bounded time. A connection whose answer was not waited for, after the time-out or because
-    /// the caller gave up, is not used again: the answer may still come.
+    /// The answer to a statement, in bounded time, on our side as on the server's. A connection whose answer was not waited for, after
+    /// the time-out or because the caller gave up, is not used again: the answer may still come.
     pub async fn bounded<T>(&self, statement: impl Future<Output = Result<T, tokio_postgres::Error>>) -> Result<T, StoreError> {
-        self.connection.abandoned.store(true, Ordering::Relaxed);
-        let answer = tokio::time::timeout(self.timeout, statement).await.map_err(|_| StoreError::NoAnswer(self.timeout))?;
-        self.connection.abandoned.store(false, Ordering::Relaxed);
+        let connection = &self.connection;
+        connection.abandoned.store(true, Ordering::Relaxed);
+        let milliseconds = statement_milliseconds(self.timeout);
+        let carried_out = async {
+            if connection.statement_milliseconds.swap(milliseconds, Ordering::Relaxed) == milliseconds {
+                return statement.await;
+            }
+            // Sent together, in this order: no round trip more.
+            let set = format!("SET statement_timeout = {milliseconds}");
+            let (set, answer) = futures_util::future::join(connection.client.batch_execute(&set), statement).await;
+            set.and(answer)
+        };
+        let answer = tokio::time::timeout(self.timeout, carried_out).await.map_err(|_| StoreError::NoAnswer(self.timeout))?;
+        connection.abandoned.store(false, Ordering::Relaxed);
         Ok(answer?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shares_add_up_to_the_setting_and_the_server_gives_up_first() {
+        for (connections, shares) in [(2, (1, 1)), (3, (1, 2)), (4, (1, 3)), (5, (2, 3)), (6, (2, 4)), (100, (2, 98))] {
+            let target = Target::parse("postgres://h", &super::super::connect::TlsDefaults::default()).unwrap();
+            let settings = DatabaseSettings { target, connections, timeout: Duration::from_secs(4) };
+            assert_eq!(settings.shares(), shares);
+        }
+        assert_eq!((lock_milliseconds(Duration::from_secs(4)), statement_milliseconds(Duration::from_secs(4))), (3_000, 3_500));
     }
 }

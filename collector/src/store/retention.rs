@@ -6,11 +6,15 @@
 //!
 //! Invariants: one collector at a time (see [`Session`]); a crash at any point leaves every row where it was or done, and at
 //! most a table `llm_logs_YYYYMMDD_rewrite` that the next round removes; a day that cannot be done now holds up no other.
-//! Deliberately absent: any clock but PostgreSQL's.
+//! Deliberately absent: any clock but PostgreSQL's. Because that may be wrong, and a setting may be, too, [`brake`] stops what goes far
+//! beyond what was ever removed.
+
+mod brake;
 
 use chrono::NaiveDate;
 use log::{error, info, warn};
 
+use super::migrate;
 use super::pool::StoreError;
 use super::session::{Session, Work};
 use crate::measure::Metrics;
@@ -94,6 +98,8 @@ pub struct Round {
     pub done: Vec<(Step, i64)>,
     /// Steps that failed; the next round tries them again.
     pub failed: usize,
+    /// Why nothing was done although something is due: until somebody confirms it.
+    pub held: Option<String>,
 }
 
 /// What is due now. Changes nothing.
@@ -159,18 +165,28 @@ fn rejected() -> String {
     format!("rejected_at < {CUTOFF}")
 }
 
-/// Does what is due; `None` when another collector is at it.
-pub async fn run(session: &Session, clocks: Clocks, metrics: &Metrics) -> Result<Option<Round>, StoreError> {
+/// Does what is due; `None` when another collector is at it. What looks like an accident is held until it is `confirmed`.
+pub async fn run(session: &Session, clocks: Clocks, metrics: &Metrics, confirmed: bool) -> Result<Option<Round>, StoreError> {
     if !session.try_lock(Work::Retention).await? {
         return Ok(None);
+    }
+    if migrate::is_pending(session.client()).await? {
+        return Err(StoreError::Unavailable(
+            "the usage of older rows is still being counted, and until then none may go".to_owned(),
+        ));
     }
     remove_leftovers(session).await?;
     if clocks.content_days > 0 {
         // Without them the days are read whole.
         index_errors(session).await.unwrap_or_else(|error| warn!("retention could not index what is left of days: {error}"));
     }
+    let steps = plan(session, clocks).await?;
+    let amount = brake::Amount::of(&steps);
+    if !confirmed && let Some(reason) = brake::reason(session.client(), amount).await? {
+        return Ok(Some(Round { held: Some(reason), ..Round::default() }));
+    }
     let mut round = Round::default();
-    for step in plan(session, clocks).await? {
+    for step in steps {
         match carry_out(session, clocks, &step).await {
             Ok(freed) => {
                 report(&step, freed, metrics);
@@ -182,6 +198,7 @@ pub async fn run(session: &Session, clocks: Clocks, metrics: &Metrics) -> Result
             }
         }
     }
+    brake::note(session.client(), amount).await?;
     Ok(Some(round))
 }
 

@@ -7,9 +7,10 @@
 use std::time::Duration;
 
 use log::debug;
+use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
-use tokio_postgres::{Client, Config, NoTls};
 
+use super::connect::Target;
 use super::pool::StoreError;
 
 /// Longest wait for a lock on a table. Inserts queue up behind us for as long, and they have 4 s.
@@ -46,18 +47,10 @@ pub struct Session {
 }
 
 impl Session {
-    /// Connects.
-    pub async fn open(config: &Config, patience: Duration) -> Result<Self, StoreError> {
-        let (client, connection) =
-            tokio::time::timeout(patience, config.connect(NoTls)).await.map_err(|_| StoreError::NoConnection(patience))??;
-        tokio::spawn(async move {
-            if let Err(error) = connection.await {
-                debug!("connection lost: {error}");
-            }
-        });
+    /// Connects. `guard` is dropped when the connection is gone.
+    pub async fn open<G: Send + 'static>(target: &Target, patience: Duration, guard: G) -> Result<Self, StoreError> {
         // Rewriting a day takes as long as it takes.
-        client.batch_execute("SET statement_timeout = 0").await?;
-        Ok(Self { client })
+        Ok(Self { client: target.connect(patience, "-c statement_timeout=0", guard).await? })
     }
 
     /// The client.

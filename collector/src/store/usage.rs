@@ -9,17 +9,16 @@ use chrono::{DateTime, Utc};
 use super::pool::{PooledConnection, StoreError};
 use crate::config::Dimension;
 
-/// Longest wait for usage to be added up: after a large replay there are millions of rows of it.
-const COMPACTION_TIMEOUT: Duration = Duration::from_secs(120);
+/// What statements counted, and is added up at once: some tens of milliseconds.
+const PIECE: i32 = 2_000;
 
 /// Longest wait for a report over years.
 const REPORT_TIMEOUT: Duration = Duration::from_secs(120);
 
-/// Adds what was counted since the last time to `llm_usage`.
-pub async fn compact(connection: PooledConnection<'_>) -> Result<i64, StoreError> {
-    let connection = connection.with_timeout(COMPACTION_TIMEOUT);
-    let row = connection.bounded(connection.client().query_one("SELECT llm_compact_usage()", &[])).await?;
-    Ok(row.try_get(0)?)
+/// Adds some of what was counted since the last time to `llm_usage`. `true` when there may be more.
+pub async fn compact_piece(connection: &PooledConnection<'_>) -> Result<bool, StoreError> {
+    let row = connection.bounded(connection.client().query_one("SELECT llm_compact_usage_piece($1)", &[&PIECE])).await?;
+    Ok(row.try_get::<_, i64>(0)? >= i64::from(PIECE))
 }
 
 /// What to add up.

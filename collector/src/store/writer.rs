@@ -1,15 +1,15 @@
 //! The writers: one statement for what waits, the spool for what PostgreSQL cannot take.
 
-use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use chrono::{NaiveDate, Utc};
 use log::{debug, error, info, warn};
 use tokio::sync::mpsc;
 
+use super::addresses::Addresses;
 use super::arrivals::Arrivals;
+use super::partitions::KnownDays;
 use super::pool::{Database, PooledConnection, StoreError};
 use super::refused::{self, limit::Limit};
 use super::rejected::{self, Rejected};
@@ -47,8 +47,10 @@ pub(super) struct Writer {
     pub(super) health: Arc<Health>,
     pub(super) metrics: Arc<Metrics>,
     secrets: Arc<Secrets>,
-    /// Days whose partitions are known to exist.
-    known_days: Mutex<HashSet<NaiveDate>>,
+    days: Arc<KnownDays>,
+    addresses: Arc<Addresses>,
+    /// Rows were written whose day may have no partition.
+    days_are_unknown: AtomicBool,
     /// The spool refused entries, and the log says so already.
     spool_refuses: AtomicBool,
     /// Numbers of entries in the spool that PostgreSQL does not know of yet.
@@ -87,6 +89,9 @@ pub(super) async fn run(writer: Arc<Writer>, queue: Queue) {
             }
         }
         writer.write(jobs).await;
+        if writer.spool.is_none() {
+            writer.tidy_up().await;
+        }
     }
 }
 
@@ -97,6 +102,8 @@ impl Writer {
         health: Arc<Health>,
         metrics: Arc<Metrics>,
         secrets: Arc<Secrets>,
+        days: Arc<KnownDays>,
+        addresses: Arc<Addresses>,
     ) -> Self {
         Self {
             database,
@@ -104,7 +111,9 @@ impl Writer {
             health,
             metrics,
             secrets,
-            known_days: Mutex::default(),
+            days,
+            addresses,
+            days_are_unknown: AtomicBool::new(false),
             spool_refuses: AtomicBool::new(false),
             arrivals: Mutex::default(),
             refused_limit: Limit::default(),
@@ -135,6 +144,7 @@ impl Writer {
         let rejected: Vec<&Rejected> = jobs.iter().flat_map(|job| &job.batch.rejected).collect();
         let mut fates = vec![Fate::Unknown; items.len()];
         let answer_by = jobs.iter().filter_map(|job| job.answer_by).min();
+        self.health.starting().await;
         let failure = if self.health.is_up() || self.spool.is_none() {
             self.write_in_time(&items, &rejected, &mut fates, answer_by).await.err()
         } else {
@@ -213,7 +223,6 @@ impl Writer {
         self.count_refused(connection, items, fates).await?;
         let open: Vec<usize> = fates.iter().enumerate().filter(|(_, fate)| **fate == Fate::Unknown).map(|(at, _)| at).collect();
         let rows: Vec<&Item> = open.iter().filter_map(|at| items.get(*at).copied()).collect();
-        self.make_partitions(connection, &rows).await?;
         let mut row_fates = vec![Fate::Unknown; rows.len()];
         let inserted = self.insert(connection, &rows, &mut row_fates, state).await;
         for (at, row_fate) in open.into_iter().zip(row_fates) {
@@ -300,11 +309,15 @@ impl Writer {
             }
             match self.insert_part(connection, part).await {
                 Ok(new) => {
+                    if self.days.written(part.iter().map(|item| item.call.started_at)) {
+                        self.days_are_unknown.store(true, Ordering::Relaxed);
+                    }
                     for ((fate, item), is_new) in fates.iter_mut().skip(start).zip(part).zip(new) {
                         *fate = if is_new { Fate::New } else { Fate::Duplicate };
                         // Counted here and nowhere else: as soon as it is known, whatever fails afterwards.
                         if is_new || state == State::Maybe {
                             self.metrics.observe_call(&item.call);
+                            self.addresses.note(&item.call);
                             self.metrics.entries.stored.inc();
                         } else {
                             self.metrics.entries.duplicate.inc();
@@ -351,24 +364,13 @@ impl Writer {
         }
     }
 
-    /// Makes the partitions that the rows need and that are not known to be there.
-    async fn make_partitions(&self, connection: &PooledConnection<'_>, items: &[&Item]) -> Result<(), StoreError> {
-        let today = Utc::now().date_naive();
-        let missing: HashSet<NaiveDate> = {
-            let known = self.known_days.lock().unwrap_or_else(PoisonError::into_inner);
-            let days = items.iter().filter_map(|item| partitions::day_of(item.call.started_at, today));
-            days.filter(|day| !known.contains(day)).collect()
-        };
-        for day in missing {
-            match connection.bounded(partitions::create(connection.client(), day)).await {
-                Ok(_) => {}
-                Err(error) if error.is_transient() => return Err(error),
-                // The rows go to the default partition.
-                Err(error) => warn!("could not make the partition of {day}: {error}"),
-            }
-            self.known_days.lock().unwrap_or_else(PoisonError::into_inner).insert(day);
+    /// Makes partitions that rows of a command need, for which no service does it. Until then they are in the default partition.
+    async fn tidy_up(&self) {
+        if self.days_are_unknown.swap(false, Ordering::Relaxed)
+            && let Err(error) = partitions::make_and_note(&self.database, &self.days).await
+        {
+            debug!("could not make partitions: {error}");
         }
-        Ok(())
     }
 
     /// Puts on disk what is not safe otherwise.

@@ -158,3 +158,50 @@ async fn a_hundred_clients_with_64_megabytes_each_do_not_exhaust_memory() {
     assert!(peak < 256 << 10, "{peak} KiB");
     assert_eq!(counts(&collector, fixtures::small_batch("after", 1)).await, [1, 0, 0, 0]);
 }
+
+/// Calls of a process that make bytes safe, as strace writes them down.
+#[tokio::test]
+async fn nothing_is_acknowledged_from_the_spool_before_it_is_on_the_disk() {
+    if !std::process::Command::new("strace")
+        .arg("-V")
+        .stdout(std::process::Stdio::null())
+        .status()
+        .is_ok_and(|status| status.success())
+    {
+        // A tool of Debian's; what it looks at is the same on every machine.
+        println!("no strace here: calls of fsync are not looked at");
+        return;
+    }
+    let site = Site::new().await;
+    let collector = site.collector().await;
+    site.cluster.stop_server("fast").unwrap();
+    assert_eq!(counts(&collector, fixtures::small_batch("away", 1)).await, [0, 0, 1, 0]);
+    let trace = tempfile::NamedTempFile::new().unwrap();
+    let mut strace = std::process::Command::new("strace")
+        .args(["-f", "-y", "-qq", "-e", "trace=fsync,fdatasync,rename,renameat,renameat2,sendto,writev,write", "-o"])
+        .arg(trace.path())
+        .args(["-p", &collector.pid().to_string()])
+        .spawn()
+        .unwrap();
+    let traced = || {
+        std::fs::read_to_string(format!("/proc/{}/status", collector.pid()))
+            .is_ok_and(|status| status.lines().any(|line| line.starts_with("TracerPid:") && !line.ends_with("\t0")))
+    };
+    wait_until("it is traced", PATIENCE, || async { traced() }).await;
+    assert_eq!(counts(&collector, fixtures::small_batch("traced", 3)).await, [0, 0, 3, 0]);
+    let status = std::process::Command::new("kill").args(["-s", "INT", &strace.id().to_string()]).status();
+    assert!(status.is_ok_and(|status| status.success()));
+    strace.wait().unwrap();
+
+    let calls = std::fs::read_to_string(trace.path()).unwrap();
+    let position = |what: &str, found: &dyn Fn(&str) -> bool| {
+        calls.lines().position(found).unwrap_or_else(|| panic!("{what} is not among\n{calls}"))
+    };
+    let is_sync = |line: &str| line.contains("fsync(") || line.contains("fdatasync(");
+    let spool = site.spool().display().to_string();
+    let of_file = position("fsync of the file", &|line| is_sync(line) && line.contains(&spool) && line.contains(".tmp>"));
+    let renamed = position("the rename", &|line| line.contains("rename") && line.contains(".jsonl\""));
+    let of_folder = position("fsync of the folder", &|line| is_sync(line) && line.contains(&format!("{spool}>")));
+    let answered = position("the answer", &|line| line.contains("HTTP/1.1 200"));
+    assert!(of_file < renamed && renamed < of_folder && of_folder < answered, "{calls}");
+}

@@ -14,6 +14,7 @@
 mod gaps;
 mod kills;
 mod limits;
+mod locks;
 mod outages;
 
 use std::collections::BTreeMap;

@@ -9,6 +9,7 @@
 )]
 
 mod commands;
+mod connect;
 mod erase;
 mod metrics;
 mod privacy;

@@ -3,6 +3,7 @@
 use chrono::{DateTime, Utc};
 use gateway_tests::collector::{Answer, TestApp};
 use gateway_tests::postgres::Database;
+use llm_collector::store::connect::{Target, TlsDefaults};
 use llm_collector::store::pool::{self, DatabaseSettings};
 use llm_collector::store::refused::{self, Entry, Refused, count, counted, report};
 
@@ -17,10 +18,10 @@ fn entry(name: &str) -> Entry {
 
 async fn migrated() -> (Database, pool::Database) {
     let database = Database::create().await;
-    let config: tokio_postgres::Config = database.url.parse().unwrap();
+    let target = Target::parse(&database.url, &TlsDefaults::default()).unwrap();
     let timeout = std::time::Duration::from_secs(10);
-    llm_collector::store::migrate::migrate(&config, timeout).await.unwrap();
-    let pool = pool::Database::new(DatabaseSettings { config, connections: 2, timeout });
+    llm_collector::store::migrate::migrate(&target, timeout).await.unwrap();
+    let pool = pool::Database::new(DatabaseSettings { target, connections: 2, timeout });
     (database, pool)
 }
 

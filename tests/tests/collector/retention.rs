@@ -51,6 +51,7 @@ async fn filled() -> Database {
     for (prefix, days_ago, count) in [("old", 10, 200), ("recent", 2, 20), ("new", 0, 20)] {
         assert_eq!(app.log(calls(prefix, days_ago, count)).await.count("stored"), count as u64);
     }
+    app.settled().await;
     let database = app.database.clone();
     app.stop().await;
     database.connect().await.batch_execute("VACUUM ANALYZE llm_logs").await.unwrap();
@@ -205,6 +206,7 @@ async fn late_rows_of_a_day_that_was_done_are_done_by_the_next_round() {
     app.stop().await;
     let app = TestApp::start_on(database.clone(), &[]).await;
     assert_eq!(app.log(calls("later", 10, 3)).await.count("stored"), 3);
+    app.settled().await;
     assert_eq!(database.number("SELECT count(*) FROM llm_logs").await, 43);
     retention(&database, &["--keep-rows-days", "7"]).await;
     assert_eq!(database.number("SELECT count(*) FROM llm_logs").await, 40);
@@ -281,6 +283,54 @@ async fn the_running_collector_does_it_counts_it_and_says_so() {
     let (_, log) = process.finished().await;
     assert!(log.contains(&format!("retention: drop of {} (200 rows", partition(10))), "{log}");
     assert_eq!(database.number("SELECT count(*) FROM llm_logs").await, 40);
+}
+
+#[tokio::test]
+async fn far_more_than_ever_before_waits_until_it_is_confirmed() {
+    let app = TestApp::start().await;
+    for days_ago in 20..26 {
+        assert_eq!(app.log(calls(&format!("old{days_ago}"), days_ago, 1)).await.count("stored"), 1);
+    }
+    app.settled().await;
+    let database = app.database.clone();
+    app.stop().await;
+    let count = "SELECT count(*) FROM llm_logs";
+    let arguments = |more: &[&'static str]| {
+        [&["retention", "--database-url"][..], &[Box::leak(database.url.clone().into_boxed_str())], more].concat()
+    };
+
+    // Six days at once, and none ever before.
+    let held = run(&arguments(&["--keep-rows-days", "10"]), &[]).await;
+    assert_eq!((held.status.code(), database.number(count).await), (Some(1), 6), "{held:?}");
+    assert!(held.stderr.contains("6 days") && held.stderr.contains("retention --confirm"), "{held:?}");
+    // The service stops as well, and says so; it goes on with everything else.
+    let process = Process::serve(&["--database-url", &database.url, "--keep-rows-days", "10"]).await;
+    wait_until("it looked", Duration::from_secs(60), || async {
+        database.number("SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%llm_retention_rounds%'").await > 0
+    })
+    .await;
+    process.signal("TERM");
+    let (_, log) = process.finished().await;
+    assert!(log.contains("retention removes nothing") && database.number(count).await == 6, "{log}");
+    // Two days are usual, and do not make six usual.
+    retention(&database, &["--keep-rows-days", "23"]).await;
+    assert_eq!(database.number(count).await, 4);
+    retention(&database, &["--keep-rows-days", "10", "--confirm"]).await;
+    assert_eq!(database.number(count).await, 0);
+
+    // The clock is a month ahead: one day would go, and must not.
+    let app = TestApp::start_on(database.clone(), &[]).await;
+    assert_eq!(app.log(calls("recent", 12, 1)).await.count("stored"), 1);
+    app.settled().await;
+    app.stop().await;
+    let client = database.connect().await;
+    client.batch_execute("UPDATE llm_retention_rounds SET last_round_at = now() - interval '30 days'").await.unwrap();
+    for _ in 0..2 {
+        let held = run(&arguments(&["--keep-rows-days", "10"]), &[]).await;
+        assert!(held.stderr.contains("clock") && database.number(count).await == 1, "{held:?}");
+    }
+    retention(&database, &["--keep-rows-days", "10", "--confirm"]).await;
+    assert_eq!(database.number(count).await, 0);
 }
 
 #[tokio::test]

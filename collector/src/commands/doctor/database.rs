@@ -6,7 +6,6 @@ use tokio_postgres::{Client, Config};
 use super::Report;
 use crate::config::DoctorSettings;
 use crate::store::inspect::{self, Contents, Recent};
-use crate::store::migrate;
 use crate::store::workers::{self, Standing};
 
 /// For so long a worker may have sent nothing while it holds entries: a batch waits a second, and a collector that restarts some more.
@@ -33,36 +32,27 @@ pub(super) struct Facts {
 const WHY_DOWN: &str = "entries wait on disk and are not visible; reports and dashboards stay empty";
 
 pub(super) async fn examine(settings: &DoctorSettings, report: &mut Report) -> Facts {
-    let config = match settings.database.config() {
-        Ok(config) => config,
+    let target = match settings.database.target() {
+        Ok(target) => target,
         Err(error) => {
             report.problem("postgresql", format!("{error:#}"), "nothing about the database could be checked", "set DATABASE_URL");
             return Facts::default();
         }
     };
-    let connected = tokio::time::timeout(settings.database.timeout(), config.connect(tokio_postgres::NoTls)).await;
-    let client = match connected {
-        Ok(Ok((client, connection))) => {
-            tokio::spawn(connection);
-            client
-        }
-        Ok(Err(error)) => {
-            let error = crate::store::pool::StoreError::from(error);
+    let client = match target.connect(settings.database.timeout(), "", ()).await {
+        Ok(client) => client,
+        Err(error) => {
             report.problem(
                 "postgresql",
-                format!("{}: {error}", migrate::advice(&config)),
+                format!("{}: {error}", target.advice(&error)),
                 WHY_DOWN,
                 "gateway up; gateway logs postgresql",
             );
             return Facts::default();
         }
-        Err(_) => {
-            report.problem("postgresql", format!("{}: no answer", migrate::advice(&config)), WHY_DOWN, "gateway logs postgresql");
-            return Facts::default();
-        }
     };
-    report.good("postgresql", format!("answers, {}", migrate::name_of(&config)));
-    password(&config, report);
+    report.good("postgresql", format!("answers, {}", target.name()));
+    password(target.config(), report);
     match inspect::contents(&client).await {
         Ok(contents) => judge(&contents, settings, report),
         Err(error) => {

@@ -14,7 +14,8 @@ pub(super) fn examine(settings: &DoctorSettings, report: &mut Report) {
         return;
     }
     let open: BTreeSet<u16> = tables.iter().flat_map(|table| open_ports(table)).collect();
-    let database_port = settings.database.config().ok().and_then(|config| config.get_ports().first().copied()).unwrap_or(5432);
+    let database_port =
+        settings.database.target().ok().and_then(|target| target.config().get_ports().first().copied()).unwrap_or(5432);
     let parts = [
         ("Kong's Admin API", port_of(&settings.kong_admin_url), "whoever reaches it makes keys, routes and plugins"),
         ("Kong's status address", port_of(&settings.kong_status_url), "its metrics tell who calls what, and it has no password"),

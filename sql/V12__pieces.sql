@@ -1,0 +1,294 @@
+-- Nothing here or from here on makes a row wait: partitions are made beside the rows that need them, and what touches many rows does
+-- so in pieces.
+
+-- Days without a partition that need one: those to come, and those of the last `days_back` days whose rows are in the default
+-- partition, each found by a look into an index.
+CREATE FUNCTION llm_missing_partitions(days_back integer, days_ahead integer) RETURNS SETOF date
+LANGUAGE sql STABLE AS $$
+    SELECT day FROM (
+        SELECT (now() AT TIME ZONE 'UTC')::date + number AS day, number FROM generate_series(-days_back, days_ahead) AS number
+    ) days
+    WHERE to_regclass('llm_logs_' || to_char(day, 'YYYYMMDD')) IS NULL
+        AND (number >= 0 OR EXISTS (SELECT FROM llm_logs_default
+                                    WHERE started_at >= day::timestamp AT TIME ZONE 'UTC'
+                                        AND started_at < (day + 1)::timestamp AT TIME ZONE 'UTC'))
+    ORDER BY day DESC
+$$;
+
+-- As before, in another order: the locks first. Otherwise a row that arrives in the default partition between the move and ATTACH
+-- fails it, and with rows coming in all the time it would never succeed. Whoever waits for these locks waits for us, so callers set a
+-- short lock_timeout. Rows that were on their way to the default partition meanwhile are refused by its new bounds (23514), and the
+-- collector sends them again.
+CREATE OR REPLACE FUNCTION llm_create_partition(day date) RETURNS boolean
+LANGUAGE plpgsql AS $$
+DECLARE
+    name  text        := 'llm_logs_' || to_char(day, 'YYYYMMDD');
+    lower timestamptz := day::timestamp AT TIME ZONE 'UTC';
+    upper timestamptz := (day + 1)::timestamp AT TIME ZONE 'UTC';
+BEGIN
+    -- Several collectors make the same partitions at midnight.
+    PERFORM pg_advisory_xact_lock(hashtext('llm_logs'), hashtext('partitions'));
+    IF to_regclass(name) IS NOT NULL THEN
+        RETURN false;
+    END IF;
+    LOCK TABLE ONLY llm_logs IN SHARE UPDATE EXCLUSIVE MODE;
+    LOCK TABLE llm_logs_default IN ACCESS EXCLUSIVE MODE;
+    -- Retention and erasing look for rows first and change them then: none may move in between.
+    IF EXISTS (SELECT FROM llm_logs_default WHERE started_at >= lower AND started_at < upper)
+        AND NOT pg_try_advisory_xact_lock(hashtext('llm_logs'), hashtext('retention')) THEN
+        RAISE lock_not_available USING MESSAGE = 'retention or an erasure is at work';
+    END IF;
+    EXECUTE format('CREATE TABLE %I (LIKE llm_logs INCLUDING DEFAULTS INCLUDING CONSTRAINTS'
+                   ' INCLUDING COMPRESSION INCLUDING STORAGE INCLUDING COMMENTS)', name);
+    EXECUTE format('WITH moved AS (DELETE FROM llm_logs_default WHERE started_at >= %L AND started_at < %L RETURNING *)'
+                   ' INSERT INTO %I SELECT * FROM moved', lower, upper, name);
+    EXECUTE format('ALTER TABLE llm_logs ATTACH PARTITION %I FOR VALUES FROM (%L) TO (%L)', name, lower, upper);
+    RETURN true;
+END $$;
+
+-- Whether rows are left that are older than the counting of usage and not counted yet. The table is there where an upgrade left it.
+CREATE FUNCTION llm_has_usage_backlog() RETURNS boolean
+LANGUAGE plpgsql STABLE AS $$
+BEGIN
+    -- Apart, because a statement about a table that is not there cannot even be planned.
+    IF to_regclass('llm_usage_backlog') IS NULL THEN
+        RETURN false;
+    END IF;
+    RETURN EXISTS (SELECT FROM llm_usage_backlog);
+END $$;
+
+-- Counts the usage of about `rows_at_once` of them, oldest first, by the trigger that counts new rows. False when nothing is left, or
+-- somebody else is at it.
+CREATE FUNCTION llm_count_usage_backlog(rows_at_once integer) RETURNS boolean
+LANGUAGE plpgsql AS $$
+DECLARE
+    boundary bigint;
+    since    timestamptz;
+    until    timestamptz;
+    columns  text;
+BEGIN
+    IF NOT llm_has_usage_backlog() OR NOT pg_try_advisory_xact_lock(hashtext('llm_logs'), hashtext('backlog')) THEN
+        RETURN false;
+    END IF;
+    SELECT last_id, next_at INTO boundary, since FROM llm_usage_backlog;
+    IF NOT FOUND THEN
+        RETURN false;
+    END IF;
+    SELECT started_at INTO until FROM llm_logs WHERE started_at >= since ORDER BY started_at OFFSET rows_at_once LIMIT 1;
+    -- More rows than that began at the very same time.
+    IF until = since THEN
+        SELECT started_at INTO until FROM llm_logs WHERE started_at > since ORDER BY started_at LIMIT 1;
+    END IF;
+    -- All columns but the texts, which nobody counts: they would have to be read.
+    SELECT string_agg(quote_ident(attname), ', ' ORDER BY attnum) INTO columns FROM pg_attribute
+    WHERE attrelid = 'llm_logs'::regclass AND attnum > 0 AND NOT attisdropped
+        AND attname NOT IN ('prompt', 'response', 'reasoning', 'tool_calls', 'raw_log');
+    CREATE TEMP TABLE llm_usage_past (LIKE llm_logs INCLUDING DEFAULTS) ON COMMIT DROP;
+    CREATE TRIGGER llm_count_usage AFTER INSERT ON llm_usage_past REFERENCING NEW TABLE AS new_rows
+        FOR EACH STATEMENT EXECUTE FUNCTION llm_count_usage();
+    EXECUTE format('INSERT INTO llm_usage_past (%s) SELECT %s FROM llm_logs WHERE started_at >= $1 AND ($2 IS NULL OR started_at < $2)'
+                   ' AND id <= $3', columns, columns) USING since, until, boundary;
+    DROP TABLE llm_usage_past;
+    IF until IS NULL THEN
+        DELETE FROM llm_usage_backlog;
+        RETURN false;
+    END IF;
+    UPDATE llm_usage_backlog SET next_at = until;
+    RETURN true;
+END $$;
+
+-- What is due from time to time, in pieces of some tens of milliseconds, and without reading llm_logs.
+
+-- Adds some of the deltas to llm_usage and llm_usage_days, and returns how many. One collector at a time does it.
+CREATE FUNCTION llm_compact_usage_piece(max_deltas integer) RETURNS bigint
+LANGUAGE plpgsql AS $$
+DECLARE
+    compacted bigint;
+BEGIN
+    IF NOT pg_try_advisory_xact_lock(hashtext('llm_logs'), hashtext('usage')) THEN
+        RETURN 0;
+    END IF;
+    -- One statement: whoever reads meanwhile sees all of it or nothing.
+    WITH taken AS (
+        DELETE FROM llm_usage_deltas WHERE ctid = ANY (ARRAY(SELECT ctid FROM llm_usage_deltas LIMIT max_deltas)) RETURNING *
+    ), hours AS (
+        SELECT hour, consumer_username, model, sum(calls) AS calls, sum(errors) AS errors, sum(prompt_tokens) AS prompt_tokens,
+            sum(uncached_prompt_tokens) AS uncached_prompt_tokens, sum(cached_tokens) AS cached_tokens,
+            sum(completion_tokens) AS completion_tokens, sum(reasoning_tokens) AS reasoning_tokens,
+            sum(timed_calls) AS timed_calls, sum(latencies) AS latencies
+        FROM taken GROUP BY hour, consumer_username, model
+    ), added AS (
+        INSERT INTO llm_usage AS u (hour, consumer_username, model, calls, errors, prompt_tokens, uncached_prompt_tokens,
+            cached_tokens, completion_tokens, reasoning_tokens, timed_calls, latencies)
+        SELECT hour, consumer_username, model, calls, errors, prompt_tokens, uncached_prompt_tokens, cached_tokens,
+            completion_tokens, reasoning_tokens, timed_calls, latencies
+        FROM hours
+        ON CONFLICT (hour, consumer_username, model) DO UPDATE SET
+            calls = u.calls + excluded.calls,
+            errors = u.errors + excluded.errors,
+            prompt_tokens = u.prompt_tokens + excluded.prompt_tokens,
+            uncached_prompt_tokens = u.uncached_prompt_tokens + excluded.uncached_prompt_tokens,
+            cached_tokens = u.cached_tokens + excluded.cached_tokens,
+            completion_tokens = u.completion_tokens + excluded.completion_tokens,
+            reasoning_tokens = u.reasoning_tokens + excluded.reasoning_tokens,
+            timed_calls = u.timed_calls + excluded.timed_calls,
+            latencies = u.latencies + excluded.latencies
+    ), added_to_days AS (
+        INSERT INTO llm_usage_days AS u (day, consumer_username, model, calls, errors, prompt_tokens, uncached_prompt_tokens,
+            cached_tokens, completion_tokens, reasoning_tokens, timed_calls, latencies)
+        SELECT date_trunc('day', hour, 'UTC'), consumer_username, model, sum(calls), sum(errors), sum(prompt_tokens),
+            sum(uncached_prompt_tokens), sum(cached_tokens), sum(completion_tokens), sum(reasoning_tokens), sum(timed_calls),
+            sum(latencies)
+        FROM hours GROUP BY date_trunc('day', hour, 'UTC'), consumer_username, model
+        ON CONFLICT (day, consumer_username, model) DO UPDATE SET
+            calls = u.calls + excluded.calls,
+            errors = u.errors + excluded.errors,
+            prompt_tokens = u.prompt_tokens + excluded.prompt_tokens,
+            uncached_prompt_tokens = u.uncached_prompt_tokens + excluded.uncached_prompt_tokens,
+            cached_tokens = u.cached_tokens + excluded.cached_tokens,
+            completion_tokens = u.completion_tokens + excluded.completion_tokens,
+            reasoning_tokens = u.reasoning_tokens + excluded.reasoning_tokens,
+            timed_calls = u.timed_calls + excluded.timed_calls,
+            latencies = u.latencies + excluded.latencies
+    ), seen AS (
+        INSERT INTO llm_usage_models SELECT DISTINCT model FROM taken WHERE prompt_tokens + completion_tokens > 0
+        ON CONFLICT DO NOTHING
+    )
+    SELECT count(*) INTO compacted FROM taken;
+
+    -- PostgreSQL analyzes no table as small as these by itself, and expects so much of one without statistics, as after a restore,
+    -- that it compiles every question for a second.
+    IF EXISTS (SELECT FROM pg_class WHERE reltuples < 0 AND oid IN ('llm_usage'::regclass, 'llm_usage_days'::regclass,
+               'llm_usage_deltas'::regclass, 'llm_usage_models'::regclass, 'llm_model_prices'::regclass)) THEN
+        ANALYZE llm_usage, llm_usage_days, llm_usage_deltas, llm_usage_models, llm_model_prices;
+    END IF;
+    RETURN compacted;
+END $$;
+
+-- All of them, as before.
+CREATE OR REPLACE FUNCTION llm_compact_usage() RETURNS bigint
+LANGUAGE plpgsql AS $$
+DECLARE
+    piece     bigint;
+    compacted bigint := 0;
+BEGIN
+    LOOP
+        piece := llm_compact_usage_piece(20000);
+        compacted := compacted + piece;
+        EXIT WHEN piece = 0;
+    END LOOP;
+    RETURN compacted;
+END $$;
+
+-- From where each consumer called within the last hour. Collectors add what they saw; what is older goes.
+CREATE TABLE llm_addresses (
+    consumer_username text        NOT NULL,
+    client_ip         inet        NOT NULL,
+    seen_at           timestamptz NOT NULL,
+    PRIMARY KEY (consumer_username, client_ip)
+) WITH (fillfactor = 70);
+
+COMMENT ON TABLE llm_addresses IS 'Addresses of the last hour by consumer, for the gauge llm_consumer_addresses.';
+
+-- What rounds of retention removed, for knowing what would be far more than ever: one row, when there was a round.
+CREATE TABLE llm_retention_rounds (
+    is_only       boolean     PRIMARY KEY DEFAULT true CHECK (is_only),
+    last_round_at timestamptz NOT NULL,
+    most_days     bigint      NOT NULL,
+    most_rows     bigint      NOT NULL
+);
+
+COMMENT ON TABLE llm_retention_rounds IS 'The last round of retention, and the most that one removed.';
+
+-- Gaps in the numbers, as before, in three steps that can be told apart: merging what arrived, taking back what closed, and finding holes.
+-- A hole is known when exactly it is among the gaps, which is looked up in no time: once all that closed is taken back, no gap is any
+-- other way about a hole.
+
+-- Merges ranges that touch or overlap. To be called with the advisory lock of the numbers held.
+CREATE FUNCTION llm_merge_sequences() RETURNS void
+LANGUAGE plpgsql AS $$
+BEGIN
+    WITH marked AS (
+        -- An island begins where everything before it ended earlier than the number in front of it.
+        SELECT worker, first_seq, last_seq, first_seq > coalesce(max(last_seq) OVER (
+            PARTITION BY worker ORDER BY first_seq, last_seq ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING), -1) + 1 AS begins
+        FROM llm_sequences
+        WHERE worker IN (SELECT worker FROM llm_sequences GROUP BY worker HAVING count(*) > 1)
+    ), numbered AS (
+        SELECT *, count(*) FILTER (WHERE begins) OVER (PARTITION BY worker ORDER BY first_seq, last_seq) AS island FROM marked
+    ), islands AS (
+        -- Of one range alone there is nothing to merge: with many holes those are nearly all.
+        SELECT worker, min(first_seq) AS island_first, max(last_seq) AS island_last FROM numbered GROUP BY worker, island
+        HAVING count(*) > 1
+    ), taken AS (
+        DELETE FROM llm_sequences s USING islands i
+        WHERE s.worker = i.worker AND s.first_seq >= i.island_first AND s.last_seq <= i.island_last
+        RETURNING s.worker, i.island_first, s.last_seq, s.first_seen_at, s.last_seen_at
+    )
+    -- The hole in front of an island is as old as the island's first arrival.
+    INSERT INTO llm_sequences (worker, first_seq, last_seq, first_seen_at, last_seen_at)
+    SELECT worker, island_first, max(last_seq), min(first_seen_at), max(last_seen_at) FROM taken GROUP BY worker, island_first
+    ORDER BY worker, island_first;
+END $$;
+
+CREATE OR REPLACE FUNCTION llm_close_sequence_gaps() RETURNS TABLE (gap_worker text, arrived bigint)
+LANGUAGE plpgsql AS $$
+BEGIN
+    -- One collector at a time; the others find nothing to do.
+    IF NOT pg_try_advisory_xact_lock(hashtext('llm_logs'), hashtext('sequences')) THEN
+        RETURN;
+    END IF;
+    PERFORM llm_merge_sequences();
+    RETURN QUERY
+    WITH touched AS (
+        SELECT g.worker, g.first_seq, g.last_seq, g.found_at FROM llm_sequence_gaps g
+        WHERE NOT g.settled AND coalesce((SELECT s.last_seq FROM llm_sequences s WHERE s.worker = g.worker AND s.first_seq <= g.last_seq
+                                          ORDER BY s.first_seq DESC LIMIT 1), 0) >= g.first_seq
+    ), remains AS (
+        SELECT t.worker, t.first_seq, t.last_seq, t.found_at,
+            int8multirange(int8range(t.first_seq, t.last_seq, '[]')) - range_agg(int8range(s.first_seq, s.last_seq, '[]')) AS missing
+        FROM touched t
+        JOIN llm_sequences s ON s.worker = t.worker AND s.first_seq <= t.last_seq AND s.last_seq >= t.first_seq
+        GROUP BY t.worker, t.first_seq, t.last_seq, t.found_at
+    ), closed AS (
+        DELETE FROM llm_sequence_gaps g USING remains r WHERE g.worker = r.worker AND g.first_seq = r.first_seq
+        RETURNING r.worker, r.first_seq, r.last_seq, r.found_at, r.missing
+    ), kept AS (
+        -- A part that begins where the gap began ends earlier, so its key is another one.
+        INSERT INTO llm_sequence_gaps (worker, first_seq, last_seq, found_at)
+        SELECT worker, lower(part), upper(part) - 1, found_at FROM closed, unnest(missing) AS part
+        ON CONFLICT DO NOTHING
+    )
+    SELECT worker, (sum(last_seq - first_seq + 1) - sum((SELECT coalesce(sum(upper(part) - lower(part)), 0) FROM unnest(missing) AS part)))::bigint
+    FROM closed GROUP BY worker;
+END $$;
+
+CREATE OR REPLACE FUNCTION llm_find_sequence_gaps(grace interval)
+RETURNS TABLE (gap_worker text, gap_first bigint, gap_last bigint)
+LANGUAGE plpgsql AS $$
+BEGIN
+    IF NOT pg_try_advisory_xact_lock(hashtext('llm_logs'), hashtext('sequences')) THEN
+        RETURN;
+    END IF;
+    PERFORM llm_close_sequence_gaps();
+
+    RETURN QUERY
+    WITH holes AS (
+        SELECT worker, coalesce(lag(last_seq) OVER (PARTITION BY worker ORDER BY first_seq), 0) + 1 AS hole_first,
+            first_seq - 1 AS hole_last, first_seen_at
+        FROM llm_sequences
+    ), found AS (
+        INSERT INTO llm_sequence_gaps (worker, first_seq, last_seq)
+        SELECT worker, hole_first, hole_last FROM holes h
+        WHERE hole_first <= hole_last AND first_seen_at < now() - grace
+            AND NOT EXISTS (SELECT FROM llm_sequence_gaps g
+                            WHERE g.worker = h.worker AND g.first_seq = h.hole_first AND g.last_seq = h.hole_last)
+        ON CONFLICT DO NOTHING
+        RETURNING worker, first_seq, last_seq
+    )
+    SELECT worker, first_seq, last_seq FROM found;
+
+    -- A worker that was restarted has a new identity; what the old one missed was found long ago.
+    DELETE FROM llm_sequences
+    WHERE worker IN (SELECT worker FROM llm_sequences GROUP BY worker HAVING max(last_seen_at) < now() - interval '90 days');
+END $$;
