@@ -30,6 +30,8 @@ build = {
       "kong/plugins/llm-audit/body_text.lua",
     ["kong.plugins.llm-audit.capture"] =
       "kong/plugins/llm-audit/capture.lua",
+    ["kong.plugins.llm-audit.entry_bodies"] =
+      "kong/plugins/llm-audit/entry_bodies.lua",
     ["kong.plugins.llm-audit.errors"] =
       "kong/plugins/llm-audit/errors.lua",
     ["kong.plugins.llm-audit.event_shape"] =

@@ -2,6 +2,8 @@
 -- as much of nginx around it as it takes: a semaphore that is disabled in the
 -- log phase, timers that a test runs itself, a shared dict.
 
+local utf8_text = require "spec.helpers.utf8_text"
+
 local M = {}
 
 local here = debug.getinfo(1, "S").source:match("^@(.*)/[^/]*$")
@@ -115,9 +117,22 @@ function M.new()
     },
     shared = { llm_gateway = new_dict(world.dict) },
     var = { remote_addr = "192.0.2.7" },
+    encode_base64 = function(text)
+      return "base64:" .. #text
+    end,
+    re = {
+      find = function(text)
+        return utf8_text.is_valid(text) and 1 or nil
+      end,
+    },
   }
   _G.kong = {
     ctx = { shared = {} },
+    router = {
+      get_route = function()
+        return world.route
+      end,
+    },
     log = {
       err = say,
       warn = say,
@@ -143,13 +158,13 @@ function M.new()
       return new_semaphore(world)
     end,
   }
-  for _, name in ipairs({ "admission", "log_queue", "queue_keeper", "refused",
-                          "sequence" }) do
+  for _, name in ipairs({ "admission", "entry_bodies", "log_queue",
+                          "queue_keeper", "refused", "sequence" }) do
     package.loaded[PLUGIN .. name] = nil
   end
   world.Queue = assert(loadfile(MODULE))()
-  for _, name in ipairs({ "log_queue", "queue_keeper", "refused",
-                          "sequence" }) do
+  for _, name in ipairs({ "entry_bodies", "log_queue", "queue_keeper",
+                          "refused", "sequence" }) do
     world[name] = require(PLUGIN .. name)
   end
   world.sequence.start()

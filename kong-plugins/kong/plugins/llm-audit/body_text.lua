@@ -9,19 +9,23 @@
 --   JSON has to escape so little of it that it is not longer than base64, which
 --   keeps the bound on an entry's size what it is with base64 alone;
 --   it holds no control characters but tab and line ends: they would be six
---   bytes each, and NUL is no text for anybody.
+--   bytes each, and NUL is no text for anybody. DEL is one that JSON takes.
 --
--- The bytes are looked at by a loop that LuaJIT compiles: 0.4 ns a byte, where
--- base64 and escaping its longer text take 2 more than plain text does. Without
--- the compiler it would be slower than base64, and everything is base64 then.
+-- Eight bytes at a time are looked at and copied by a loop that LuaJIT
+-- compiles: 0.4 ns a byte of prose, where cjson takes 3; in text that is full
+-- of quotes both take 3. Without the compiler it would be slower than base64,
+-- and everything is base64 then.
 
+local buffer = require "string.buffer"
 local ffi = require "ffi"
 
 local band = bit.band
+local bnot = bit.bnot
+local bor = bit.bor
+local bxor = bit.bxor
 local cast = ffi.cast
 local find = string.find
 local floor = math.floor
-local min = math.min
 local sub = string.sub
 
 -- How much of a body is looked at for a byte that is not of base64. JSON and
@@ -32,89 +36,165 @@ local HEAD_BYTES = 64
 -- white space, which lenient decoders skip.
 local NOT_BASE64 = "[^%w+/=_%s-]"
 
--- What a byte weighs: in the lowest bits what it takes in a JSON string, above
--- them whether it is no ASCII, or a control character, so that the sum over a
--- block tells the length and what there is.
-local BLOCK_BYTES = 1024
-local NOT_ASCII = 4096
-local CONTROL = 2 * NOT_ASCII * BLOCK_BYTES
+local WORD_BYTES = 8
 
-local weight_of = ffi.new("int32_t[256]")
+-- The same byte eight times.
+local ONES = 0x0101010101010101ULL
+local HIGHEST_BITS = 0x80ULL * ONES
+local BLANKS = 0x20ULL * ONES
+local QUOTES = 0x22ULL * ONES
+local BACKSLASHES = 0x5cULL * ONES
 
-for byte = 0, 255 do
-  weight_of[byte] = byte >= 128 and NOT_ASCII + 1
-                    or (byte < 32 or byte == 127) and CONTROL
-                    or 1
+local BACKSLASH = ("\\"):byte()
+
+-- What a byte becomes in a JSON string: how many backslashes, and what behind.
+local backslashes = ffi.new("uint8_t[256]")
+local letter_of = ffi.new("uint8_t[256]")
+local is_control = ffi.new("uint8_t[256]")
+
+for code = 0, 255 do
+  letter_of[code] = code
+  is_control[code] = code < 32 and 1 or 0
+end
+for char, letter in pairs({ ['"'] = '"', ["\\"] = "\\", ["\t"] = "t",
+                            ["\n"] = "n", ["\r"] = "r" }) do
+  local code = char:byte()
+  backslashes[code] = 1
+  letter_of[code] = letter:byte()
+  is_control[code] = 0
 end
 
--- cjson escapes the slash, too
-for _, char in ipairs({ '"', "\\", "/", "\t", "\n", "\r" }) do
-  weight_of[char:byte()] = 2
-end
+-- All words of a text that were copied as they are, one over the other. In
+-- memory, for LuaJIT would make an object of it in every round of the loop.
+local seen = ffi.new("uint64_t[1]")
 
 local M = {}
 
 
--- @return the length of `text` in JSON without its quotes, and whether it is
--- ASCII; nil when there are control characters in it
-local function measure(text)
+-- Writes a byte, and a backslash before it where there has to be one. Without a
+-- branch: in text full of quotes that would be guessed wrongly every time.
+-- @return where the next one goes
+local function put(out, at, code)
+  out[at] = BACKSLASH
+  at = at + backslashes[code]
+  out[at] = letter_of[code]
+
+  return at + 1
+end
+
+
+-- Writes `text` as it stands in a JSON string, without the quotes.
+-- @param out where to; there have to be #text + most_escapes bytes, and two
+-- words
+-- @return the length, and whether it is ASCII; nil when there are control
+-- characters, or more escapes, in it
+local function escape(text, out, most_escapes)
   local bytes = cast("const uint8_t *", text)
   local size = #text
-  local length, is_ascii = 0, true
+  local i, at = 0, 0
+  local controls = 0
+  seen[0] = 0
 
-  for from = 0, size - 1, BLOCK_BYTES do
-    local to = min(from + BLOCK_BYTES, size)
-    local fours_end = to - (to - from) % 4
+  while i <= size - WORD_BYTES do
+    local word = cast("const uint64_t *", bytes + i)[0]
+    local quote = bxor(word, QUOTES)
+    local backslash = bxor(word, BACKSLASHES)
+    -- The highest bit of a byte is set in the first place where the byte is
+    -- below a blank, or the one that was made 0; further ones may be wrong.
+    local special = bor(band(word - BLANKS, bnot(word)),
+                        band(quote - ONES, bnot(quote)),
+                        band(backslash - ONES, bnot(backslash)))
+    seen[0] = bor(seen[0], word)
 
-    -- four at a time, in two sums: three times as fast as one by one
-    local some, others = 0, 0
-    for i = from, fours_end - 4, 4 do
-      some = some + weight_of[bytes[i]] + weight_of[bytes[i + 1]]
-      others = others + weight_of[bytes[i + 2]] + weight_of[bytes[i + 3]]
-    end
-    for i = fours_end, to - 1 do
-      some = some + weight_of[bytes[i]]
+    if band(special, HIGHEST_BITS) == 0ULL then
+      cast("uint64_t *", out + at)[0] = word
+      at = at + WORD_BYTES
+
+    else
+      local p = bytes + i
+      at = put(out, at, p[0])
+      at = put(out, at, p[1])
+      at = put(out, at, p[2])
+      at = put(out, at, p[3])
+      at = put(out, at, p[4])
+      at = put(out, at, p[5])
+      at = put(out, at, p[6])
+      at = put(out, at, p[7])
+      controls = bor(controls,
+                     is_control[p[0]], is_control[p[1]], is_control[p[2]],
+                     is_control[p[3]], is_control[p[4]], is_control[p[5]],
+                     is_control[p[6]], is_control[p[7]])
+      if controls ~= 0 or at - i - WORD_BYTES > most_escapes then
+        return nil
+      end
     end
 
-    local weight = some + others
-    if weight >= CONTROL then
-      return nil
-    end
-
-    if weight >= NOT_ASCII then
-      is_ascii = false
-    end
-    length = length + band(weight, NOT_ASCII - 1)
+    i = i + WORD_BYTES
   end
 
-  return length, is_ascii
+  while i < size do
+    local code = bytes[i]
+    at = put(out, at, code)
+    controls = bor(controls, is_control[code])
+    seen[0] = bor(seen[0], code + 0ULL)
+    i = i + 1
+  end
+
+  if controls ~= 0 or at - size > most_escapes then
+    return nil
+  end
+
+  return at, band(seen[0], HIGHEST_BITS) == 0ULL
 end
 
 
 -- @param is_utf8 tells whether a text is UTF-8
 -- @param encode_base64
--- @return encode(body): the string for the log entry
+-- @return encode(body): the string for the log entry; and append(out, body),
+-- which puts it into a string buffer as it stands between the quotes of a JSON
+-- string, and returns what encode does
 function M.new(is_utf8, encode_base64)
+  local function append_base64(out, body)
+    local text = encode_base64(body)
+    out:put(text)
+
+    return text
+  end
+
   local works = jit.status() and is_utf8("\195\169{") and not is_utf8("\255{")
                 and not is_utf8("\237\160\128")
   if not works then
-    return encode_base64
+    return encode_base64, append_base64
   end
 
-  return function(body)
+  local function append(out, body)
     if not find(sub(body, 1, HEAD_BYTES), NOT_BASE64) then
-      return encode_base64(body)
+      return append_base64(out, body)
     end
 
-    local length, is_ascii = measure(body)
-    if not length or length > floor((#body + 2) / 3) * 4
-      or not is_ascii and not is_utf8(body)
-    then
-      return encode_base64(body)
+    local size = #body
+    local most_escapes = floor((size + 2) / 3) * 4 - size
+    local length, is_ascii = escape(body, (out:reserve(size + most_escapes
+                                                       + 2 * WORD_BYTES)),
+                                    most_escapes)
+    if not length or not is_ascii and not is_utf8(body) then
+      return append_base64(out, body)
     end
+
+    out:commit(length)
 
     return body
   end
+
+  local function encode(body)
+    local out = buffer.new()
+    local text = append(out, body)
+    out:free()
+
+    return text
+  end
+
+  return encode, append
 end
 
 

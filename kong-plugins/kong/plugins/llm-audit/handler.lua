@@ -22,8 +22,8 @@
 -- route or that another plugin refused; then there is no request body. Headers
 -- and body filters do not run when the client goes before the answer.
 
-local body_text = require "kong.plugins.llm-audit.body_text"
 local capture = require "kong.plugins.llm-audit.capture"
+local entry_bodies = require "kong.plugins.llm-audit.entry_bodies"
 local errors = require "kong.plugins.llm-audit.errors"
 local gate = require "kong.plugins.llm-audit.gate"
 local guard = require "kong.plugins.llm-audit.guard"
@@ -39,7 +39,6 @@ local usage_filter = require "kong.plugins.llm-audit.usage_filter"
 local apis = require "llm_gateway.api"
 
 local concat = table.concat
-local encode_base64 = ngx.encode_base64
 local find = string.find
 local floor = math.floor
 local kong = kong
@@ -62,11 +61,6 @@ local LlmAudit = {
   PRIORITY = PRIORITY,
   VERSION = "0.1.0",
 }
-
-local encode_body = body_text.new(function(text)
-  -- PCRE checks all of a text before it matches, and refuses what is no UTF-8.
-  return ngx.re.find(text, "^", "jou") ~= nil
-end, encode_base64)
 
 local function init_worker()
   if not sequence.start() then
@@ -355,18 +349,19 @@ local function log(call, conf)
 
   local request = call.request_body
   local request_bytes = call.request_bytes or request_body.declared_size() or 0
-  local content, answer
+  local bodies = {}
+  local answer
 
   if is_full then
     if request and request ~= "" then
-      set_value("request.body", encode_body(request))
+      bodies[1] = { key = "request.body", body = request }
     end
 
-    content = response and response:content()
+    local content = response and response:content()
     if content then
       -- What is encoded has to be inflated, whatever its bytes look like.
-      local encode = call.is_encoded and encode_base64 or encode_body
-      set_value("response.body", encode(content))
+      bodies[#bodies + 1] = { key = "response.body", body = content,
+                              is_encoded = call.is_encoded }
     end
 
   elseif response then
@@ -410,8 +405,9 @@ local function log(call, conf)
   local entry = {
     seq = llm.seq,
     refused = refusal ~= nil,
-    has_bodies = request ~= nil and request ~= "" or content ~= nil,
+    has_bodies = bodies[1] ~= nil,
   }
+  entry_bodies.set(entry, bodies, call.is_reading)
   if call.is_reading then
     log_queue.add_alone(entry, llm)
   else

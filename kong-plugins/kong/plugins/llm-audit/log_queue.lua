@@ -19,6 +19,7 @@
 
 local admission = require "kong.plugins.llm-audit.admission"
 local cjson = require "cjson"
+local entry_bodies = require "kong.plugins.llm-audit.entry_bodies"
 local queue_keeper = require "kong.plugins.llm-audit.queue_keeper"
 local sequence = require "kong.plugins.llm-audit.sequence"
 
@@ -59,11 +60,12 @@ end
 -- --- adding ------------------------------------------------------------------
 
 -- The entry of this call without its bodies, as http-log would encode it.
-local function without_bodies()
+local function without_bodies(entry)
   local set_value = kong.log.set_serialize_value
   set_value("request.body", nil)
   set_value("response.body", nil)
   set_value("llm.shed", true)
+  entry.bodies = nil
 
   return cjson.encode(kong.log.serialize())
 end
@@ -78,7 +80,7 @@ local function admit(room, entry, value)
   end
 
   if kind == "whole" then
-    value = without_bodies()
+    value = without_bodies(entry)
     if admission.fits(room, #value, "bare") then
       return value
     end
@@ -90,7 +92,8 @@ local function add(entry, conf, handler, handler_conf, value)
   -- First of all: from here on the collector waits for this number.
   sequence.give(entry.seq)
 
-  value = admit(queue_keeper.room(conf), entry, value)
+  value = admit(queue_keeper.room(conf), entry,
+                entry_bodies.fill_in(entry, value))
   if not value then
     queue_keeper.lose(1, "the queue is full")
     return
@@ -164,6 +167,7 @@ local function enqueue(conf, handler, handler_conf, value)
   end
 
   try_to_add(entry, conf, handler, handler_conf, value)
+  entry_bodies.restore(entry)
   if pending[1] then
     add_pending()
   end
@@ -210,7 +214,7 @@ end
 
 
 -- Hands over the entry that the plugin has completed for this call: { seq,
--- refused, has_bodies, kept_out }.
+-- refused, has_bodies, kept_out }, and what entry_bodies put there.
 function M.expect(entry)
   kong.ctx.shared.llm_audit_entry = entry
   if not original and entry.seq then
