@@ -28,9 +28,15 @@ const NUMBERS: [(&str, &[&str]); 3] = [
 pub fn reduced(entry: &Entry<'_>) -> Option<String> {
     let fields = &entry.fields;
     let is_known = ["username", "custom_id", "id"].iter().any(|name| fields.at(&["consumer", name]).is_some());
-    let was_asked = fields.at(&["latencies", "proxy"]).and_then(Json::as_i64).is_some_and(|milliseconds| milliseconds >= 0)
-        || fields.get("tries").is_some_and(|tries| !tries.elements().is_empty());
-    if is_known || was_asked || entry.status().is_none_or(|status| status < 400) {
+    let status = entry.status().filter(|status| *status >= 400)?;
+    // Kong notes -1 where it asked no upstream, and whether an answer was its own. Who says neither may be somebody's entry made by hand;
+    // a missing key is still what 401 says.
+    let waited = fields.at(&["latencies", "proxy"]).and_then(Json::as_i64);
+    let was_asked =
+        waited.is_some_and(|waited| waited >= 0) || fields.get("tries").is_some_and(|tries| !tries.elements().is_empty());
+    let is_own =
+        waited.is_some() || matches!(fields.get("source").and_then(Json::as_str), Some("exit" | "error")) || status == 401;
+    if is_known || was_asked || !is_own {
         return None;
     }
     let mut out = String::with_capacity(1024);
@@ -54,7 +60,7 @@ pub fn reduced(entry: &Entry<'_>) -> Option<String> {
         }
     }
     out.push_str("}},\"response\":{\"status\":");
-    out.push_str(&entry.status().unwrap_or_default().to_string());
+    out.push_str(&status.to_string());
     out.push_str(",\"headers\":{");
     if let Some(value) = crate::decode::entry::header(fields, "response", "content-type") {
         out.push_str("\"content-type\":");
@@ -68,6 +74,9 @@ pub fn reduced(entry: &Entry<'_>) -> Option<String> {
     out.push('}');
     for (group, names) in NUMBERS {
         write_group(&mut out, fields, group, names);
+    }
+    if let Some(source) = fields.get("source").and_then(Json::as_str) {
+        member(&mut out, "source", source, MAX_VALUE_BYTES);
     }
     if let Some(address) = fields.get("client_ip").and_then(Json::as_str) {
         member(&mut out, "client_ip", address, MAX_VALUE_BYTES);
@@ -165,11 +174,19 @@ mod tests {
             r#"{"started_at":1,"response":{"status":401},"latencies":{"proxy":3}}"#,
             r#"{"started_at":1,"response":{"status":502},"tries":[{"balancer_start":1}]}"#,
             r#"{"started_at":1,"response":{"status":200},"latencies":{"proxy":-1}}"#,
+            r#"{"started_at":1,"response":{"status":400}}"#,
+            r#"{"started_at":1,"response":{"status":404},"source":"upstream"}"#,
             r#"{"started_at":1}"#,
         ] {
             assert_eq!(reduced_raw(raw), None, "{raw}");
         }
-        assert!(reduced_raw(r#"{"started_at":1,"response":{"status":404}}"#).is_some());
-        assert!(reduced_raw(r#"{"started_at":1,"response":{"status":429},"tries":{},"latencies":{"proxy":-1}}"#).is_some());
+        for raw in [
+            r#"{"started_at":1,"response":{"status":401}}"#,
+            r#"{"started_at":1,"response":{"status":404},"source":"exit"}"#,
+            r#"{"started_at":1,"response":{"status":400},"source":"error","tries":[]}"#,
+            r#"{"started_at":1,"response":{"status":429},"tries":{},"latencies":{"proxy":-1}}"#,
+        ] {
+            assert!(reduced_raw(raw).is_some(), "{raw}");
+        }
     }
 }
