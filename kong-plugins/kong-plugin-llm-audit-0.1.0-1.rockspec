@@ -66,6 +66,8 @@ build = {
       "kong/plugins/llm-audit/sse.lua",
     ["kong.plugins.llm-audit.sequence"] =
       "kong/plugins/llm-audit/sequence.lua",
+    ["kong.plugins.llm-audit.stored_responses"] =
+      "kong/plugins/llm-audit/stored_responses.lua",
     ["kong.plugins.llm-audit.stream_capture"] =
       "kong/plugins/llm-audit/stream_capture.lua",
     ["kong.plugins.llm-audit.stream_text"] =

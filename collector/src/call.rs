@@ -48,6 +48,8 @@ pub struct Call {
     pub error: Option<String>,
     /// Tokens as reported by the model server.
     pub usage: Usage,
+    /// Whether the answer is a stored response whose tokens another call has counted: `usage` is empty then.
+    pub is_repeat: bool,
     /// Tokens of prompt and answer as the gateway estimated them, where the model server reported none.
     pub estimated: (Option<i32>, Option<i32>),
     /// What of the call nobody understood, each kind once.

@@ -23,7 +23,7 @@ pub mod usage;
 use std::borrow::Cow;
 use std::sync::Arc;
 
-use crate::call::{Call, EngineTimes, Unread};
+use crate::call::{Call, EngineTimes, Unread, Usage};
 use crate::decode::body::Body;
 use crate::decode::cut::parse_cut_json;
 use crate::decode::json::{Json, without_nul};
@@ -76,6 +76,10 @@ pub fn call(entry: &Entry<'_>, secrets: &Secrets, privacy: &Privacy) -> Call {
         _ => Answer::default(),
     };
     add_reported(&mut answer, fields);
+    let is_repeat = entry.is_repeat();
+    if is_repeat {
+        answer.usage = Usage::default();
+    }
     let error = error_message(&response.document, entry.response_body.as_ref(), failed);
     let served_model = answer.model.clone().filter(|_| status.is_some_and(|status| (200..300).contains(&status)));
     // The plugin's reading of the request is the one that was acted on.
@@ -145,8 +149,9 @@ pub fn call(entry: &Entry<'_>, secrets: &Secrets, privacy: &Privacy) -> Call {
         tool_calls: answer.tool_calls,
         finish_reason: answer.finish_reason,
         error: error.map(clean),
-        estimated: estimated(answer.usage, fields),
+        estimated: if is_repeat { (None, None) } else { estimated(answer.usage, fields) },
         usage: answer.usage,
+        is_repeat,
         unread: unread_kinds(entry, api, failed, &request, &response),
         team: team(fields),
         backend: llm_text(fields, "backend"),
@@ -224,7 +229,7 @@ fn team(fields: &Json<'_>) -> Option<String> {
 }
 
 /// Tokens that the plugin estimated, where the server reported none. A count that is reported is never mixed with one that is not.
-fn estimated(reported: crate::call::Usage, fields: &Json<'_>) -> (Option<i32>, Option<i32>) {
+fn estimated(reported: Usage, fields: &Json<'_>) -> (Option<i32>, Option<i32>) {
     if reported.is_reported() {
         return (None, None);
     }

@@ -369,7 +369,7 @@ impl Metrics {
             self.duration.get_or_create_owned(&labels).observe(seconds(latency_ms));
         }
         let of_model = ModelLabel { model };
-        if call.succeeded() && call.api.reports_usage() && !call.usage.is_reported() {
+        if call.succeeded() && call.api.reports_usage() && !call.usage.is_reported() && !call.is_repeat {
             self.usage_missing.get_or_create_owned(&of_model).inc();
         }
         if let (true, Some(ttft_ms)) = (call.stream, call.ttft_ms) {

@@ -7,9 +7,10 @@
 
 use std::path::{Path, PathBuf};
 
-use llm_collector::call::Call;
+use llm_collector::call::{Call, Usage};
 use llm_collector::decode::{self, Limits};
 use llm_collector::extract::{self, privacy::Privacy, redact::Secrets};
+use llm_collector::measure::Metrics;
 use serde_json::{Value, json};
 
 const LIMITS: Limits = Limits { decoded_bytes: 64 << 20 };
@@ -197,5 +198,33 @@ fn a_stream_adds_up_to_the_object_that_its_twin_answered_with() {
         assert_eq!(stream["output"][0]["content"][0]["text"], whole["output"][0]["content"][0]["text"]);
         let function = |body: &Value| body["choices"][0]["message"]["tool_calls"][0]["function"].clone();
         assert_eq!(function(&stream), function(&whole));
+    }
+}
+
+#[test]
+fn a_repeated_answer_has_its_content_and_no_tokens() {
+    for name in ["responses", "responses-stream"] {
+        let first = call_of(name);
+        assert!(first.usage.is_reported(), "{name}");
+        let mut entry: Value = serde_json::from_slice(&entry(name)).unwrap();
+        entry["llm"]["repeat"] = json!(true);
+        entry["llm"]["usage"] = json!({"input_tokens": 12, "output_tokens": 10});
+        entry["llm"]["estimated"] = json!({"prompt_tokens": 9, "completion_tokens": 9});
+        let repeat = call_of_entry(entry.to_string().as_bytes());
+        assert_eq!(repeat.usage, Usage::default(), "{name}");
+        assert_eq!(repeat.estimated, (None, None), "{name}");
+        assert_eq!((&repeat.model, &repeat.response, repeat.status), (&first.model, &first.response, first.status), "{name}");
+        let raw: Value = serde_json::from_str(&repeat.raw_log).unwrap();
+        assert_eq!(raw["llm"]["repeat"], json!(true), "{name}");
+        assert!(raw["response"]["body"]["usage"]["output_tokens"].is_u64(), "{name}");
+
+        let metrics = Metrics::new();
+        metrics.observe_call(&repeat);
+        let page = metrics.render().unwrap();
+        assert!(page.contains("llm_requests_total{"), "{page}");
+        assert!(!page.contains("llm_tokens_total{") && !page.contains("llm_usage_missing_total{"), "{page}");
+
+        entry["llm"]["repeat"] = json!(false);
+        assert_eq!(call_of_entry(entry.to_string().as_bytes()).usage, first.usage, "{name}");
     }
 }

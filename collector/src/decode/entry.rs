@@ -78,6 +78,11 @@ impl Entry<'_> {
         self.llm_flag("shed")
     }
 
+    /// Whether the usage in the answer is that of a stored response whose tokens another call has counted.
+    pub fn is_repeat(&self) -> bool {
+        self.llm_flag("repeat")
+    }
+
     fn llm_flag(&self, name: &str) -> bool {
         self.fields.at(&["llm", name]).and_then(Json::as_bool).unwrap_or(false)
     }

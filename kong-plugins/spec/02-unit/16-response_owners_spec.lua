@@ -45,6 +45,70 @@ describe("the maker of a response", function()
 end)
 
 
+describe("the tokens of a response", function()
+  it("are counted once for each making, by whichever worker", function()
+    local dict = response_owners.own_dict()
+    local one, other = response_owners.new(dict), response_owners.new(dict)
+    local first = one:note("resp_1", "alice")
+    assert.equal(first, other:number_of("resp_1"))
+    assert.is_false(other:is_counted(first))
+    assert.is_true(other:count(first))
+    assert.is_false(one:count(first))
+    assert.is_true(one:is_counted(first))
+
+    local again = one:note("resp_1", "alice")
+    assert.equal(again, other:number_of("resp_1"))
+    assert.is_true(other:count(again))
+    assert.is_false(other:count(first))
+  end)
+
+  it("leave nothing behind when the id is forgotten", function()
+    local dict = response_owners.own_dict()
+    local kept = 0
+    for _, name in ipairs({ "add", "set", "delete" }) do
+      local change = dict[name]
+      dict[name] = function(self, key, value)
+        local before = dict:get(key) ~= nil and 1 or 0
+        local ok, err = change(self, key, value)
+        kept = kept + (dict:get(key) ~= nil and 1 or 0) - before
+        return ok, err
+      end
+    end
+    local owners = response_owners.new(dict, 10)
+    local numbers = {}
+    for i = 1, 35 do
+      numbers[i] = owners:note("resp_" .. i % 17, "alice")
+      assert.is_true(owners:count(numbers[i]))
+    end
+    -- a place, a maker and a note each
+    assert.equal(30, kept)
+    for i = 1, 35 do
+      assert.equal(i > 25, owners:is_counted(numbers[i]))
+    end
+    -- also of calls that outlast it
+    assert.is_true(owners:count(numbers[3]))
+    assert.equal(30, kept)
+  end)
+
+  it("are counted rather twice than never", function()
+    local dict = response_owners.own_dict()
+    dict.add = function()
+      return false, "no memory"
+    end
+    local owners = response_owners.new(dict)
+    assert.is_true(owners:count(owners:note("resp_1", "alice")))
+  end)
+
+  it("have no number where nobody made it", function()
+    local owners = response_owners.new()
+    for _, id in ipairs({ "resp_1", "", ("x"):rep(200) }) do
+      assert.is_nil(owners:note(("x"):rep(200), "alice"))
+      assert.is_nil(owners:number_of(id))
+    end
+  end)
+end)
+
+
 describe("the id of a response", function()
   it("is read from the beginning of recorded answers, however cut", function()
     local seen = 0

@@ -33,6 +33,7 @@ local refused = require "kong.plugins.llm-audit.refused"
 local reported = require "kong.plugins.llm-audit.reported"
 local request_body = require "kong.plugins.llm-audit.request_body"
 local sequence = require "kong.plugins.llm-audit.sequence"
+local stored_responses = require "kong.plugins.llm-audit.stored_responses"
 local stream_capture = require "kong.plugins.llm-audit.stream_capture"
 local sync = require "kong.plugins.llm-audit.sync"
 local usage_filter = require "kong.plugins.llm-audit.usage_filter"
@@ -161,7 +162,9 @@ local function header_filter(_, conf)
 
   call.stream = stream
   call.is_encoded = header["Content-Encoding"] ~= nil
-  call.watch = gate.watch(status, header["Content-Encoding"])
+  call.watch = stored_responses.watch(call, status, content_type,
+                                      header["Content-Encoding"],
+                                      conf.capture ~= "full")
   call.meter = reading.new_meter(call, status)
   -- What is encoded can only be read from its beginning.
   local new_capture = stream and not call.is_encoded and stream_capture.new
@@ -220,8 +223,8 @@ local function see(call, chunk)
     call.meter:put(chunk)
   end
 
-  if call.watch and not call.watch(chunk) then
-    call.watch = nil
+  if call.watch then
+    call.watch(chunk)
   end
 end
 
@@ -321,9 +324,9 @@ local function time_to_first_byte(call)
 end
 
 
--- Reads what the server reported, guarded on its own: a fault in there must
+-- Read what the server reported, guarded on their own: a fault in there must
 -- not cost the entry. Set below.
-local read_reported
+local read_reported, describe_stored
 
 
 local function log(call, conf)
@@ -350,14 +353,14 @@ local function log(call, conf)
   local request = call.request_body
   local request_bytes = call.request_bytes or request_body.declared_size() or 0
   local bodies = {}
-  local answer
+  local content, answer
 
   if is_full then
     if request and request ~= "" then
       bodies[1] = { key = "request.body", body = request }
     end
 
-    local content = response and response:content()
+    content = response and response:content()
     if content then
       -- What is encoded has to be inflated, whatever its bytes look like.
       bodies[#bodies + 1] = { key = "response.body", body = content,
@@ -399,6 +402,7 @@ local function log(call, conf)
     -- Its client went away, and no server got it: nothing passed unread.
     call.unread = nil
   end
+  describe_stored(call, llm, content)
   reading.describe(call, llm, status)
   set_value("llm", llm)
 
@@ -422,9 +426,11 @@ local function release(call)
   end
 
   gate.leave(call)
+  stored_responses.leave(call)
   call.response = nil
   call.request_body = nil
   call.meter = nil
+  call.watch = nil
   call.filter = nil
   call.error_plan = nil
 end
@@ -460,6 +466,10 @@ LlmAudit.body_filter = guarded("body_filter", body_filter, pass_held_bytes)
 
 read_reported = guarded("log", function(call)
   return reported.read(call.response, call.stream, is_complete(call))
+end)
+
+describe_stored = guarded("log", function(call, llm, content)
+  stored_responses.describe(call, llm, content, is_complete(call))
 end)
 
 -- What was kept is let go even when the entry could not be made.

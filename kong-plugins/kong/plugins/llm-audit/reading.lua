@@ -11,6 +11,7 @@ local gate = require "kong.plugins.llm-audit.gate"
 local request = require "llm_gateway.request"
 local request_body = require "kong.plugins.llm-audit.request_body"
 local request_text = require "kong.plugins.llm-audit.request_text"
+local stored_responses = require "kong.plugins.llm-audit.stored_responses"
 
 local error = error
 local find = string.find
@@ -214,7 +215,7 @@ local function read_json(conf, call, api, is_coded)
 
   local answer = refusal(conf, found.unread)
   if not answer and api == "responses" and found.previous_response_id then
-    answer = gate.refusal_of_response(found.previous_response_id)
+    answer = stored_responses.refusal(found.previous_response_id)
   end
   keep_body(conf, call, body, answer ~= nil)
   if found.changes and not answer and not is_coded then
@@ -314,14 +315,16 @@ end
 
 
 -- Puts into the entry what is known of the request, and an estimate of its
--- tokens if the server reported none.
+-- tokens if the server reported none, neither here nor before.
 function M.describe(call, llm, status)
   llm.api = M.api_of(call)
   llm.model_asked = call.model_asked
   llm.stream_asked = call.stream_asked
   llm.unread = unread_reason(call, status)
 
-  if not llm.usage and (call.meter or is_abandoned(call, status)) then
+  if not llm.usage and not llm["repeat"]
+    and (call.meter or is_abandoned(call, status))
+  then
     llm.estimated = estimate.of(call.api, call.text_bytes, call.meter)
   end
 end

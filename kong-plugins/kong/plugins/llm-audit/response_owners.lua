@@ -1,4 +1,5 @@
--- Remembers who made a stored response of /v1/responses.
+-- Remembers who made a stored response of /v1/responses, and whether its tokens
+-- have been counted.
 --
 -- A model server that stores responses knows no users: whoever has the id may
 -- read, continue and cancel it. So the gateway keeps the maker of an id, from
@@ -13,14 +14,18 @@
 --   Servers make ids that no other has, and no client chooses one (the gateway
 --   takes request_id out of requests). Where one comes again all the same, the
 --   last who was answered with it has it, as the server has the last response.
+--   A making of a response has a number. Of all calls that tell its usage, in
+--   whichever worker, exactly one is the first: tokens are counted by number,
+--   so that an id that comes again is not taken for one that was counted.
 
 local find = string.find
 local format = string.format
 local match = string.match
 local setmetatable = setmetatable
 local sub = string.sub
+local tonumber = tonumber
 
--- Some 300 bytes each in a dict of 16 MB.
+-- Some 450 bytes each in a dict of 16 MB.
 local MAX_IDS = 20000
 
 -- Longer ids are of no server, and would take the place of many.
@@ -56,6 +61,13 @@ function M.own_dict()
       values[key] = value
       return true
     end,
+    add = function(_, key, value)
+      if values[key] ~= nil then
+        return false, "exists"
+      end
+      values[key] = value
+      return true
+    end,
     delete = function(_, key)
       values[key] = nil
     end,
@@ -72,36 +84,80 @@ local function owner_key(id)
 end
 
 
-function Owners:note(id, user)
-  local dict = self.dict
-  if #id > MAX_ID_BYTES then
-    return
-  end
+local function counted_key(number)
+  return format("response-counted:%d", number)
+end
 
-  if dict:get(owner_key(id)) then
-    dict:set(owner_key(id), user)
-    return
+
+-- @return the number of the making, and who made it; nil when nobody did
+local function read_owner(dict, id)
+  local number, user = match(dict:get(owner_key(id)) or "", "^(%d+):(.*)$")
+
+  return tonumber(number), user
+end
+
+
+-- @return the number of this making; nil where it cannot be kept
+function Owners:note(id, user)
+  local dict, most = self.dict, self.most
+  if #id > MAX_ID_BYTES then
+    return nil
   end
 
   local number = dict:incr("responses", 1, 0)
   if not number then
-    return
+    return nil
   end
 
-  local place = format("response-at:%d", number % self.most)
+  local place = format("response-at:%d", number % most)
   local oldest = dict:get(place)
-  if oldest then
+  if oldest and read_owner(dict, oldest) == number - most then
     dict:delete(owner_key(oldest))
   end
+  dict:delete(counted_key(number - most))
 
   dict:set(place, id)
-  dict:set(owner_key(id), user)
+  dict:set(owner_key(id), format("%d:%s", number, user))
+
+  return number
 end
 
 
 -- @return whether this user made the response
 function Owners:is_of(id, user)
-  return #id <= MAX_ID_BYTES and self.dict:get(owner_key(id)) == user
+  if #id > MAX_ID_BYTES then
+    return false
+  end
+  local _, maker = read_owner(self.dict, id)
+
+  return maker == user
+end
+
+
+-- @return the number of the latest making of the response; nil for unknown ids
+function Owners:number_of(id)
+  return #id <= MAX_ID_BYTES and read_owner(self.dict, id) or nil
+end
+
+
+-- @return whether the tokens of that making have been counted
+function Owners:is_counted(number)
+  return self.dict:get(counted_key(number)) ~= nil
+end
+
+
+-- @return whether the tokens of that making are to be counted now: true once
+function Owners:count(number)
+  local dict = self.dict
+  if (dict:get("responses") or 0) - number >= self.most then
+    -- Forgotten while the call lasted: nobody else can have its response any
+    -- more, and nobody would take the note away.
+    return true
+  end
+
+  local ok, err = dict:add(counted_key(number), true)
+
+  return ok or err ~= "exists"
 end
 
 

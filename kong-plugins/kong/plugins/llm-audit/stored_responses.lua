@@ -1,0 +1,190 @@
+-- Stored responses of /v1/responses: those of whoever made them, each counted
+-- once.
+--
+-- A response may be fetched as often as its maker likes, and every answer
+-- repeats its usage. The tokens are those of the first call that tells them:
+-- the POST, or, where it went on in the background or its client hung up, the
+-- first that fetches it finished. Entries of all others say `llm.repeat`.
+--
+-- Invariants
+--   What the answer says is read by its structure (see reported), never found
+--   by its text, which a client can choose in part.
+--   Whoever takes the count tells it in `llm.usage`: with a body that is cut or
+--   left out later, it would be lost.
+--   Only who reports more than zero takes it.
+--
+-- Not here: who is first (response_owners), answers with Content-Encoding. They
+-- do not take the count, and repeat it once it is taken.
+
+local reported = require "kong.plugins.llm-audit.reported"
+local response_owners = require "kong.plugins.llm-audit.response_owners"
+
+local find = string.find
+local format = string.format
+local kong = kong
+local match = string.match
+local ngx = ngx
+
+-- Longer bodies are read by their ends: reading this one takes some
+-- milliseconds.
+local MAX_WHOLE_BYTES = 1048576
+
+local owners = response_owners.new(ngx.shared.llm_gateway)
+
+local M = {}
+
+
+-- @return what stands for who calls, in memory only
+function M.caller()
+  local consumer = kong.client.get_consumer()
+  return consumer and consumer.id or ""
+end
+
+
+-- @return the path that goes to the model server, as Kong spells it
+local function forwarded_path()
+  local upstream_uri = ngx.var.upstream_uri
+  if upstream_uri and upstream_uri ~= "" then
+    return match(upstream_uri, "^[^?]*")
+  end
+
+  return kong.request.get_path()
+end
+
+
+-- @return the answer to an id that the server does not have, as vLLM gives it
+local function not_found(id)
+  return {
+    status = 404,
+    body = {
+      error = {
+        message = format("Response with id '%s' not found.", id),
+        type = "invalid_request_error",
+        param = "response_id",
+        code = 404,
+      },
+    },
+  }
+end
+
+
+local function id_of_path()
+  return match(forwarded_path(), "/v1/responses/([^/]+)")
+end
+
+
+-- @param id of a response that the caller wants to have or to continue
+-- @return nil, or how to answer: { status, body }
+function M.refusal(id)
+  return not owners:is_of(id, M.caller()) and not_found(id) or nil
+end
+
+
+-- @return nil, or how to answer a call whose path has the id of a response
+function M.refusal_of_path()
+  local id = id_of_path()
+
+  return id and M.refusal(id) or nil
+end
+
+
+-- @return whether an answer with this status may have made a response
+local function makes_response(status)
+  return status == 200 and kong.request.get_method() == "POST"
+         and find(forwarded_path(), "/v1/responses/?$") ~= nil
+end
+
+
+-- Notes in the call what it takes to tell whose tokens the answer has.
+-- @param keeps_ends whether the call's own capture keeps what reported reads
+-- @return seen(chunk), to be called with the answer's chunks; nil where there
+-- is nothing to be seen
+function M.watch(call, status, content_type, content_encoding, keeps_ends)
+  local id = id_of_path()
+  if id and status >= 200 and status <= 299 then
+    call.response_number = owners:number_of(id)
+    if not call.response_number or owners:is_counted(call.response_number) then
+      return nil
+    end
+  elseif id or not makes_response(status) then
+    return nil
+  end
+
+  if content_encoding then
+    return nil
+  end
+
+  local ends = not keeps_ends and reported.capture(status, content_type) or nil
+  local user = M.caller()
+  local read = not id and response_owners.id_reader()
+  call.ends = ends
+
+  return function(chunk)
+    if ends then
+      ends:put(chunk)
+    end
+
+    if read then
+      local found, goes_on = read(chunk)
+      if found then
+        call.response_number = owners:note(found, user)
+      end
+      read = goes_on and read
+    end
+  end
+end
+
+
+-- @return a body of which all was kept, for reported to read
+local function whole(content)
+  return {
+    ends = function()
+      return content
+    end,
+  }
+end
+
+
+local function has_tokens(usage)
+  return (usage.prompt_tokens or usage.input_tokens or 0) > 0
+         or (usage.completion_tokens or usage.output_tokens or 0) > 0
+end
+
+
+-- Puts into the entry whether the tokens of the answer were counted before.
+-- @param content what was kept of the answer, if anything was
+-- @param is_whole whether the end of the answer was seen
+function M.describe(call, llm, content, is_whole)
+  local number = call.response_number
+  if not number then
+    return
+  end
+
+  if owners:is_counted(number) then
+    llm["repeat"] = true
+    return
+  end
+
+  if call.ends then
+    local has_all = content and not llm.response_truncated
+                    and #content <= MAX_WHOLE_BYTES
+    local body = has_all and whole(content) or call.ends
+    llm.usage = reported.read(body, call.stream, is_whole).usage
+  end
+
+  if llm.usage and has_tokens(llm.usage) and not owners:count(number) then
+    llm["repeat"] = true
+  end
+end
+
+
+-- The call has ended.
+function M.leave(call)
+  if call.ends then
+    call.ends:free()
+    call.ends = nil
+  end
+end
+
+
+return M
