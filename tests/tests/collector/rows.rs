@@ -60,8 +60,12 @@ async fn every_recorded_entry_becomes_the_expected_row() {
 /// What the recorded entries carry in headers, cookies and queries.
 async fn no_credentials_in(client: &tokio_postgres::Client) {
     for table in ["llm_logs", "llm_rejected"] {
+        // The last is what Kong leaves of a credential; in small letters it is what the collector leaves of an unknown header.
         for secret in ["sk-z", "sk-cookie", "x-api-key", "apikey=", "REDACTED"] {
-            let query = format!("SELECT count(*) FROM {table} t WHERE strpos(lower(t::text), lower($1)) > 0");
+            let exact = "strpos(t::text, $1) > 0";
+            let any_case = "strpos(lower(t::text), lower($1)) > 0";
+            let condition = if secret == "REDACTED" { exact } else { any_case };
+            let query = format!("SELECT count(*) FROM {table} t WHERE {condition}");
             let found: i64 = client.query_one(&query, &[&secret]).await.unwrap().get(0);
             assert_eq!(found, 0, "{secret} in {table}");
         }
