@@ -16,6 +16,7 @@ pub use usage::{Dimension, PricesAction, PricesSettings, ReportFormat, ReportSet
 
 use crate::extract::privacy::{Forms, Privacy};
 use crate::extract::redact::Secrets;
+use crate::store::refused::limit::ROWS_OF_ADDRESS;
 use crate::store::retention::Clocks;
 
 /// Receives Kong's http-log batches, decodes the conversations with the model and keeps them in PostgreSQL.
@@ -137,6 +138,10 @@ pub struct ServeSettings {
     /// Seconds after which a number that Kong gave an entry, and that never arrived, counts as lost
     #[arg(long, env = "COLLECTOR_GAP_GRACE_SECONDS", default_value_t = 300)]
     pub gap_grace_seconds: u64,
+    /// Refused calls without a valid key that become rows, of each client address and minute; further ones are counted in
+    /// llm_refused_calls
+    #[arg(long, env = "COLLECTOR_REFUSED_ROWS_PER_MINUTE", default_value_t = ROWS_OF_ADDRESS)]
+    pub refused_rows_per_minute: usize,
     /// Secret that Kong must send as X-Collector-Token
     #[arg(long, env = "COLLECTOR_TOKEN", hide_env_values = true)]
     pub token: Option<String>,

@@ -84,6 +84,7 @@ impl Application {
             Arc::clone(&days),
             Arc::clone(&addresses),
         );
+        store.set_refused_rows(settings.refused_rows_per_minute);
         let limits = Limits { decoded_bytes: settings.pipeline.max_decoded_bytes };
         let memory = Memory::new(settings.pipeline.decode_memory_bytes, limits);
         let reader = Reader { limits, secrets, privacy };

@@ -277,6 +277,11 @@ impl Store {
         (Store { jobs, writer }, Writers(writers))
     }
 
+    /// From now on so many refused calls of a client address and minute become rows; further ones are counted.
+    pub fn set_refused_rows(&self, rows: usize) {
+        self.writer.refused_limit.set_rows_of_address(rows);
+    }
+
     /// Makes a batch safe. On an error nothing is promised, and repeating the batch is right. When an answer is due, what PostgreSQL
     /// has not taken by [`last_attempt`] goes to the spool.
     pub async fn store(&self, batch: Batch, answer_by: Option<Instant>) -> Result<Outcome, StoreError> {

@@ -56,7 +56,7 @@ pub(super) struct Writer {
     /// Numbers of entries in the spool that PostgreSQL does not know of yet.
     arrivals: Mutex<Arrivals>,
     /// Which refused calls become rows.
-    refused_limit: Limit,
+    pub(super) refused_limit: Limit,
 }
 
 /// What became of one item.

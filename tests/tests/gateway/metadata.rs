@@ -16,6 +16,13 @@ fn may_be_reported(name: &str, value: &Value) -> bool {
     match name {
         "v" | "ttft_ms" | "request_bytes" | "response_bytes" | "seq" => value.is_u64(),
         "stream" | "request_truncated" | "response_truncated" | "aborted" => value.is_boolean(),
+        "stream_asked" | "repeat" => value.is_boolean(),
+        // How the plugin read the request: a word of its own, and a name of a model.
+        "api" => {
+            ["chat", "completions", "responses", "messages", "count_tokens", "models", "other"].iter().any(|api| value == api)
+        }
+        "model_asked" => value == "qwen-tiny" || value == "m" || value == "no-such-model" || value == "nope",
+        "estimated" => has_only_counts(value),
         "worker" => value.is_string(),
         "model" => value == "qwen-tiny" || value == "m",
         "usage" => has_only_counts(value),

@@ -124,13 +124,13 @@ async fn an_outage_of_the_collector_costs_what_does_not_fit_and_nothing_else() {
     let session = Session::alone().await;
     let user = session.user().await;
     let gate = Gate::before(&session.gateway.collector_url).await;
-    // Room for some sixty entries of 20 KB in each worker.
-    let (seconds, rate) = (setting("QUEUE_OUTAGE_SECONDS", 10), setting("QUEUE_OUTAGE_RATE", 50));
+    // Room for some hundred entries of 20 KB in each worker, and for the longest entry of users with a capture of their own.
+    let (seconds, rate) = (setting("QUEUE_OUTAGE_SECONDS", 10), setting("QUEUE_OUTAGE_RATE", 100));
     let changes = [
         ("COLLECTOR_URL", gate.url.as_str()),
         ("AUDIT_MAX_REQUEST_BYTES", "200000"),
         ("AUDIT_MAX_RESPONSE_BYTES", "200000"),
-        ("AUDIT_QUEUE_BYTES", if seconds > 60 { "134217728" } else { "2000000" }),
+        ("AUDIT_QUEUE_BYTES", if seconds > 60 { "134217728" } else { "4000000" }),
     ];
     session.change(&changes).await;
     // Both workers have to have sent an entry on the new way.

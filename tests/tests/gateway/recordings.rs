@@ -83,11 +83,16 @@ impl Recorded {
 
     /// A stream of which the gateway asks for usage, because the client does not.
     fn may_be_edited(&self) -> bool {
-        let Ok(body) = serde_json::from_slice::<Value>(&self.body) else { return false };
+        let Some(body) = parsed(&self.body) else { return false };
         let options = &body["stream_options"];
         let path = self.target.split('?').next().unwrap();
         matches!(path, "/v1/chat/completions" | "/v1/completions") && body["stream"] == true && options["include_usage"] != true
     }
+}
+
+/// A request as JSON, also one with half of a surrogate pair, which the gateway reads and serde_json does not.
+fn parsed(body: &[u8]) -> Option<Value> {
+    serde_json::from_str(&String::from_utf8_lossy(body).replace("\\udc00", "half")).ok()
 }
 
 /// The calls that the gateway lets through.
@@ -168,7 +173,7 @@ fn check_bytes(recorded: &Recorded, reply: &Reply, seen: &Seen) {
     if recorded.may_be_edited() {
         // The simulation itself is not to be trusted more than necessary: all but the usage is as recorded.
         let unedited = |text: &[u8]| {
-            let mut body: Value = serde_json::from_slice(text).unwrap();
+            let mut body = parsed(text).unwrap();
             body.as_object_mut().unwrap().remove("stream_options");
             body
         };

@@ -271,7 +271,6 @@ async fn errors_of_vllm_pass_untouched() {
         ("key-messages-missing", CHAT, 401),
         ("engine-dead-next-request", CHAT, 500),
         ("messages-bad-model-error", MESSAGES, 404),
-        ("responses-previous-id-error", "/v1/responses", 404),
     ] {
         let call = session.call(path).key(&user.key).header("x-fixture", name);
         let reply = call.body(fixtures::vllm_request(name)).send().await;

@@ -1,16 +1,18 @@
 //! Which refused calls become rows: the first ones of an address and minute, so that an operator sees what they were.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use chrono::{DateTime, Utc};
 
 use super::{Entry, OTHER};
 
-/// Rows of an address in a minute.
-const ROWS_OF_ADDRESS: usize = 20;
+/// Rows of an address in a minute, unless a setting says otherwise.
+pub const ROWS_OF_ADDRESS: usize = 20;
 
-/// Rows of all addresses in a minute, and addresses that are told apart: whoever has a network of addresses has all of them.
+/// Rows of all addresses in a minute (or what one may have, if that is more), and addresses that are told apart: whoever has a network
+/// of addresses has all of them.
 const ROWS: usize = 1_000;
 const ADDRESSES: usize = 1_000;
 
@@ -18,8 +20,17 @@ const ADDRESSES: usize = 1_000;
 const MINUTES: usize = 10;
 
 /// What was decided in the last minutes.
-#[derive(Debug, Default)]
-pub struct Limit(Mutex<BTreeMap<DateTime<Utc>, Minute>>);
+#[derive(Debug)]
+pub struct Limit {
+    rows_of_address: AtomicUsize,
+    minutes: Mutex<BTreeMap<DateTime<Utc>, Minute>>,
+}
+
+impl Default for Limit {
+    fn default() -> Self {
+        Self { rows_of_address: AtomicUsize::new(ROWS_OF_ADDRESS), minutes: Mutex::default() }
+    }
+}
 
 #[derive(Debug, Default)]
 struct Minute {
@@ -29,10 +40,16 @@ struct Minute {
 }
 
 impl Limit {
+    /// From now on so many calls of an address and minute become rows.
+    pub fn set_rows_of_address(&self, rows: usize) {
+        self.rows_of_address.store(rows, Ordering::Relaxed);
+    }
+
     /// Whether a call is to become a row. If not, `entry` says afterwards where to count it. Asked again for the same call, the
     /// answer is the same while its minute is remembered; after that the database knows.
     pub fn is_row(&self, entry: &mut Entry) -> bool {
-        let mut minutes = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let most = self.rows_of_address.load(Ordering::Relaxed);
+        let mut minutes = self.minutes.lock().unwrap_or_else(PoisonError::into_inner);
         if !minutes.contains_key(&entry.refused.minute) && minutes.len() >= MINUTES {
             minutes.pop_first();
         }
@@ -49,7 +66,7 @@ impl Limit {
         if rows.contains(&id) {
             return true;
         }
-        if rows.len() >= ROWS_OF_ADDRESS || minute.all >= ROWS {
+        if rows.len() >= most || minute.all >= ROWS.max(most) {
             return false;
         }
         minute.all += 1;
@@ -79,6 +96,16 @@ mod tests {
     }
 
     #[test]
+    fn a_setting_says_how_many_rows_there_are_of_an_address() {
+        let limit = Limit::default();
+        let rows = |minute| (0..3_000).filter(|n| limit.is_row(&mut entry(minute, "a", &n.to_string()))).count();
+        limit.set_rows_of_address(2_500);
+        assert_eq!(rows(0), 2_500);
+        limit.set_rows_of_address(0);
+        assert_eq!(rows(1), 0);
+    }
+
+    #[test]
     fn a_network_of_addresses_gets_no_more_than_a_share() {
         let limit = Limit::default();
         let mut rows = 0;
@@ -94,6 +121,6 @@ mod tests {
         for minute in 0..1_000 {
             limit.is_row(&mut entry(minute, "a", "x"));
         }
-        assert_eq!(limit.0.lock().unwrap().len(), MINUTES);
+        assert_eq!(limit.minutes.lock().unwrap().len(), MINUTES);
     }
 }
