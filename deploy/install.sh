@@ -44,7 +44,7 @@ release_dir=$(dirname "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")")
 
 # --- arguments ---------------------------------------------------------------------------------------------------------
 
-home=${GATEWAY_HOME:-/opt/vllm-gateway} first_settings='' without_vllm=0 only_check=0 upgrading=0 allowed_signers=''
+home=${GATEWAY_HOME:-/opt/vllm-gateway} first_settings='' without_vllm=0 only_check=0 upgrading=0 laying_out=0 allowed_signers=''
 misuse() { printf 'error: %s\n\n' "$1" >&2 && usage_of "${BASH_SOURCE[0]}" >&2 && exit 2; }
 while [ $# -gt 0 ]; do
   case $1 in
@@ -123,6 +123,7 @@ lay_out() {
   step "laying out $home"
   mkdir -p "$home"
   take_lock
+  laying_out=1
   load_images
   install_release
   [ -z "$allowed_signers" ] || write_file "$home/allowed_signers" 644 <"$allowed_signers"
@@ -198,12 +199,15 @@ LINES
 }
 
 # The old release goes back on the data as they are, and gives files back to the users that it knows: nobody may be writing to them.
-leave_moved() {
-  if [ "$1" != 0 ] && [ $upgrading = 1 ] && [ ${#moved[@]} -gt 0 ]; then stop_services "${moved[@]}"; fi
+# It may know no upkeep, and starts its own where it does.
+leave_to_old() {
+  if [ "$1" = 0 ] || [ $upgrading = 0 ] || [ $laying_out = 0 ]; then return; fi
+  [ ${#moved[@]} = 0 ] || stop_services "${moved[@]}"
+  remove_upkeep
 }
 
 need_root "$@"
-trap 'leave_moved $?' EXIT
+trap 'leave_to_old $?' EXIT
 choose_settings
 refuse_other_version
 check_host

@@ -201,6 +201,9 @@ pub struct UpkeepSettings {
     /// Index prompts and answers of hours and days that are over, so that text is found fast; takes time and disk
     #[arg(long, env = "COLLECTOR_SEARCH_INDEX")]
     pub search_index: bool,
+    /// File to make once the schema is current, and to remove at the end, for `healthcheck`: this process listens nowhere
+    #[arg(long, env = "COLLECTOR_READY_FILE")]
+    pub ready_file: Option<PathBuf>,
 }
 
 /// Settings of `retention`.
@@ -258,6 +261,9 @@ pub struct HealthcheckSettings {
     /// Address on which the collector listens
     #[arg(long, env = "COLLECTOR_LISTEN", default_value = "127.0.0.1:5000")]
     pub listen: SocketAddr,
+    /// File that `upkeep` keeps while it works; with it the file is looked for, and no address is asked
+    #[arg(long, env = "COLLECTOR_READY_FILE")]
+    pub ready_file: Option<PathBuf>,
 }
 
 /// Settings of `rejected`.

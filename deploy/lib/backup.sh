@@ -136,7 +136,7 @@ restore_from() {
   load_database kong kong "$from/kong.dump"
   [ ${#databases[@]} = 1 ] || load_database llm llm_collector "$from/llm.dump"
   step "putting it in place"
-  stop_services kong collector grafana
+  stop_services kong collector upkeep grafana
   begin_restore
   swap_databases restored before_restore "${databases[@]}"
   restore_grafana "$from"
@@ -170,7 +170,7 @@ settle_restore() {
     finish_restore
   else
     warn "a restore was cut off: going back to what was there before it"
-    stop_services kong collector grafana
+    stop_services kong collector upkeep grafana
     undo_restore
     prepare_files
   fi
@@ -179,7 +179,7 @@ settle_restore() {
 # What was there comes back, as far as it had been put aside: both databases or none.
 undo_restore() {
   local name there=()
-  stop_services kong collector grafana
+  stop_services kong collector upkeep grafana
   for name in kong llm; do ! has_database "${name}_before_restore" || there+=("$name"); done
   [ ${#there[@]} = 0 ] || swap_databases before_restore restored "${there[@]}"
   if [ -d "$data_dir/grafana.before-restore" ]; then

@@ -142,7 +142,12 @@ explain_failure() {
   } | cut -c 1-500 | sed 's/^/         | /' | without_secrets >&2
   case $log in
     *'assword authentication failed'* | *'no password supplied'*)
-      warn "$service has another password than PostgreSQL knows" "Set it anew on both sides:  $(this_gateway) apply" ;;
+      if runs_postgresql; then
+        warn "$service has another password than PostgreSQL knows" "Set it anew on both sides:  $(this_gateway) apply"
+      else
+        warn "$service has another password than PostgreSQL at ${setting[POSTGRES_HOST]} knows" \
+          "Set it there as in $secrets_file: see 'Several gateway hosts' in deploy/README.md"
+      fi ;;
     *'Address already in use'* | *'address already in use'* | *'listens on'*already*)
       warn "a port of $service is taken" "Who has it:  ss -ltnp" "Another port: in $settings_file, then  $(this_gateway) apply" ;;
     *'No space left on device'*)

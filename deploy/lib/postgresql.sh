@@ -30,12 +30,14 @@ password_works() {
 prepare_databases() {
   if password_works kong kong "${secret[KONG_DATABASE_PASSWORD]}" &&
     password_works llm_collector llm "${secret[COLLECTOR_DATABASE_PASSWORD]}" &&
+    password_works llm_writer llm "${secret[WRITER_DATABASE_PASSWORD]}" &&
     password_works llm_grafana llm "${secret[GRAFANA_DATABASE_PASSWORD]}"; then
     return 0
   fi
   {
     printf "\\\\set kong_password '%s'\n" "${secret[KONG_DATABASE_PASSWORD]}"
     printf "\\\\set collector_password '%s'\n" "${secret[COLLECTOR_DATABASE_PASSWORD]}"
+    printf "\\\\set writer_password '%s'\n" "${secret[WRITER_DATABASE_PASSWORD]}"
     printf "\\\\set grafana_password '%s'\n" "${secret[GRAFANA_DATABASE_PASSWORD]}"
     cat "$release_dir/deploy/postgresql/roles.sql"
   } | psql_in postgres >/dev/null || fatal "could not make roles and databases" "See the message above."

@@ -72,6 +72,7 @@ check_memory() {
   local have_mb wanted_mb=0 name
   have_mb=$(awk '$1 == "MemTotal:" { printf "%d", $2 / 1024 }' /proc/meminfo)
   for name in POSTGRES KONG COLLECTOR PROMETHEUS GRAFANA; do wanted_mb=$((wanted_mb + ${setting[${name}_MEMORY_MB]})); done
+  [ "${setting[WRITER_ROLE]}" = off ] || wanted_mb=$((wanted_mb + upkeep_memory_mb))
   if [ "$have_mb" -lt 2048 ]; then
     finding error "this host has $have_mb MB of memory; the gateway needs 2 GB at least" "Install it on a larger host."
   elif [ "$have_mb" -lt "$wanted_mb" ]; then

@@ -78,7 +78,7 @@ check_settings() {
   done
   [ "${setting[USERS]}" -le 100000 ] || wrong USERS "100000 at most"
   is_number "${setting[CONTAINER_UIDS]}" 1000 4000000000 || wrong CONTAINER_UIDS "a number from 1000 to 4000000000"
-  [[ ${setting[KONG_MANAGER]} =~ ^(on|off)$ ]] || wrong KONG_MANAGER "on or off"
+  for name in KONG_MANAGER WRITER_ROLE; do [[ ${setting[$name]} =~ ^(on|off)$ ]] || wrong $name "on or off"; done
   check_proxies
   [ "${setting[KONG_WORKERS]}" -le 64 ] || wrong KONG_WORKERS "64 at most: each has its own connections and log queue"
   for name in PROXY_ADDRESS GRAFANA_ADDRESS; do
@@ -143,12 +143,14 @@ make_secrets() {
       [[ $line =~ ^([A-Z_]+)=([A-Za-z0-9-]+)$ ]] && secret[${BASH_REMATCH[1]}]=${BASH_REMATCH[2]}
     done <"$secrets_file"
   fi
-  for name in POSTGRES_PASSWORD KONG_DATABASE_PASSWORD COLLECTOR_DATABASE_PASSWORD GRAFANA_DATABASE_PASSWORD \
+  for name in POSTGRES_PASSWORD KONG_DATABASE_PASSWORD COLLECTOR_DATABASE_PASSWORD WRITER_DATABASE_PASSWORD GRAFANA_DATABASE_PASSWORD \
     COLLECTOR_TOKEN GRAFANA_ADMIN_PASSWORD GRAFANA_SECRET_KEY KONG_ADMIN_PASSWORD VLLM_KEY PROBE_KEY DIGEST_SALT; do
     [ -z "${secret[$name]:-}" ] || continue
     case $name in
       # What is in Grafana's database was encrypted with the key that it had.
       GRAFANA_SECRET_KEY) [ -e "$data_dir/grafana/grafana.db" ] && secret[$name]=$GRAFANA_OLD_KEY || secret[$name]=$(random_hex 24) ;;
+      # From the owner's, and no way back to it: hosts of one PostgreSQL that have the same secrets.env from before agree on this one.
+      WRITER_DATABASE_PASSWORD) secret[$name]=$(printf 'llm_writer %s' "${secret[COLLECTOR_DATABASE_PASSWORD]}" | sha256sum | cut -c 1-48) ;;
       PROBE_KEY | VLLM_KEY) secret[$name]=sk-$(random_hex 24) ;;
       GRAFANA_ADMIN_PASSWORD) secret[$name]=$(random_hex 12) ;;
       *) secret[$name]=$(random_hex 24) ;;
@@ -183,10 +185,22 @@ write_secret_files() {
   put_secret kong-admin-password '' "${secret[KONG_ADMIN_PASSWORD]}"
   put_secret vllm-api-key '' "${secret[VLLM_KEY]}"
   put_secret collector-token COLLECTOR "${secret[COLLECTOR_TOKEN]}"
-  put_secret database-url COLLECTOR "postgres://llm_collector:${secret[COLLECTOR_DATABASE_PASSWORD]}@${setting[POSTGRES_HOST]}:${setting[POSTGRES_PORT]}/llm"
+  put_secret database-url COLLECTOR "$(database_url "$(collector_login)")"
+  put_secret owner-url COLLECTOR "$(database_url "llm_collector:${secret[COLLECTOR_DATABASE_PASSWORD]}")"
   put_secret grafana-admin-password GRAFANA "${secret[GRAFANA_ADMIN_PASSWORD]}"
   put_secret grafana-secret-key GRAFANA "${secret[GRAFANA_SECRET_KEY]}"
   put_secret grafana-database-password GRAFANA "${secret[GRAFANA_DATABASE_PASSWORD]}"
+}
+
+database_url() { printf '%s' "postgres://$1@${setting[POSTGRES_HOST]}:${setting[POSTGRES_PORT]}/llm"; }
+
+# Role and password with which the collector takes entries in.
+collector_login() {
+  if [ "${setting[WRITER_ROLE]}" = on ]; then
+    printf '%s' "llm_writer:${secret[WRITER_DATABASE_PASSWORD]}"
+  else
+    printf '%s' "llm_collector:${secret[COLLECTOR_DATABASE_PASSWORD]}"
+  fi
 }
 
 # put_secret FILE ROLE TEXT - no role: for root.
@@ -204,8 +218,11 @@ secret_digest() { printf '%s\n' "${secret[DIGEST_SALT]}" "$@" | short_digest; }
 
 # Connections to PostgreSQL that each Kong worker may hold. Most of its answers come from its cache.
 kong_connections_per_worker=8
-# Connections of each collector.
+# Connections of each collector, and of the owner's work beside it: retention and indexing have one each.
 collector_connections=4
+upkeep_connections=2
+# Memory of upkeep at most, in megabytes: it holds little, and the commands that run beside it decode what was rejected.
+upkeep_memory_mb=512
 # For Grafana (see roles.sql), backups, migrations and people with psql, with the three that are kept for the superuser.
 other_connections=30
 
@@ -215,11 +232,13 @@ derive() {
   data_dir=${setting[DATA_DIR]:-$home/data}
   backup_dir=${setting[BACKUP_DIR]:-$home/backups}
   project=${setting[PROJECT]}
-  local per_host=$((${setting[KONG_WORKERS]} * kong_connections_per_worker + collector_connections))
+  local per_host=$((${setting[KONG_WORKERS]} * kong_connections_per_worker + collector_connections + upkeep_connections))
   max_connections=$((${setting[GATEWAY_HOSTS]} * per_host + other_connections))
   postgres_listen=127.0.0.1
   [ -z "${setting[POSTGRES_ALLOW_FROM]}" ] || postgres_listen='*'
   services=(kong collector prometheus grafana)
+  # On every host: advisory locks let one of them work, and commands find the owner's rights wherever they are given.
+  [ "${setting[WRITER_ROLE]}" = off ] || services=(kong upkeep collector prometheus grafana)
   ! runs_postgresql || services=(postgresql "${services[@]}")
   admin_url=http://127.0.0.1:${setting[KONG_ADMIN_PORT]}
   proxy_url=http://$(own_address "${setting[PROXY_ADDRESS]}"):${setting[PROXY_PORT]}
@@ -300,6 +319,7 @@ write_pg_hba() {
     for network in 127.0.0.1/32 ${setting[POSTGRES_ALLOW_FROM]}; do
       echo "host kong kong $network scram-sha-256"
       echo "host llm llm_collector $network scram-sha-256"
+      echo "host llm llm_writer $network scram-sha-256"
       echo "host llm llm_grafana $network scram-sha-256"
     done
   } | write_file "$config_dir/pg_hba.conf" 644
@@ -354,6 +374,8 @@ KONG_METRICS_MB=$((5 + ${setting[USERS]} / 50))
 KONG_CONNECTIONS_PER_WORKER=$kong_connections_per_worker
 KONG_BODIES_MB=$((bodies_of_worker * ${setting[KONG_WORKERS]} * ${setting[MAX_REQUEST_MB]} + 64))
 COLLECTOR_CONNECTIONS=$collector_connections
+UPKEEP_CONNECTIONS=$upkeep_connections
+UPKEEP_MEMORY_MB=$upkeep_memory_mb
 LINES
     for role in KONG POSTGRES PROMETHEUS GRAFANA COLLECTOR; do
       printf '%s_IMAGE=%s\n' $role "${image_name[$role]}"
@@ -363,7 +385,8 @@ LINES
     cat <<LINES
 POSTGRESQL_DIGEST=$(digest_of "$config_dir/pg_hba.conf" "$config_dir/passwd")
 KONG_DIGEST=$(digest_of "$release_dir/kong-plugins")-$(secret_digest "${secret[KONG_DATABASE_PASSWORD]}" "${secret[KONG_ADMIN_PASSWORD]}")
-COLLECTOR_DIGEST=$(secret_digest "${secret[COLLECTOR_TOKEN]}" "${secret[COLLECTOR_DATABASE_PASSWORD]}")
+COLLECTOR_DIGEST=$(secret_digest "${secret[COLLECTOR_TOKEN]}" "$(collector_login)")
+UPKEEP_DIGEST=$(secret_digest "${secret[COLLECTOR_TOKEN]}" "${secret[COLLECTOR_DATABASE_PASSWORD]}")
 PROMETHEUS_DIGEST=$(digest_of "$config_dir/prometheus")
 GRAFANA_DIGEST=$(digest_of "$release_dir/grafana")-$(secret_digest "${secret[GRAFANA_DATABASE_PASSWORD]}" "${secret[GRAFANA_SECRET_KEY]}")
 LINES

@@ -63,9 +63,25 @@ finish_migrations() {
   output=$(kong_once migrations finish) || kong_failed "$output"
 }
 
+# upkeep_first SERVICE… - starts upkeep before the others, where it is among them: it migrates, which the collector may not, and that
+# one ends where the schema is older than it.
+upkeep_first() {
+  [[ " $* " == *' upkeep '* ]] || return 0
+  start_services upkeep
+  wait_healthy "$PATIENCE" upkeep
+}
+
+# Where another release or setting knows of none.
+remove_upkeep() {
+  local id
+  id=$(container_of upkeep)
+  [ -z "$id" ] || { info "removing upkeep" && remove_container upkeep "$id"; }
+}
+
 start_rest() {
   local service rest=()
   for service in "${services[@]}"; do [ "$service" = postgresql ] || rest+=("$service"); done
+  if [ "${setting[WRITER_ROLE]}" = on ]; then upkeep_first "${rest[@]}" || return 1; else remove_upkeep; fi
   start_services "${rest[@]}"
   wait_healthy "$PATIENCE" "${rest[@]}" || return 1
   ! runs_postgresql || grant_rights

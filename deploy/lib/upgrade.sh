@@ -33,6 +33,8 @@ upgrade() {
   # install.sh takes the lock itself.
   exec 9>&-
   if "$new/deploy/install.sh" --home "$home" --upgrade --without-vllm; then
+    # An older release leaves alone what it does not know.
+    grep -q '^  upkeep:' "$new/deploy/compose.yaml" || remove_upkeep
     remove_unpacked "$new"
     info "upgraded from ${old##*/}; to go back later:  $(this_gateway) upgrade OLD-BUNDLE, then restore $saved"
     return
@@ -79,7 +81,7 @@ remember_images() {
 
 go_back() {
   local saved=$1 role
-  stop_services kong collector grafana
+  stop_services kong collector upkeep grafana
   for role in "${!old_image[@]}"; do docker tag "${old_image[$role]}" "${image_name[$role]}"; done
   make_current
   # In a shell of its own: `fatal` in there must not end this one.

@@ -55,7 +55,7 @@ says() { grep -qF -- "$1" <<<"$output" || { printf 'not said: %s\n%s\n' "$1" "$o
 @test "wrong settings are refused by name" {
   for line in PROXY_PORT=0 PROXY_PORT=65536 PROXY_PORT= KONG_WORKERS=0 KONG_WORKERS=384 MAX_REQUEST_MB=0 MAX_REQUEST_MB=64m PROXY_ADDRESS=here PROJECT=A \
     FIRST_USER='a b' DATA_DIR=relative VLLM_URL=127.0.0.1:8000 VLLM_URL=http://127.0.0.1:8000/v1 TRUSTED_PROXIES=proxy TRUSTED_PROXIES=0.0.0.0/0 \
-    TRUSTED_PROXIES='10.0.0.1 ::/0' USERS=0 KONG_MANAGER=yes CONTAINER_UIDS=0 KEEP_ROWS_DAYS=-1 POSTGRES_ALLOW_FROM=everyone; do
+    TRUSTED_PROXIES='10.0.0.1 ::/0' USERS=0 KONG_MANAGER=yes WRITER_ROLE=true CONTAINER_UIDS=0 KEEP_ROWS_DAYS=-1 POSTGRES_ALLOW_FROM=everyone; do
     run settings "$line"
     [ "$status" = 1 ]
     says "${line%%=*} must be"
@@ -202,9 +202,9 @@ says() { grep -qF -- "$1" <<<"$output" || { printf 'not said: %s\n%s\n' "$1" "$o
 
 @test "PostgreSQL allows for the connections of all workers, whatever the number of cores" {
   settings KONG_WORKERS=4
-  [ "$max_connections" = $((4 * 8 + 4 + 30)) ]
+  [ "$max_connections" = $((4 * 8 + 4 + 2 + 30)) ]
   settings KONG_WORKERS=16 GATEWAY_HOSTS=3
-  [ "$max_connections" = $((3 * (16 * 8 + 4) + 30)) ]
+  [ "$max_connections" = $((3 * (16 * 8 + 4 + 2) + 30)) ]
 }
 
 @test "every variable of the Compose file is derived, and nothing else" {
@@ -253,6 +253,38 @@ says() { grep -qF -- "$1" <<<"$output" || { printf 'not said: %s\n%s\n' "$1" "$o
   [ "$(grep -v PROBE "$secrets_file")" = "$(grep -v PROBE "$WORK/first")" ]
 }
 
+@test "the collector logs in as llm_writer and sees no other password, unless that is switched off" {
+  put_secret() { printf '%s\n' "$3" >"$WORK/secret-$1"; }
+  settings ''
+  make_secrets
+  write_secret_files
+  owner=${secret[COLLECTOR_DATABASE_PASSWORD]} writer=${secret[WRITER_DATABASE_PASSWORD]}
+  grep -qx "postgres://llm_writer:$writer@127.0.0.1:5432/llm" "$WORK/secret-database-url"
+  grep -qx "postgres://llm_collector:$owner@127.0.0.1:5432/llm" "$WORK/secret-owner-url"
+  [[ " ${services[*]} " == *' upkeep '* ]]
+  no awk '$1 == "collector:" { mine = 1; next } /^  [a-z]/ { mine = 0 } mine && /owner-url/ { found = 1 } END { exit !found }' "$DEPLOY/compose.yaml"
+  settings WRITER_ROLE=off
+  write_secret_files
+  grep -qx "postgres://llm_collector:$owner@127.0.0.1:5432/llm" "$WORK/secret-database-url"
+  [[ " ${services[*]} " != *' upkeep '* ]]
+}
+
+@test "installations from before the writer, with the same secrets, get the same password for it" {
+  settings ''
+  make_secrets
+  sed -i '/^WRITER_DATABASE_PASSWORD=/d' "$secrets_file"
+  cp "$secrets_file" "$WORK/old"
+  for _ in 1 2; do
+    cp "$WORK/old" "$secrets_file"
+    secret=()
+    make_secrets
+    sed -n 's/^WRITER_DATABASE_PASSWORD=//p' "$secrets_file"
+  done >"$WORK/passwords"
+  [ "$(wc -l <"$WORK/passwords")" = 2 ] && [ "$(sort -u "$WORK/passwords" | wc -l)" = 1 ]
+  grep -qE '^[0-9a-f]{48}$' "$WORK/passwords"
+  no grep -qF "$(head -n 1 "$WORK/passwords")" "$WORK/old"
+}
+
 @test "secrets and keys do not get through to what is shown" {
   settings ''
   make_secrets
@@ -265,7 +297,7 @@ says() { grep -qF -- "$1" <<<"$output" || { printf 'not said: %s\n%s\n' "$1" "$o
   settings POSTGRES_ALLOW_FROM='10.1.0.0/24 10.2.0.0/24'
   write_pg_hba
   grep -qx 'local all postgres peer' "$config_dir/pg_hba.conf"
-  grep -qx 'host llm llm_collector 10.2.0.0/24 scram-sha-256' "$config_dir/pg_hba.conf"
+  for role in llm_collector llm_writer; do grep -qx "host llm $role 10.2.0.0/24 scram-sha-256" "$config_dir/pg_hba.conf"; done
   ! grep -v '^#' "$config_dir/pg_hba.conf" | grep -E 'trust|host .*postgres|all +all' || false
   [ "$postgres_listen" = '*' ]
   settings ''

@@ -141,6 +141,9 @@ rows_of() {
   echo "$n"
 }
 
+# Fails when the command succeeds; bats does not see a failing `! command`.
+no() { if "$@"; then return 1; fi; }
+
 # fails PATTERN COMMAND… - the command must fail with status 1 and say so.
 fails() {
   local pattern=$1

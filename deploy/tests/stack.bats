@@ -215,7 +215,7 @@ no_account() { [ "$1" -ge 68110 ] && [ "$1" -lt 68115 ] && ! getent passwd "$1";
 @test "status, logs and users" {
   run "$GATEWAY" status
   [ "$status" = 0 ]
-  [ "$(grep -c 'running *healthy' <<<"$output")" = 5 ]
+  [ "$(grep -c 'running *healthy' <<<"$output")" = 6 ]
   "$GATEWAY" logs kong 2>&1 | grep -q 'test equipment, not Kong'
   key=$("$GATEWAY" users add z123456 2>/dev/null)
   [ "$(call "$key" 'a question of z123456')" = 200 ]
@@ -226,13 +226,13 @@ no_account() { [ "$1" -ge 68110 ] && [ "$1" -lt 68115 ] && ! getent passwd "$1";
 
 @test "a changed setting concerns only the service it belongs to" {
   kong=$(container kong) rest="$(container collector) $(container prometheus) $(container grafana)"
-  [ "$(sql postgres 'SHOW max_connections')" = 42 ]
+  [ "$(sql postgres 'SHOW max_connections')" = 44 ]
   sed -i 's/^KONG_WORKERS=1/KONG_WORKERS=2/' "$HOME_DIR/gateway.env"
   "$GATEWAY" apply
   [ "$(container kong)" != "$kong" ]
   [ "$(container collector) $(container prometheus) $(container grafana)" = "$rest" ]
   # Workers hold connections: PostgreSQL allows for them.
-  [ "$(sql postgres 'SHOW max_connections')" = 50 ]
+  [ "$(sql postgres 'SHOW max_connections')" = 52 ]
   [ "$(call "$(cat "$WORK/key")" 'after a change')" = 200 ]
 }
 
@@ -261,7 +261,7 @@ no_account() { [ "$1" -ge 68110 ] && [ "$1" -lt 68115 ] && ! getent passwd "$1";
 @test "down stops, up starts, status tells" {
   "$GATEWAY" down
   [ -z "$(docker ps -q --filter "label=com.docker.compose.project=$PROJECT")" ]
-  fails '5 of 5 services are not healthy' "$GATEWAY" status
+  fails '6 of 6 services are not healthy' "$GATEWAY" status
   "$GATEWAY" up
   "$GATEWAY" status
   [ "$(call "$(cat "$WORK/key")" 'after a stop')" = 200 ]
@@ -269,11 +269,48 @@ no_account() { [ "$1" -ge 68110 ] && [ "$1" -lt 68115 ] && ! getent passwd "$1";
 }
 
 @test "a wrong password is said, and mended by apply" {
-  sql postgres "ALTER ROLE llm_collector PASSWORD 'another'"
-  fails 'another password than PostgreSQL knows' "$GATEWAY" restart collector
+  sql postgres "ALTER ROLE llm_writer PASSWORD 'another'"
+  fails 'collector has another password than PostgreSQL knows' "$GATEWAY" restart collector
   [[ $output == *"$HOME_DIR/gateway apply"* ]]
+  sql postgres "ALTER ROLE llm_collector PASSWORD 'another'"
+  fails 'upkeep has another password than PostgreSQL knows' "$GATEWAY" restart upkeep
   "$GATEWAY" apply
   "$GATEWAY" status
+}
+
+@test "the collector can take nothing away; the operator's commands can, and upkeep migrates" {
+  writer() {
+    docker exec -e PGPASSWORD="$(sed -n 's/^WRITER_DATABASE_PASSWORD=//p' "$HOME_DIR/secrets.env")" "$(container postgresql)" \
+      psql -h 127.0.0.1 -U llm_writer -d llm -At -c "$1" 2>&1
+  }
+  for statement in 'SELECT prompt FROM llm_logs' 'DELETE FROM llm_logs'; do [[ $(writer "$statement") == *'permission denied'* ]]; done
+  [[ $(writer 'DROP TABLE llm_logs') == *'must be owner'* ]]
+  # Its container holds no other password, and upkeep listens nowhere.
+  no grep -q owner-url < <(docker inspect "$(container collector)")
+  grep -q owner-url < <(docker inspect "$(container upkeep)")
+  upkeep=$(docker inspect --format '{{.State.Pid}}' "$(container upkeep)")
+  no grep -q "pid=$upkeep," < <(ss -ltnpu)
+  [ "$(call "$(cat "$WORK/key2")" 'to be erased')" = 200 ]
+  [ "$(rows_of 'to be erased')" = 1 ]
+  [ "$(sql llm "SELECT DISTINCT usename FROM pg_stat_activity WHERE datname = 'llm' AND client_addr IS NOT NULL AND usename ~ 'collector|writer'")" = llm_writer ]
+  "$GATEWAY" report --since 1d | grep -q first-user
+  "$GATEWAY" rejected list
+  "$GATEWAY" retention --dry-run --keep-rows-days 9
+  "$GATEWAY" erase --consumer z123456 --yes
+  [ "$(sql llm "SELECT count(*) FROM llm_logs WHERE prompt = 'to be erased'")" = 0 ]
+}
+
+@test "with one role for everything there is no upkeep, and back again" {
+  echo WRITER_ROLE=off >>"$HOME_DIR/gateway.env"
+  "$GATEWAY" apply
+  [ -z "$(container upkeep)" ]
+  [ "$("$GATEWAY" status | grep -c 'running *healthy')" = 5 ]
+  [ "$(call "$(cat "$WORK/key")" 'as the owner')" = 200 ]
+  [ "$(rows_of 'as the owner')" = 1 ]
+  "$GATEWAY" report --since 1d | grep -q first-user
+  sed -i '/^WRITER_ROLE=/d' "$HOME_DIR/gateway.env"
+  "$GATEWAY" apply
+  [ "$("$GATEWAY" status | grep -c 'running *healthy')" = 6 ]
 }
 
 @test "a port that somebody takes while the gateway is down" {
@@ -305,7 +342,7 @@ no_account() { [ "$1" -ge 68110 ] && [ "$1" -lt 68115 ] && ! getent passwd "$1";
   [[ $output == *'Copy secrets.env from the host where PostgreSQL runs'* ]]
   cp "$HOME_DIR/secrets.env" "$WORK/home2/secrets.env"
   second
-  [ "$(docker ps -q --filter "label=com.docker.compose.project=$PROJECT-2" | wc -l)" = 4 ]
+  [ "$(docker ps -q --filter "label=com.docker.compose.project=$PROJECT-2" | wc -l)" = 5 ]
   [ "$(PROXY=http://127.0.0.1:$((PORT + 10)) call "$(cat "$WORK/key")" 'through the second host')" = 200 ]
   [ "$(rows_of 'through the second host')" = 1 ]
   fails 'Make the backup there' "$WORK/home2/gateway" backup
@@ -320,7 +357,7 @@ no_account() { [ "$1" -ge 68110 ] && [ "$1" -lt 68115 ] && ! getent passwd "$1";
   "$GATEWAY" support "$WORK/support.tar.gz"
   mkdir "$WORK/support"
   tar -C "$WORK/support" -xf "$WORK/support.tar.gz"
-  [ "$(find "$WORK/support" -name 'log-*' | wc -l)" = 5 ]
+  [ "$(find "$WORK/support" -name 'log-*' | wc -l)" = 6 ]
   for secret in $(sed -n 's/^[A-Z_]*=//p' "$HOME_DIR/secrets.env") "$(cat "$WORK/key")" 'the first question'; do
     ! grep -rF -- "$secret" "$WORK/support" || false
   done
@@ -433,7 +470,7 @@ no_account() { [ "$1" -ge 68110 ] && [ "$1" -lt 68115 ] && ! getent passwd "$1";
   bad_collector broken "FROM $(grep llm-collector "$WORK/bundle/MANIFEST" | cut -d ' ' -f 1)" 'ENTRYPOINT ["/llm-collector", "--no-such-option"]'
   seal_release broken
   fails 'not upgraded: 9.1.0-.* runs as before' "$GATEWAY" upgrade "$WORK/broken"
-  [[ $output == *'collector is not healthy'* ]]
+  [[ $output == *'upkeep is not healthy'* ]]
   "$GATEWAY" status | grep -q '^release *9.1.0-'
   [ "$(call "$(cat "$WORK/key")" 'after the failed upgrade')" = 200 ]
   [ "$(rows_of 'after the failed upgrade')" = 1 ]
@@ -443,7 +480,7 @@ no_account() { [ "$1" -ge 68110 ] && [ "$1" -lt 68115 ] && ! getent passwd "$1";
 @test "an upgrade that ruins the database is undone from the backup" {
   new_release ruin 9.3.0
   bad_collector ruin "FROM $(grep postgres "$WORK/bundle/MANIFEST" | cut -d ' ' -f 1)" 'USER 65532:65532' \
-    'ENTRYPOINT ["bash", "-c", "psql \"$(cat /run/secrets/database-url)\" -c \"DROP TABLE llm_logs CASCADE\"; exit 1"]'
+    'ENTRYPOINT ["bash", "-c", "psql \"$(cat /run/secrets/owner-url)\" -c \"DROP TABLE llm_logs CASCADE\"; exit 1"]'
   seal_release ruin
   fails 'not upgraded: 9.1.0-.* runs as before' "$GATEWAY" upgrade "$WORK/ruin"
   [[ $output == *'putting the backup in place'* ]]

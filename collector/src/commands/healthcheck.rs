@@ -1,4 +1,5 @@
-//! `healthcheck`: asks a running collector whether it lives. For containers without a shell or curl.
+//! `healthcheck`: asks a running collector whether it lives, or looks for the file of a running `upkeep`. For containers without a
+//! shell or curl.
 //!
 //! Deliberately no HTTP client: one request over a plain connection, and nothing of the answer but its first line.
 
@@ -14,8 +15,11 @@ use crate::config::HealthcheckSettings;
 /// container's health check gives up on us after a few.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// Fails with a reason unless `GET /healthz` is answered with 200.
+/// Fails with a reason unless `GET /healthz` is answered with 200; with a file, unless that is there.
 pub fn run(settings: &HealthcheckSettings) -> Result<()> {
+    if let Some(file) = &settings.ready_file {
+        return std::fs::metadata(file).map(drop).with_context(|| format!("upkeep is not at work: no {}", file.display()));
+    }
     let address = reachable(settings.listen);
     let status = ask(address).with_context(|| format!("no collector answers at {address}"))?;
     if !(status.starts_with("HTTP/1.1 200") || status.starts_with("HTTP/1.0 200")) {
@@ -69,7 +73,7 @@ mod tests {
     }
 
     fn check(listen: SocketAddr) -> Result<()> {
-        run(&HealthcheckSettings { listen })
+        run(&HealthcheckSettings { listen, ready_file: None })
     }
 
     #[test]

@@ -3,11 +3,13 @@
 //! With a role of its own (`llm_writer`, see `store/rights.sql`) `serve` can neither migrate nor remove what it stored. This
 //! process can, and has no address that it listens on.
 
-use std::path::PathBuf;
+use std::fs;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use log::info;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -20,6 +22,8 @@ use crate::upkeep::Upkeep;
 /// Migrates, then works until SIGTERM or SIGINT.
 pub async fn run(settings: &UpkeepSettings) -> Result<()> {
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    // What a process left that was killed says nothing of this one.
+    settings.ready_file.as_deref().map_or(Ok(()), remove)?;
     commands::migrate(&settings.database).await?;
     let metrics = Arc::new(Metrics::new());
     let upkeep = Upkeep {
@@ -35,10 +39,23 @@ pub async fn run(settings: &UpkeepSettings) -> Result<()> {
     };
     let tasks = upkeep.start_owners();
     info!("the schema is current; {} kinds of upkeep are at work", tasks.len());
+    if let Some(file) = &settings.ready_file {
+        fs::write(file, "").with_context(|| format!("cannot write {}", file.display()))?;
+    }
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
     }
     tasks.iter().for_each(tokio::task::JoinHandle::abort);
-    Ok(())
+    settings.ready_file.as_deref().map_or(Ok(()), remove)
+}
+
+/// Removes a file that may not be there.
+fn remove(file: &Path) -> Result<()> {
+    match fs::remove_file(file) {
+        Err(error) if error.kind() != ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("cannot remove {}", file.display()))
+        }
+        _ => Ok(()),
+    }
 }

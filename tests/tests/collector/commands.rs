@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use gateway_tests::collector::{Finished, Process, TestApp, run};
+use gateway_tests::collector::{Finished, Process, TestApp, binary, run};
 use gateway_tests::fixtures;
 use gateway_tests::postgres::Database;
-use gateway_tests::process::free_port;
+use gateway_tests::process::{free_port, wait_until};
 
 fn assert_fails_saying(finished: &Finished, words: &[&str]) {
     assert_eq!(finished.status.code(), Some(1), "{finished:?}");
@@ -63,6 +63,35 @@ async fn healthcheck_tells_by_its_status_whether_a_collector_lives() {
     assert!(finished.status.success() && finished.stdout.is_empty(), "{finished:?}");
     app.stop().await;
     assert_fails_saying(&run(&["healthcheck", "--listen", &listen], &[]).await, &[&listen, "no collector answers"]);
+}
+
+#[tokio::test]
+async fn upkeep_which_listens_nowhere_is_healthy_once_the_schema_is_current() {
+    let database = Database::create().await;
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("ready");
+    // As one that was killed leaves it.
+    std::fs::write(&file, "").unwrap();
+    let variables = [("COLLECTOR_READY_FILE", file.to_str().unwrap())];
+    let unreachable = format!("postgres://u:p@127.0.0.1:{}/x", free_port());
+    assert_fails_saying(&run(&["upkeep", "--database-url", &unreachable], &variables).await, &["check that PostgreSQL runs"]);
+    assert_fails_saying(&run(&["healthcheck"], &variables).await, &["upkeep is not at work"]);
+
+    let mut upkeep = tokio::process::Command::new(binary())
+        .args(["upkeep", "--database-url", &database.url])
+        .envs(variables)
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    wait_until("upkeep is healthy", Duration::from_secs(60), || async {
+        run(&["healthcheck"], &variables).await.status.success()
+    })
+    .await;
+    assert_eq!(database.number("SELECT count(*) FROM llm_logs").await, 0, "the tables are there");
+    let stop = std::process::Command::new("kill").arg(upkeep.id().unwrap().to_string()).status();
+    assert!(stop.unwrap().success());
+    assert!(upkeep.wait().await.unwrap().success());
+    assert_fails_saying(&run(&["healthcheck"], &variables).await, &["upkeep is not at work"]);
 }
 
 #[tokio::test]
