@@ -80,14 +80,20 @@ pub fn is_blank(value: &Json<'_>) -> bool {
     }
 }
 
+/// Names that are put together from all events of a stream, at most: each new one is looked for among those that are known. Servers
+/// have some dozens.
+pub const MAX_NAMES: usize = 256;
+
 /// Keeps the first value that says something.
 pub fn set_once(members: &mut Members, name: &str, value: &Json<'_>) {
     if matches!(value, Json::Null) {
         return;
     }
+    let is_full = members.len() >= MAX_NAMES;
     match members.iter_mut().find(|(known, _)| known == name) {
         Some((_, known)) if is_blank(known) && !is_blank(value) => *known = value.to_static(),
         Some(_) => {}
+        None if is_full => {}
         None => members.push((Cow::Owned(name.to_owned()), value.to_static())),
     }
 }

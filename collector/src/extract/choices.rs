@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use crate::decode::json::Json;
 
-use super::answer::{Answer, Members, is_blank, part_texts, set_once, text_of};
+use super::answer::{Answer, MAX_NAMES, Members, is_blank, part_texts, set_once, text_of};
 use super::stream::{Merge, Sent};
 use super::unread::Pieces;
 use super::usage;
@@ -178,6 +178,9 @@ fn keep_first(members: &mut Members, name: &str, value: &Json<'_>, unread: &mut 
             unread.member(name, value);
         }
         return;
+    }
+    if members.len() >= MAX_NAMES {
+        return unread.member(name, value);
     }
     set_once(members, name, value);
 }

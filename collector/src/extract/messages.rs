@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use crate::call::{ToolCall, Unread};
 use crate::decode::json::Json;
 
-use super::answer::{Answer, Members, append, is_blank, object, part_texts, plain_text, replace, string, text_of};
+use super::answer::{Answer, MAX_NAMES, Members, append, is_blank, object, part_texts, plain_text, replace, string, text_of};
 use super::stream::{Merge, Sent};
 use super::unread::Pieces;
 use super::usage;
@@ -224,7 +224,8 @@ impl Events {
                 true => is_prompt_kept,
                 false => before.and_then(usage::count) > usage::count(value),
             };
-            if matches!(value, Json::Null) || before.is_some() && is_kept {
+            let is_too_many = before.is_none() && usage.len() >= MAX_NAMES;
+            if matches!(value, Json::Null) || before.is_some() && is_kept || is_too_many {
                 continue;
             }
             usage.retain(|(known, _)| known != name);
@@ -244,9 +245,11 @@ fn set_members(members: &mut Members, source: &Json<'_>) {
         if matches!(value, Json::Null) {
             continue;
         }
+        let is_full = members.len() >= MAX_NAMES;
         match members.iter_mut().find(|(known, _)| known == name) {
             Some((_, known)) if !is_blank(value) || is_blank(known) => *known = value.to_static(),
             Some(_) => {}
+            None if is_full => {}
             None => members.push((Cow::Owned(name.to_string()), value.to_static())),
         }
     }

@@ -52,6 +52,19 @@ pub struct Merged {
     pub unread: Pieces,
 }
 
+/// Members of an object in an event beyond which the event is not read: every name is looked for among those that are known, and no
+/// server says so much in one object.
+const MAX_MEMBERS: usize = 2_000;
+
+/// Shortest event that can hold so many.
+const WIDE_BYTES: usize = 4 * MAX_MEMBERS;
+
+fn is_wide(json: &Json<'_>) -> bool {
+    json.members().len() > MAX_MEMBERS
+        || json.elements().iter().any(is_wide)
+        || json.members().iter().any(|(_, value)| is_wide(value))
+}
+
 /// Adds up the event stream `text`. `is_cut` says that an event may break off, which is then no riddle.
 pub fn merge<M: Merge>(text: &str, is_cut: bool) -> Merged {
     let mut merging = Merging { merger: M::default(), error: None, ended: false, unread: Pieces::default() };
@@ -66,6 +79,7 @@ pub fn merge<M: Merge>(text: &str, is_cut: bool) -> Merged {
             continue;
         }
         match Json::parse(&event.data) {
+            Ok(data) if event.data.len() > WIDE_BYTES && is_wide(&data) => merging.unread.note(Unread::Event, &event.data),
             Ok(data @ Json::Object(_)) => {
                 let is_plain = merging.add(event.name, &data, event.is_stray);
                 if let Cow::Borrowed(text) = event.data

@@ -2,8 +2,8 @@
 //!
 //! Room is taken for what has come, not for what was announced: two connections that announce the most and send nothing hold nothing.
 //! Bodies that each hold a part and wait for the rest must not wait for each other: the one that began first may wait for room,
-//! the others are refused at once and come again. And whoever has been sending for longer than [`SENDING_TIME`] gives way to those who
-//! find no room.
+//! the others are refused at once and come again. And whoever holds room and sends little or nothing gives way to those who find none:
+//! nobody can hold it by standing still, and somebody always gets on.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -13,8 +13,9 @@ use tokio::sync::Notify;
 
 use crate::measure::Metrics;
 
-/// A body of the largest size takes a tenth of this on the network that a gateway host is in.
-const SENDING_TIME: Duration = Duration::from_secs(2);
+/// Who sends fewer bytes than this in that time gives way. A gateway on the same host or network sends a hundred times as many.
+const LEAST_BYTES: usize = 256 << 10;
+const LEAST_TIME: Duration = Duration::from_secs(2);
 
 /// How long room is waited for: until those who give way have noticed, or the rows of others are safe.
 const WAIT: Duration = Duration::from_secs(2);
@@ -43,9 +44,33 @@ struct State {
 
 #[derive(Debug)]
 struct Arrival {
-    began: Instant,
+    /// Since when `bytes` came.
+    since: Instant,
+    bytes: usize,
+    last: Instant,
+    /// It has sent, and waits for us.
+    is_waiting: bool,
     give_way: Arc<Notify>,
     is_told: bool,
+}
+
+impl Arrival {
+    fn new(give_way: Arc<Notify>) -> Self {
+        let now = Instant::now();
+        Self { since: now, bytes: 0, last: now, is_waiting: false, give_way, is_told: false }
+    }
+
+    fn note(&mut self, bytes: usize) {
+        self.last = Instant::now();
+        if self.last.duration_since(self.since) > LEAST_TIME {
+            (self.since, self.bytes) = (self.last, 0);
+        }
+        self.bytes += bytes;
+    }
+
+    fn is_slow(&self) -> bool {
+        !self.is_waiting && (self.last.elapsed() > LEAST_TIME || self.since.elapsed() > LEAST_TIME && self.bytes < LEAST_BYTES)
+    }
 }
 
 /// A part of the room; given back when dropped.
@@ -69,7 +94,7 @@ impl Room {
         let mut state = self.shared.state();
         let number = state.next;
         state.next += 1;
-        state.arriving.insert(number, Arrival { began: Instant::now(), give_way: Arc::clone(&give_way), is_told: false });
+        state.arriving.insert(number, Arrival::new(Arc::clone(&give_way)));
         Place { number, bytes: 0, give_way, shared: Arc::clone(&self.shared) }
     }
 }
@@ -110,7 +135,12 @@ impl Place {
 
     fn ask(&mut self, more: usize) -> Asked {
         let mut state = self.shared.state();
-        if state.taken.saturating_add(more) <= self.shared.limit {
+        let fits = state.taken.saturating_add(more) <= self.shared.limit;
+        if let Some(arrival) = state.arriving.get_mut(&self.number) {
+            arrival.note(if fits { more } else { 0 });
+            arrival.is_waiting = !fits;
+        }
+        if fits {
             state.taken += more;
             self.bytes += more;
             self.shared.metrics.set_queue_bytes(state.taken);
@@ -122,7 +152,7 @@ impl Place {
         let is_first = state.arriving.first_key_value().is_some_and(|(first, _)| *first == self.number);
         let mut gives_way = false;
         for (number, arrival) in &mut state.arriving {
-            if *number != self.number && (arrival.is_told || arrival.began.elapsed() > SENDING_TIME) {
+            if *number != self.number && (arrival.is_told || arrival.is_slow()) {
                 gives_way = true;
                 if !std::mem::replace(&mut arrival.is_told, true) {
                     arrival.give_way.notify_one();
@@ -192,18 +222,39 @@ mod tests {
         assert!(waiting.await.unwrap());
     }
 
+    /// Makes it later for one that arrives.
+    fn age(room: &Room, place: &Place) {
+        let mut state = room.shared.state();
+        let arrival = state.arriving.get_mut(&place.number).unwrap();
+        arrival.since = arrival.since.checked_sub(LEAST_TIME * 2).unwrap();
+        arrival.last = arrival.last.checked_sub(LEAST_TIME * 2).unwrap();
+    }
+
     #[tokio::test]
-    async fn who_takes_too_long_gives_way() {
-        let room = room(100);
+    async fn who_sends_little_gives_way_and_who_sends_much_does_not() {
+        let limit = 4 * LEAST_BYTES;
+        let room = room(limit);
         let mut slow = room.enter();
-        assert!(slow.grow(100).await);
+        assert!(slow.grow(limit).await);
         assert!(!room.enter().grow(1).await, "it has only begun");
-        if let Some(arrival) = room.shared.state().arriving.get_mut(&slow.number) {
-            arrival.began = Instant::now().checked_sub(SENDING_TIME * 2).unwrap();
-        }
+        age(&room, &slow);
+        // It goes on sending, a byte at a time.
+        slow.shrink_to(limit - 10);
+        assert!(slow.grow(10).await);
+        assert!(!room.enter().grow(1).await, "it has just sent something");
+        room.shared.state().arriving.get_mut(&slow.number).unwrap().since -= LEAST_TIME * 2;
         let told = tokio::spawn(async move { slow.told_to_give_way().await });
         assert!(room.enter().grow(1).await);
         told.await.unwrap();
+
+        // However long it takes.
+        let mut quick = room.enter();
+        for _ in 0..3 {
+            age(&room, &quick);
+            assert!(quick.grow(LEAST_BYTES).await);
+        }
+        assert!(quick.grow(LEAST_BYTES).await);
+        assert!(!room.enter().grow(1).await, "it sends enough");
     }
 
     #[tokio::test]

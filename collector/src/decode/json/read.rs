@@ -8,6 +8,7 @@
 //! `NaN`, the infinities and numbers that no `numeric` holds by strings of the same spelling.
 
 use std::borrow::Cow;
+use std::collections::HashSet;
 
 use super::{Json, REPLACEMENT, first_special};
 
@@ -21,6 +22,10 @@ const MAX_NUMBER_BYTES: usize = 4_300;
 /// Largest exponent of a 64-bit float, to either side. Beyond it Python reads infinity or zero, and PostgreSQL would write out
 /// hundreds of zeros for five characters.
 const MAX_EXPONENT: u32 = 308;
+
+/// Members beyond which repeated ones are left out: whoever looks at each member by its name must not look at the same one thousands
+/// of times.
+const MANY_MEMBERS: usize = 64;
 
 /// Why a text is no JSON. Says nothing of the text itself, which may be anybody's words.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -43,6 +48,15 @@ pub(super) fn document(text: &str) -> Result<Json<'_>, JsonError> {
         None => Ok(value),
         Some(_) => Err(reader.error("more behind the document")),
     }
+}
+
+/// Members without those whose name comes again: the last one counts.
+fn last_of_each<'a>(mut members: Vec<(Cow<'a, str>, Json<'a>)>) -> Vec<(Cow<'a, str>, Json<'a>)> {
+    let mut seen = HashSet::with_capacity(members.len());
+    // From the end to the front, and so is it taken.
+    let mut is_last: Vec<bool> = members.iter().rev().map(|(name, _)| seen.insert(name.clone())).collect();
+    members.retain(|_| is_last.pop().unwrap_or(true));
+    members
 }
 
 struct Reader<'a> {
@@ -153,7 +167,7 @@ impl<'a> Reader<'a> {
             self.at += 1;
             members.push((name, self.value()?));
             if !self.goes_on(b'}')? {
-                return Ok(Json::Object(members));
+                return Ok(Json::Object(if members.len() > MANY_MEMBERS { last_of_each(members) } else { members }));
             }
         }
     }

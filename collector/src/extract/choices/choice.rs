@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use crate::decode::json::Json;
 
-use super::super::answer::{Members, append, is_blank, object, part_texts, string};
+use super::super::answer::{MAX_NAMES, Members, append, is_blank, object, part_texts, string};
 use super::super::unread::Pieces;
 use super::calls::{Call, Calls};
 use super::keep_first;
@@ -245,11 +245,13 @@ impl Choice {
     /// A spoken answer: recording and transcript come in pieces.
     fn add_audio(&mut self, audio: &Json<'_>) {
         for (name, value) in audio.members() {
+            let is_full = self.audio.len() >= MAX_NAMES;
             let known = self.audio.iter_mut().find(|(known, _)| known == name).map(|(_, known)| known);
             match (name.as_ref(), known, value) {
                 (_, _, Json::Null) => {}
                 ("data" | "transcript", Some(Json::String(known)), Json::String(piece)) => known.to_mut().push_str(piece),
                 (_, Some(known), value) => *known = value.to_static(),
+                (_, None, _) if is_full => {}
                 (_, None, value) => self.audio.push((Cow::Owned(name.to_string()), value.to_static())),
             }
         }
@@ -258,8 +260,10 @@ impl Choice {
     fn add_logprobs(&mut self, logprobs: &Json<'_>) {
         for (name, values) in logprobs.members() {
             let more = values.elements().iter().map(Json::to_static);
+            let is_full = self.logprobs.len() >= MAX_NAMES;
             match self.logprobs.iter_mut().find(|(known, _)| known == name) {
                 Some((_, known)) => known.extend(more),
+                None if is_full => {}
                 None => self.logprobs.push((name.to_string(), more.collect())),
             }
         }
