@@ -31,8 +31,9 @@ use crate::upkeep::Upkeep;
 /// Seconds that requests in flight get after SIGTERM. Longer than the longest wait for PostgreSQL and the disk.
 const SHUTDOWN_SECONDS: u64 = 20;
 
-/// How long the first entries wait for a migration that is still under way, before they go to the spool.
-const START_PATIENCE: Duration = Duration::from_secs(3);
+/// How long after the start entries wait for a migration that is still under way, as far as their answers can wait, before they go to the
+/// spool at once: on a busy machine an empty database takes some seconds.
+const START_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Threads of a worker for what blocks, decoding of large bodies above all. There are [`ServeSettings::workers`] of them, so all of it
 /// stays far below what containers allow, on any machine.

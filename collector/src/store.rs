@@ -187,9 +187,10 @@ impl Health {
         self.up.load(Ordering::Acquire)
     }
 
-    /// Waits until PostgreSQL takes statements for the first time, as long as the start may take.
-    pub async fn starting(&self) {
-        while !self.is_up() && Instant::now() < self.starts_until {
+    /// Waits until PostgreSQL takes statements for the first time, as long as the start may take, and no longer than `until`.
+    pub async fn starting(&self, until: Option<Instant>) {
+        let until = until.map_or(self.starts_until, |until| until.min(self.starts_until));
+        while !self.is_up() && Instant::now() < until {
             tokio::time::sleep(START_POLL).await;
         }
     }

@@ -144,7 +144,7 @@ impl Writer {
         let rejected: Vec<&Rejected> = jobs.iter().flat_map(|job| &job.batch.rejected).collect();
         let mut fates = vec![Fate::Unknown; items.len()];
         let answer_by = jobs.iter().filter_map(|job| job.answer_by).min();
-        self.health.starting().await;
+        self.health.starting(answer_by.map(last_attempt)).await;
         let failure = if self.health.is_up() || self.spool.is_none() {
             self.write_in_time(&items, &rejected, &mut fates, answer_by).await.err()
         } else {

@@ -16,6 +16,7 @@ async fn filled() -> Database {
     assert_eq!(app.log(Value::from(calls).to_string()).await.count("stored"), 30);
     let rejected = r#"[{"consumer":{"username":"ann"}},{"consumer":{"username":"bob"},"note":"ann"},{"service":"\"ann\""}]"#;
     assert_eq!(app.log(rejected).await.count("rejected"), 3);
+    app.settled().await;
     let database = app.database.clone();
     app.stop().await;
     let broken = "INSERT INTO llm_rejected (reason, raw, raw_sha256) VALUES ('broken', '{\"consumer\":{\"username\":\"ann\"},\"a\":', 'x')";

@@ -75,6 +75,7 @@ async fn compaction_changes_no_number_also_while_rows_come_in() {
     let app = TestApp::start().await;
     // Makes the partition of the day: a statement that was planned before does not see it.
     assert_eq!(app.log(fixtures::small_batch("b0", 25)).await.count("stored"), 25);
+    app.settled().await;
     let sender = async {
         for batch in 1..40 {
             assert_eq!(app.log(fixtures::small_batch(&format!("b{batch}"), 25)).await.count("stored"), 25);
