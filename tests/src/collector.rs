@@ -208,6 +208,8 @@ impl Process {
         let data_dir = tempfile::tempdir().expect("a folder");
         let mut child = tokio::process::Command::new(binary())
             .env("COLLECTOR_DATA_DIR", data_dir.path())
+            // As in the shipped binary, whose C library reserves no 64 MiB of addresses for each thread.
+            .env("MALLOC_ARENA_MAX", "1")
             .args(["serve", "--listen", "127.0.0.1:0"])
             .args(arguments)
             .env_remove("DATABASE_URL")

@@ -157,7 +157,9 @@ async fn hostile_bodies_that_waited_in_the_spool_kill_nobody() {
     site.cluster.stop_server("fast").unwrap();
     let (batches, honest) = batches(40);
     for batch in &batches {
-        assert_eq!(send(&collector, batch.clone()).await.expect("an answer").status, 200);
+        while send(&collector, batch.clone()).await.expect("an answer").status != 200 {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
     }
     collector.kill().await;
     let collector = site.collector().await;
@@ -215,15 +217,10 @@ async fn every_answer_comes_in_time_however_slow_postgresql_is() {
         CREATE TRIGGER slow BEFORE INSERT ON llm_logs FOR EACH STATEMENT EXECUTE FUNCTION slow();";
     let client = site.database.connect().await;
     client.batch_execute(slow).await.unwrap();
-    // Each is a statement of its own, so that they queue up.
-    let text = "word ".repeat(400_000);
+    // Each is as many rows as a statement may have, so that they queue up.
     let began = std::time::Instant::now();
-    let answers = futures_util::future::join_all((0..12).map(|n| {
-        let entries: Vec<String> =
-            (0..7).map(|k| fixtures::small_entry(&format!("slow-{n}-{k}"), 1_795_400_000_000).replace("hi ", &text)).collect();
-        send(&collector, format!("[{}]", entries.join(",")))
-    }))
-    .await;
+    let batches = (0..12).map(|n| send(&collector, fixtures::small_batch(&format!("slow-{n}"), 1_000)));
+    let answers = futures_util::future::join_all(batches).await;
     // Kong's time-out: beyond it Kong would send again into the overload.
     assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
     let taken = answers.iter().flatten().filter(|answer| answer.status == 200).count();
@@ -233,7 +230,7 @@ async fn every_answer_comes_in_time_however_slow_postgresql_is() {
         .iter()
         .enumerate()
         .filter(|(_, answer)| answer.as_ref().is_some_and(|answer| answer.status == 200))
-        .flat_map(|(n, _)| (0..7).map(move |k| format!("slow-{n}-{k}")))
+        .flat_map(|(n, _)| (0..1_000).map(move |k| format!("slow-{n}-{k}")))
         .collect();
     wait_until("the spool is empty", PATIENCE * 2, || async { spool_files(&site.spool()) == 0 }).await;
     let rows = rows_by_id(&site.database).await;

@@ -12,10 +12,12 @@
 )]
 
 mod gaps;
+mod hostile;
 mod kills;
 mod limits;
 mod locks;
 mod outages;
+mod threads;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
