@@ -143,13 +143,17 @@ async fn try_answer(request: reqwest::RequestBuilder) -> Result<Answer, reqwest:
     Ok(Answer { status, headers, text: response.text().await? })
 }
 
-/// The path of the binary, built on first use in the profile of the tests.
+/// The path of the binary, built on first use in the profile of the tests, unless `COLLECTOR_IS_BUILT` says that it is: tests of the
+/// whole workspace build it with everything else, and once more would be with other features of its dependencies.
 pub fn binary() -> &'static PathBuf {
     static BINARY: OnceLock<PathBuf> = OnceLock::new();
     BINARY.get_or_init(|| {
         let own = std::env::current_exe().expect("the path of this program");
         // target/PROFILE/deps/test or target/PROFILE/program
         let folder = own.ancestors().skip(1).find(|folder| !folder.ends_with("deps")).expect("a folder");
+        if std::env::var_os("COLLECTOR_IS_BUILT").is_some() {
+            return folder.join("llm-collector");
+        }
         let mut build = std::process::Command::new(env!("CARGO"));
         // Both packages, so that dependencies have the features that they have in this test already: the collector alone wants
         // fewer, and cargo would build them all again.
