@@ -84,7 +84,13 @@ impl TestApp {
         let url = format!("http://127.0.0.1:{}", application.port());
         let handle = application.handle();
         let running = tokio::spawn(application.run_until_stopped());
-        Self { url, database, client: reqwest::Client::new(), handle, running, _data_dir: data_dir }
+        let app = Self { url, database, client: reqwest::Client::new(), handle, running, _data_dir: data_dir };
+        // It serves before its database is migrated, and puts entries into the spool meanwhile.
+        wait_until("the database is migrated", Duration::from_secs(60), || async {
+            app.get("/readyz").await.text.contains("postgresql")
+        })
+        .await;
+        app
     }
 
     /// `POST /log`

@@ -190,6 +190,7 @@ async fn dead_over_three_entries(note: &str) -> Site {
 async fn an_entry_over_which_the_collector_died_again_and_again_is_put_on_record() {
     let site = dead_over_three_entries("NUMBER 1 1\n").await;
     let collector = site.collector().await;
+    site.wait_for_rows(1).await;
     wait_until("the spool is empty", PATIENCE, || async { spool_files(&site.spool()) == 0 }).await;
     // The one before it was stored before the collector died over it.
     assert_eq!(rows_by_id(&site.database).await.into_keys().collect::<Vec<_>>(), ["spooled-2"]);

@@ -217,7 +217,8 @@ async fn a_dashboard_that_lifts_its_time_limit_is_ended_all_the_same() {
     kit.psql("llm", &format!("{at_once}{body}"));
     let app = TestApp::start_on(Database { url: kit.url("llm_collector") }, &[]).await;
     assert!(working.await.unwrap().is_err());
-    assert!(waits.batch_execute("SELECT 1").await.is_err());
+    wait_until("the idle one is ended", Duration::from_secs(60), || async { waits.batch_execute("SELECT 1").await.is_err() })
+        .await;
     // Whoever does nothing is left alone, and so is the collector.
     rests.batch_execute("SELECT 1").await.unwrap();
     assert_eq!(app.log(fixtures::small_entry("one", 1_795_400_000_000)).await.count("stored"), 1);

@@ -18,9 +18,7 @@ fn may_be_reported(name: &str, value: &Value) -> bool {
         "stream" | "request_truncated" | "response_truncated" | "aborted" => value.is_boolean(),
         "stream_asked" | "repeat" => value.is_boolean(),
         // How the plugin read the request: a word of its own, and a name of a model.
-        "api" => {
-            ["chat", "completions", "responses", "messages", "count_tokens", "models", "other"].iter().any(|api| value == api)
-        }
+        "api" => value.as_str().is_some_and(|api| api.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_')),
         "model_asked" => value == "qwen-tiny" || value == "m" || value == "no-such-model" || value == "nope",
         "estimated" => has_only_counts(value),
         "worker" => value.is_string(),

@@ -197,6 +197,10 @@ pub(crate) fn expected_row(recorded: &Recorded, seen: &Seen) -> Value {
         // The plugin of the recording did not know that such an answer has no body.
         expected["aborted"] = json!(false);
     }
+    if recorded.name == "prompt-raw-nul-byte" {
+        // The plugin reads the model of what is no JSON to the collector.
+        expected["model"] = json!("qwen-tiny");
+    }
     if let Some(usage) = usages(&seen.sent).first() {
         for column in ["prompt_tokens", "completion_tokens"] {
             assert!(expected[column].is_null() || expected[column] == usage[column], "{}.{column}", recorded.name);
