@@ -32,7 +32,15 @@ fn entry(request_id: &str, consumer: &str, route: &str, text: &str) -> String {
 
 async fn row(app: &TestApp, request_id: &str) -> Value {
     let client = app.database.connect().await;
-    client.query_one("SELECT to_jsonb(l) FROM llm_logs l WHERE request_id = $1", &[&request_id]).await.unwrap().get(0)
+    // On a busy machine an entry may take the way over the spool.
+    let query = "SELECT to_jsonb(l) FROM llm_logs l WHERE request_id = $1";
+    for _ in 0..600 {
+        if let Some(row) = client.query_opt(query, &[&request_id]).await.unwrap() {
+            return row.get(0);
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    }
+    panic!("no row {request_id}")
 }
 
 #[tokio::test]
