@@ -11,17 +11,12 @@ COMMENT ON COLUMN llm_sequence_gaps.settled IS 'Found by an older version, which
 
 CREATE INDEX llm_sequence_gaps_found ON llm_sequence_gaps (found_at);
 
--- Merges ranges that touch or overlap, forgets workers that ended long ago, and returns the holes that are older than `grace` and
--- were not found before.
-CREATE OR REPLACE FUNCTION llm_find_sequence_gaps(grace interval)
-RETURNS TABLE (gap_worker text, gap_first bigint, gap_last bigint)
+-- Gaps in the numbers, in three steps that can be told apart: merging what arrived, taking back what closed, and finding holes.
+
+-- Merges ranges that touch or overlap. To be called with the advisory lock of the numbers held.
+CREATE FUNCTION llm_merge_sequences() RETURNS void
 LANGUAGE plpgsql AS $$
 BEGIN
-    -- One collector at a time; the others find nothing to do.
-    IF NOT pg_try_advisory_xact_lock(hashtext('llm_logs'), hashtext('sequences')) THEN
-        RETURN;
-    END IF;
-
     WITH marked AS (
         -- An island begins where everything before it ended earlier than the number in front of it.
         SELECT worker, first_seq, last_seq, first_seq > coalesce(max(last_seq) OVER (
@@ -43,37 +38,17 @@ BEGIN
     INSERT INTO llm_sequences (worker, first_seq, last_seq, first_seen_at, last_seen_at)
     SELECT worker, island_first, max(last_seq), min(first_seen_at), max(last_seen_at) FROM taken GROUP BY worker, island_first
     ORDER BY worker, island_first;
-
-    RETURN QUERY
-    WITH holes AS (
-        SELECT worker, coalesce(lag(last_seq) OVER (PARTITION BY worker ORDER BY first_seq), 0) + 1 AS hole_first,
-            first_seq - 1 AS hole_last, first_seen_at
-        FROM llm_sequences
-    ), found AS (
-        INSERT INTO llm_sequence_gaps (worker, first_seq, last_seq)
-        SELECT worker, hole_first, hole_last FROM holes h
-        WHERE hole_first <= hole_last AND first_seen_at < now() - grace
-            -- Gaps do not overlap: the last one that begins before the end of the hole tells whether the hole is known.
-            AND coalesce((SELECT g.last_seq FROM llm_sequence_gaps g WHERE g.worker = h.worker AND g.first_seq <= h.hole_last
-                          ORDER BY g.first_seq DESC LIMIT 1), 0) < h.hole_first
-        ON CONFLICT DO NOTHING
-        RETURNING worker, first_seq, last_seq
-    )
-    SELECT worker, first_seq, last_seq FROM found;
-
-    -- A worker that was restarted has a new identity; what the old one missed was found long ago.
-    DELETE FROM llm_sequences
-    WHERE worker IN (SELECT worker FROM llm_sequences GROUP BY worker HAVING max(last_seen_at) < now() - interval '90 days');
 END $$;
 
 -- Takes back what arrived after it was found missing: of a gap stays what is still missing. Returns how many numbers came, by worker.
--- To be called after llm_find_sequence_gaps, which merges what arrived.
 CREATE FUNCTION llm_close_sequence_gaps() RETURNS TABLE (gap_worker text, arrived bigint)
 LANGUAGE plpgsql AS $$
 BEGIN
+    -- One collector at a time; the others find nothing to do.
     IF NOT pg_try_advisory_xact_lock(hashtext('llm_logs'), hashtext('sequences')) THEN
         RETURN;
     END IF;
+    PERFORM llm_merge_sequences();
     RETURN QUERY
     WITH touched AS (
         SELECT g.worker, g.first_seq, g.last_seq, g.found_at FROM llm_sequence_gaps g
@@ -92,8 +67,48 @@ BEGIN
         -- A part that begins where the gap began ends earlier, so its key is another one.
         INSERT INTO llm_sequence_gaps (worker, first_seq, last_seq, found_at)
         SELECT worker, lower(part), upper(part) - 1, found_at FROM closed, unnest(missing) AS part
-        RETURNING worker
+        ON CONFLICT DO NOTHING
     )
     SELECT worker, (sum(last_seq - first_seq + 1) - sum((SELECT coalesce(sum(upper(part) - lower(part)), 0) FROM unnest(missing) AS part)))::bigint
     FROM closed GROUP BY worker;
+END $$;
+
+-- Merges, takes back what closed, returns the holes that are older than `grace` and were not found before, and forgets workers that ended
+-- long ago.
+CREATE OR REPLACE FUNCTION llm_find_sequence_gaps(grace interval)
+RETURNS TABLE (gap_worker text, gap_first bigint, gap_last bigint)
+LANGUAGE plpgsql AS $$
+BEGIN
+    IF NOT pg_try_advisory_xact_lock(hashtext('llm_logs'), hashtext('sequences')) THEN
+        RETURN;
+    END IF;
+    PERFORM llm_close_sequence_gaps();
+
+    RETURN QUERY
+    WITH holes AS (
+        SELECT worker, coalesce(lag(last_seq) OVER (PARTITION BY worker ORDER BY first_seq), 0) + 1 AS hole_first,
+            first_seq - 1 AS hole_last, first_seen_at
+        FROM llm_sequences
+    ), places AS (
+        SELECT worker, hole_last AS place, hole_first, hole_last, first_seen_at, NULL::bigint AS gap_end FROM holes
+        WHERE hole_first <= hole_last
+        UNION ALL SELECT worker, first_seq, NULL, NULL, NULL, last_seq FROM llm_sequence_gaps
+        WHERE worker IN (SELECT worker FROM holes)
+    ), known AS (
+        -- How far the gaps reach that begin before the end of a hole. Read once for all holes: a look for each of them would see what
+        -- this statement inserts, and pass over it, again and again.
+        SELECT *, coalesce(max(gap_end) OVER (PARTITION BY worker ORDER BY place), 0) AS known_last FROM places
+    ), found AS (
+        INSERT INTO llm_sequence_gaps (worker, first_seq, last_seq)
+        -- Gaps do not overlap. Of a hole that began as the tail of a worker, the rest is found by whoever finds tails.
+        SELECT worker, hole_first, hole_last FROM known
+        WHERE hole_first > known_last AND first_seen_at < now() - grace
+        ON CONFLICT DO NOTHING
+        RETURNING worker, first_seq, last_seq
+    )
+    SELECT worker, first_seq, last_seq FROM found;
+
+    -- A worker that was restarted has a new identity; what the old one missed was found long ago.
+    DELETE FROM llm_sequences
+    WHERE worker IN (SELECT worker FROM llm_sequences GROUP BY worker HAVING max(last_seen_at) < now() - interval '90 days');
 END $$;

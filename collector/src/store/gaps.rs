@@ -3,7 +3,7 @@
 //! The plugin numbers the entries of each Kong worker from 1. Which numbers arrived is kept in PostgreSQL, because several
 //! collectors each see a part of them; a hole that does not close in time is found by whichever collector looks first, counted
 //! once, and kept in `llm_sequence_gaps`. Reordering, repeats, and restarts of Kong or collectors make no holes, and what comes after
-//! all is taken back. The SQL is in `sql/V12__pieces.sql`.
+//! all is taken back. The SQL is in `sql/V8__gaps_that_close.sql`.
 
 use std::time::Duration;
 

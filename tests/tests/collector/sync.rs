@@ -53,6 +53,8 @@ async fn what_a_killed_worker_took_along_is_a_hole_and_what_waits_in_a_living_on
     // It lost entries, which no entry behind them shows; then one comes, and what is missing in front of it is the rest.
     told(&app, &of(worker("killed", 9, 9, true), worker("waits", 50, 45, false))).await;
     wait_for_gaps(&app, &["killed 6-9", "waits 6-45"]).await;
+    log(&app, "waits", 51..=51).await;
+    wait_for_gaps(&app, &["killed 6-9", "waits 6-45", "waits 46-50"]).await;
     assert!(app.metric("llm_collector_entries_lost_total{worker=\"waits\"}").await >= 40.0);
     app.stop().await;
 }
