@@ -38,6 +38,8 @@ build = {
       "kong/plugins/llm-audit/event_shape.lua",
     ["kong.plugins.llm-audit.estimate"] =
       "kong/plugins/llm-audit/estimate.lua",
+    ["kong.plugins.llm-audit.forwarded"] =
+      "kong/plugins/llm-audit/forwarded.lua",
     ["kong.plugins.llm-audit.gate"] =
       "kong/plugins/llm-audit/gate.lua",
     ["kong.plugins.llm-audit.guard"] =

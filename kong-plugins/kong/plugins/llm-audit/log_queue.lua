@@ -1,12 +1,13 @@
 -- Keeps Kong's queue of log entries from breaking, and says what becomes of
 -- entries that do not fit.
 --
--- Kong's queue (kong/tools/queue.lua, read at 3.9.3; 3.9.4 and 3.9.5 are the
--- same there) drops its oldest entries when it overflows. Each has a permit of
--- a semaphore, and in the log phase, where http-log adds entries, nginx does
--- not let the permit be taken back. A batch made of such permits raises
--- (`#self.entries[self.front]` of nil), which ends the one timer that sends;
--- the queue stays registered, and that worker never sends an entry again.
+-- Kong's queue (kong/tools/queue.lua, read at 3.9.3 and in 3.9.4's branch,
+-- where it is the same) drops its oldest entries when it overflows. Each has a
+-- permit of a semaphore, and in the log phase, where http-log adds entries,
+-- nginx does not let the permit be taken back. A batch made of such permits
+-- raises (`#self.entries[self.front]` of nil), which ends the one timer that
+-- sends; the queue stays registered, and that worker never sends an entry
+-- again.
 --
 -- So, in each worker:
 --   * `enqueue` asks first whether the entry fits (admission.lua), for entries

@@ -7,6 +7,7 @@
 
 local apis = require "llm_gateway.api"
 local estimate = require "kong.plugins.llm-audit.estimate"
+local forwarded = require "kong.plugins.llm-audit.forwarded"
 local gate = require "kong.plugins.llm-audit.gate"
 local request = require "llm_gateway.request"
 local request_body = require "kong.plugins.llm-audit.request_body"
@@ -45,22 +46,10 @@ local ASKED_FOR_USAGE = { chat = true, completions = true }
 local M = {}
 
 
--- @return the path that is forwarded, or, where nothing is, the one that the
--- router looked at
-local function forwarded_path()
-  local upstream_uri = ngx.var.upstream_uri
-  if upstream_uri and upstream_uri ~= "" then
-    return upstream_uri
-  end
-
-  return kong.request.get_path()
-end
-
-
 -- @return the API that the call uses; also where access did not run
 function M.api_of(call)
   if not call.api then
-    call.api = apis.of_path(forwarded_path())
+    call.api = apis.of_path(forwarded.path())
   end
 
   return call.api
@@ -108,7 +97,7 @@ end
 local function hides_length()
   return kong.request.get_http_version() >= 2
          and not request_body.declared_size()
-         and not find(forwarded_path(), "/cancel/?$")
+         and not find(forwarded.path(), "/cancel/?$")
 end
 
 

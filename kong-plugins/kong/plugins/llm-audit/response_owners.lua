@@ -25,7 +25,7 @@ local setmetatable = setmetatable
 local sub = string.sub
 local tonumber = tonumber
 
--- Some 450 bytes each in a dict of 16 MB.
+-- Some 510 bytes each in a dict of 16 MB.
 local MAX_IDS = 20000
 
 -- Longer ids are of no server, and would take the place of many.

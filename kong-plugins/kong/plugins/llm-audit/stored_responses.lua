@@ -16,6 +16,7 @@
 -- Not here: who is first (response_owners), answers with Content-Encoding. They
 -- do not take the count, and repeat it once it is taken.
 
+local forwarded = require "kong.plugins.llm-audit.forwarded"
 local reported = require "kong.plugins.llm-audit.reported"
 local response_owners = require "kong.plugins.llm-audit.response_owners"
 
@@ -41,17 +42,6 @@ function M.caller()
 end
 
 
--- @return the path that goes to the model server, as Kong spells it
-local function forwarded_path()
-  local upstream_uri = ngx.var.upstream_uri
-  if upstream_uri and upstream_uri ~= "" then
-    return match(upstream_uri, "^[^?]*")
-  end
-
-  return kong.request.get_path()
-end
-
-
 -- @return the answer to an id that the server does not have, as vLLM gives it
 local function not_found(id)
   return {
@@ -69,7 +59,7 @@ end
 
 
 local function id_of_path()
-  return match(forwarded_path(), "/v1/responses/([^/]+)")
+  return match(forwarded.path(), "/v1/responses/([^/]+)")
 end
 
 
@@ -91,7 +81,7 @@ end
 -- @return whether an answer with this status may have made a response
 local function makes_response(status)
   return status == 200 and kong.request.get_method() == "POST"
-         and find(forwarded_path(), "/v1/responses/?$") ~= nil
+         and find(forwarded.path(), "/v1/responses/?$") ~= nil
 end
 
 

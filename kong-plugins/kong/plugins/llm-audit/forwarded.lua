@@ -1,0 +1,23 @@
+-- The path that goes to the model server. What a call is, is decided by it and
+-- not by how the client spelled it.
+
+local kong = kong
+local match = string.match
+local ngx = ngx
+
+local M = {}
+
+
+-- @return the path without its query; where nothing is forwarded, the one that
+-- the router looked at
+function M.path()
+  local upstream_uri = ngx.var.upstream_uri
+  if upstream_uri and upstream_uri ~= "" then
+    return match(upstream_uri, "^[^?]*")
+  end
+
+  return kong.request.get_path()
+end
+
+
+return M
