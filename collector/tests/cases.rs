@@ -5,15 +5,15 @@
 
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic, reason = "a test fails by panicking")]
 
+mod common;
+
 use std::path::{Path, PathBuf};
 
 use llm_collector::call::Call;
 use llm_collector::decode::json::Json;
-use llm_collector::decode::{self, Limits};
-use llm_collector::extract::{self, privacy::Privacy, redact::Secrets};
 use serde_json::{Value, json};
 
-const LIMITS: Limits = Limits { decoded_bytes: 64 << 20 };
+use common::call_of_entry;
 
 fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/cases")
@@ -27,12 +27,6 @@ fn names() -> Vec<String> {
     names.retain(|name| only.as_ref().is_none_or(|only| name == only));
     names.sort();
     names
-}
-
-fn call_of(bytes: &[u8]) -> Call {
-    let text = decode::text(bytes);
-    let entry = decode::entry::decode(decode::elements(&text).unwrap().next().unwrap(), LIMITS).unwrap();
-    extract::call(&entry, &Secrets::default(), &Privacy::default())
 }
 
 fn columns(call: &Call) -> Value {
@@ -125,7 +119,7 @@ fn every_situation_gives_the_expected_row() {
     for name in names() {
         let read = |end: &str| std::fs::read(folder().join(format!("{name}{end}"))).unwrap();
         let expected: Value = serde_json::from_slice(&read(".expected.json")).unwrap();
-        let call = call_of(&read(".json"));
+        let call = call_of_entry(&read(".json"));
         assert!(Json::parse(&call.raw_log).is_ok(), "{name}: raw_log is no JSON");
         wrong.extend(differences(&expected, &call).into_iter().map(|difference| format!("{name}: {difference}")));
     }
@@ -154,7 +148,7 @@ fn an_answer_reports_its_tokens_in_many_ways_and_the_plugin_reads_the_same() {
             if let Some(body) = body {
                 entry["response"]["body"] = body.clone();
             }
-            call_of(entry.to_string().as_bytes())
+            call_of_entry(entry.to_string().as_bytes())
         };
         let read = entry(json!({"api": case["api"], "stream": is_stream}), Some(&case["text"]));
         assert_eq!(usage(&read), case["usage"], "{}", case["name"]);
@@ -184,7 +178,7 @@ fn a_thousand_levels_are_read_on_a_thread_of_usual_size() {
             "request": {"body": request}, "response": {"status": 200, "body": body},
         });
         // What a worker thread has, whatever the test runner gives.
-        let read = std::thread::Builder::new().stack_size(2 << 20).spawn(move || call_of(entry.to_string().as_bytes()));
+        let read = std::thread::Builder::new().stack_size(2 << 20).spawn(move || call_of_entry(entry.to_string().as_bytes()));
         let call = read.unwrap().join().unwrap();
         assert_eq!((call.prompt.as_deref(), call.response.as_deref()), (Some("q"), Some("a")));
         assert!(call.raw_log.contains(&deep(1_000)) && !call.is_unread());

@@ -5,15 +5,16 @@
 
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic, reason = "a test fails by panicking")]
 
+mod common;
+
 use std::path::{Path, PathBuf};
 
 use llm_collector::call::{Call, Usage};
-use llm_collector::decode::{self, Limits};
-use llm_collector::extract::{self, privacy::Privacy, redact::Secrets};
+use llm_collector::decode;
 use llm_collector::measure::Metrics;
 use serde_json::{Value, json};
 
-const LIMITS: Limits = Limits { decoded_bytes: 64 << 20 };
+use common::{call_of_entry, text};
 
 fn fixtures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/kong")
@@ -36,29 +37,6 @@ fn entry(name: &str) -> Vec<u8> {
 
 fn call_of(name: &str) -> Call {
     call_of_entry(&entry(name))
-}
-
-fn call_of_entry(bytes: &[u8]) -> Call {
-    let text = decode::text(bytes);
-    let raw = decode::elements(&text).unwrap().next().unwrap();
-    let entry = decode::entry::decode(raw, LIMITS).unwrap();
-    extract::call(&entry, &Secrets::default(), &Privacy::default())
-}
-
-/// Long texts are compared by length, hash, beginning and end, as the expected rows hold them.
-fn text(text: Option<&str>) -> Value {
-    match text {
-        Some(text) if text.chars().count() > 600 => {
-            let chars: Vec<char> = text.chars().collect();
-            json!({
-                "chars": chars.len(),
-                "sha256": decode::digest::sha256_hex(text.as_bytes()),
-                "head": chars[..60].iter().collect::<String>(),
-                "tail": chars[chars.len() - 60..].iter().collect::<String>(),
-            })
-        }
-        text => json!(text),
-    }
 }
 
 fn row(call: &Call) -> Value {

@@ -5,17 +5,16 @@
 
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic, reason = "a test fails by panicking")]
 
+mod common;
+
 use std::path::{Path, PathBuf};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use llm_collector::call::Call;
 use llm_collector::decode::json::Json;
-use llm_collector::decode::{self, Limits, digest};
-use llm_collector::extract::{self, privacy::Privacy, redact::Secrets};
 use serde_json::{Map, Value, json};
 
-const LIMITS: Limits = Limits { decoded_bytes: 64 << 20 };
+use common::{call_of_entry, text};
 
 fn exchanges() -> Vec<PathBuf> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/vllm-0.33");
@@ -72,33 +71,11 @@ fn entry(exchange: &Path) -> Value {
     entry
 }
 
-fn call_of(entry: &Value) -> Call {
-    let text = entry.to_string();
-    let entry = decode::entry::decode(&text, LIMITS).unwrap();
-    extract::call(&entry, &Secrets::default(), &Privacy::default())
-}
-
-/// Long texts as the expected rows hold them.
-fn text(text: Option<&str>) -> Value {
-    match text {
-        Some(text) if text.chars().count() > 600 => {
-            let chars: Vec<char> = text.chars().collect();
-            json!({
-                "chars": chars.len(),
-                "sha256": digest::sha256_hex(text.as_bytes()),
-                "head": chars[..60].iter().collect::<String>(),
-                "tail": chars[chars.len() - 60..].iter().collect::<String>(),
-            })
-        }
-        text => json!(text),
-    }
-}
-
 #[test]
 fn every_recorded_exchange_gives_the_expected_row() {
     let mut wrong = Vec::new();
     for exchange in exchanges() {
-        let call = call_of(&entry(&exchange));
+        let call = call_of_entry(entry(&exchange).to_string().as_bytes());
         let row = json!({
             "status": call.status,
             "endpoint": call.endpoint,
@@ -153,7 +130,7 @@ fn the_path_that_kong_forwarded_counts_and_before_it_what_the_plugin_says() {
         entry["request"]["uri"] = json!(uri);
         entry["upstream_uri"] = forwarded;
         entry["llm"]["api"] = named;
-        let call = call_of(&entry);
+        let call = call_of_entry(entry.to_string().as_bytes());
         assert_eq!(call.prompt.as_deref() == Some("What is 17 plus 25?"), is_read, "{uri}");
         assert_eq!(call.endpoint.as_deref(), Some(uri));
     }
