@@ -207,9 +207,9 @@ copy_files() {
   mkdir -p "$bundle/grafana"
   [ ! -d "$release_dir/grafana" ] || cp -R "$release_dir/grafana/." "$bundle/grafana/"
   rm -rf "$bundle/grafana/tests"
-  local file
-  for file in README.md README.zh-CN.md LICENSE; do
-    [ ! -f "$release_dir/$file" ] || cp "$release_dir/$file" "$bundle/"
+  local part
+  for part in README.md README.zh-CN.md LICENSE docs; do
+    [ ! -e "$release_dir/$part" ] || cp -R "$release_dir/$part" "$bundle/"
   done
   cp "$work/images.txt" "$bundle/deploy/images.txt"
   # The copy that is meant to be edited before the first installation, hence without a checksum.

@@ -93,7 +93,7 @@ install_release() {
   if [ ! -d "$target" ]; then
     rm -rf "$target.new"
     mkdir -p "$target.new"
-    for part in deploy kong-plugins grafana README.md README.zh-CN.md LICENSE MANIFEST VERSION ARCHITECTURE BUILT sbom.spdx.json; do
+    for part in deploy kong-plugins grafana docs README.md README.zh-CN.md LICENSE MANIFEST VERSION ARCHITECTURE BUILT sbom.spdx.json; do
       [ ! -e "$release_dir/$part" ] || cp -R "$release_dir/$part" "$target.new/" ||
         fatal "cannot copy $part to $target.new" "Is the disk full?  df -h $home"
     done
