@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 const LIMITS: Limits = Limits { decoded_bytes: 64 << 20 };
 
 /// The call of an entry as Kong sends it, alone or in an array.
-pub fn call_of_entry(bytes: &[u8]) -> Call {
+pub(crate) fn call_of_entry(bytes: &[u8]) -> Call {
     let text = decode::text(bytes);
     let raw = decode::elements(&text).unwrap().next().unwrap();
     let entry = decode::entry::decode(raw, LIMITS).unwrap();
@@ -18,7 +18,7 @@ pub fn call_of_entry(bytes: &[u8]) -> Call {
 }
 
 /// Long texts are compared by length, hash, beginning and end, as the expected rows hold them.
-pub fn text(text: Option<&str>) -> Value {
+pub(crate) fn text(text: Option<&str>) -> Value {
     match text {
         Some(text) if text.chars().count() > 600 => {
             let chars: Vec<char> = text.chars().collect();
