@@ -9,7 +9,10 @@ read_globals = {
         fields = {
           plugin = { read_only = false, other_fields = true },
           shared = {
-            fields = { llm_audit_entry = { read_only = false } },
+            fields = {
+              llm_audit_entry = { read_only = false },
+              llm_request = { read_only = false, other_fields = true },
+            },
           },
         },
       },

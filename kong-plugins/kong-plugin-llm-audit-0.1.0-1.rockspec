@@ -38,8 +38,6 @@ build = {
       "kong/plugins/llm-audit/event_shape.lua",
     ["kong.plugins.llm-audit.estimate"] =
       "kong/plugins/llm-audit/estimate.lua",
-    ["kong.plugins.llm-audit.forwarded"] =
-      "kong/plugins/llm-audit/forwarded.lua",
     ["kong.plugins.llm-audit.gate"] =
       "kong/plugins/llm-audit/gate.lua",
     ["kong.plugins.llm-audit.guard"] =
@@ -56,8 +54,6 @@ build = {
       "kong/plugins/llm-audit/refused.lua",
     ["kong.plugins.llm-audit.reported"] =
       "kong/plugins/llm-audit/reported.lua",
-    ["kong.plugins.llm-audit.request_body"] =
-      "kong/plugins/llm-audit/request_body.lua",
     ["kong.plugins.llm-audit.request_text"] =
       "kong/plugins/llm-audit/request_text.lua",
     ["kong.plugins.llm-audit.response_owners"] =
@@ -76,12 +72,12 @@ build = {
       "kong/plugins/llm-audit/stream_text.lua",
     ["kong.plugins.llm-audit.sync"] =
       "kong/plugins/llm-audit/sync.lua",
-    ["kong.plugins.llm-audit.upload_room"] =
-      "kong/plugins/llm-audit/upload_room.lua",
     ["kong.plugins.llm-audit.usage_filter"] =
       "kong/plugins/llm-audit/usage_filter.lua",
     ["llm_gateway.api"] =
       "llm_gateway/api.lua",
+    ["llm_gateway.forwarded"] =
+      "llm_gateway/forwarded.lua",
     ["llm_gateway.json_bytes"] =
       "llm_gateway/json_bytes.lua",
     ["llm_gateway.json_outline"] =
@@ -90,7 +86,13 @@ build = {
       "llm_gateway/json_scan.lua",
     ["llm_gateway.json_tail"] =
       "llm_gateway/json_tail.lua",
+    ["llm_gateway.reading"] =
+      "llm_gateway/reading.lua",
     ["llm_gateway.request"] =
       "llm_gateway/request.lua",
+    ["llm_gateway.request_body"] =
+      "llm_gateway/request_body.lua",
+    ["llm_gateway.upload_room"] =
+      "llm_gateway/upload_room.lua",
   },
 }

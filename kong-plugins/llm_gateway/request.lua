@@ -24,6 +24,7 @@ local find = string.find
 local ipairs = ipairs
 local lower = string.lower
 local setmetatable = setmetatable
+local sort = table.sort
 local sub = string.sub
 local tonumber = tonumber
 
@@ -154,11 +155,17 @@ local function change_options(options)
 end
 
 
--- @return the changes, nil when there are none to be made
-local function usage_changes(outline)
-  local options = outline.found.stream_options
+-- @param reading what finish() gave
+-- @return the changes by which the server reports the usage of the stream that
+-- is asked for; nil when there are none to be made
+function M.usage_changes(reading)
+  if not reading.stream_asked then
+    return nil
+  end
+
+  local options = reading.stream_options
   if not options then
-    local at = outline.open + 1
+    local at = reading.open + 1
     -- not the only member: there is "stream"
     return { { from = at, to = at - 1,
                 text = '"stream_options":{"include_usage":true},' } }
@@ -177,11 +184,8 @@ local function usage_changes(outline)
 end
 
 
--- @param asks_usage whether the server has to be asked for the usage of a
--- stream
-function M.new(asks_usage)
+function M.new()
   return setmetatable({
-    asks_usage = asks_usage,
     outline = json_outline.new(WANTED, UNWANTED),
   }, Reader)
 end
@@ -210,18 +214,31 @@ local function read_name(found)
 end
 
 
--- @return all changes in the order of the body, nil when there are none
-local function merge(dropped, usage)
-  local changes = usage or {}
-  for _, member in ipairs(dropped) do
-    changes[#changes + 1] = { from = member.from, to = member.to, text = "" }
+-- @return the changes of both lists in the order of the body; nil when there
+-- are none. Either may be nil
+function M.merge(one, other)
+  local changes = {}
+  for _, list in ipairs({ one or {}, other or {} }) do
+    for _, change in ipairs(list) do
+      changes[#changes + 1] = change
+    end
   end
 
-  table.sort(changes, function(one, other)
+  sort(changes, function(first, second)
     -- what is put in comes before what is taken out there
-    return one.from < other.from
-           or one.from == other.from and one.to < other.to
+    return first.from < second.from
+           or first.from == second.from and first.to < second.to
   end)
+
+  return changes[1] and changes
+end
+
+
+local function take_out(dropped)
+  local changes = {}
+  for i, member in ipairs(dropped) do
+    changes[i] = { from = member.from, to = member.to, text = "" }
+  end
 
   return changes[1] and changes
 end
@@ -233,8 +250,9 @@ end
 --     body is no JSON object;
 --   unread, a key of M.REASONS, or nil; is_json, whether it is a JSON object;
 --   changes, a list of { from, to, text } in the order of the body, to be put
---     in place of those bytes, or nil; asks_usage, whether they make the server
---     report its usage;
+--     in place of those bytes, or nil;
+--   open, position of its "{"; stream_options, { from, to, text } of the last
+--     member of that name;
 --   previous_response_id, a string or nil;
 --   text_bytes, how much of the body is not pictures, sound or vectors
 function Reader:finish(size)
@@ -254,7 +272,9 @@ function Reader:finish(size)
     return reading
   end
 
-  reading.changes = merge(outline.dropped)
+  reading.open = outline.open
+  reading.stream_options = found.stream_options
+  reading.changes = take_out(outline.dropped)
   reading.previous_response_id = read_name(found.previous_response_id)
 
   local stream, options = found.stream, found.stream_options
@@ -265,12 +285,6 @@ function Reader:finish(size)
 
   reading.model_asked = read_name(found.model)
   reading.stream_asked = stream ~= nil and truth(stream.text) == true
-
-  if self.asks_usage and reading.stream_asked then
-    local usage = usage_changes(outline)
-    reading.asks_usage = usage ~= nil
-    reading.changes = merge(outline.dropped, usage)
-  end
 
   return reading
 end

@@ -55,7 +55,7 @@ local BODIES = {
 
 
 local function read(body)
-  local reader = request.new(true)
+  local reader = request.new()
   for from = 1, #body, PIECE_BYTES do
     reader:feed(body:sub(from, from + PIECE_BYTES - 1))
   end

@@ -3,8 +3,8 @@ local request = require "llm_gateway.request"
 
 
 -- @param size of the pieces in which the text comes
-local function read(text, size, asks_usage)
-  local reader = request.new(asks_usage)
+local function read(text, size)
+  local reader = request.new()
   reader:feed(text:sub(1, 4))
   for pos = 5, #text, size do
     reader:feed(text:sub(pos, pos + size - 1))
@@ -15,7 +15,9 @@ end
 
 
 local function changed(text, size, asks_usage)
-  local changes = read(text, size, asks_usage).changes
+  local reading = read(text, size)
+  local changes = request.merge(reading.changes, asks_usage
+                                and request.usage_changes(reading) or nil)
   for i = #(changes or {}), 1, -1 do
     local change = changes[i]
     text = text:sub(1, change.from - 1) .. change.text
@@ -64,16 +66,15 @@ describe("request", function()
         .. '"kv_transfer_params":{},"stream":true}',
     }) do
       for size = 1, #text do
-        local reading = read(text, size, true)
         local result = cjson.decode(changed(text, size, true))
-        assert.is_true(reading.asks_usage)
         assert.is_nil(result.request_id)
         assert.is_nil(result.kv_transfer_params)
         assert.is_true(result.stream)
         assert.is_true(result.stream_options.include_usage)
       end
     end
-    assert.is_nil(read('{"request_id":"a","stream":true}', 9).asks_usage)
+    assert.equal('{"stream":true}',
+                 changed('{"request_id":"a","stream":true}', 9))
   end)
 
   it("says which response is to be continued", function()

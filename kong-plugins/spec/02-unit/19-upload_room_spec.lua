@@ -1,5 +1,5 @@
 local MIB = 1048576
-local MODULE = "kong.plugins.llm-audit.upload_room"
+local MODULE = "llm_gateway.upload_room"
 
 
 describe("room for bodies", function()

@@ -6,14 +6,27 @@ local request = require "llm_gateway.request"
 local M = {}
 
 
--- @param size of the pieces in which the text comes
-function M.read(text, size)
-  local reader = request.new(true)
-  for _, piece in ipairs(chunking.split_every(text, size or #text + 1)) do
+-- @param pieces of a text
+function M.read_pieces(pieces)
+  local reader = request.new()
+  local size = 0
+  for _, piece in ipairs(pieces) do
     reader:feed(piece)
+    size = size + #piece
   end
 
-  return reader:finish(#text)
+  local reading = reader:finish(size)
+  local usage = request.usage_changes(reading)
+  reading.asks_usage = usage ~= nil
+  reading.changes = request.merge(reading.changes, usage)
+
+  return reading
+end
+
+
+-- @param size of the pieces in which the text comes
+function M.read(text, size)
+  return M.read_pieces(chunking.split_every(text, size or #text + 1))
 end
 
 

@@ -20,6 +20,14 @@ local DEFAULTS = {
 
 local MODULE = "kong.plugins.llm-audit."
 
+-- Modules beside the plugin that know nginx or Kong, or the worker's state.
+local KEEPS_KONG = {
+  ["llm_gateway.forwarded"] = true,
+  ["llm_gateway.reading"] = true,
+  ["llm_gateway.request_body"] = true,
+  ["llm_gateway.upload_room"] = true,
+}
+
 
 local function base64(text)
   return "base64:" .. text
@@ -102,7 +110,7 @@ function M.new(changes)
   }
 
   for name in pairs(package.loaded) do
-    if name:sub(1, #MODULE) == MODULE then
+    if name:sub(1, #MODULE) == MODULE or KEEPS_KONG[name] then
       package.loaded[name] = nil
     end
   end

@@ -31,8 +31,9 @@ local log_queue = require "kong.plugins.llm-audit.log_queue"
 local reading = require "kong.plugins.llm-audit.reading"
 local refused = require "kong.plugins.llm-audit.refused"
 local reported = require "kong.plugins.llm-audit.reported"
-local request_body = require "kong.plugins.llm-audit.request_body"
+local request_body = require "llm_gateway.request_body"
 local sequence = require "kong.plugins.llm-audit.sequence"
+local shared_reading = require "llm_gateway.reading"
 local stored_responses = require "kong.plugins.llm-audit.stored_responses"
 local stream_capture = require "kong.plugins.llm-audit.stream_capture"
 local sync = require "kong.plugins.llm-audit.sync"
@@ -84,7 +85,7 @@ local function access(_, conf)
   sync.begin_call()
   kong.ctx.plugin.in_flight = true
 
-  local refusal = gate.refusal(conf, kong.ctx.plugin)
+  local refusal = gate.refusal(conf)
   if refusal then
     return refusal
   end
@@ -129,7 +130,8 @@ local function plan_error(conf, status, content_type, content_length)
     source = source,
     method = kong.request.get_method(),
     path = kong.request.get_raw_path(),
-    is_anthropic = apis.is_anthropic(reading.api_of(kong.ctx.plugin)),
+    is_anthropic = apis.is_anthropic(
+      shared_reading.api_of(shared_reading.of_call())),
     has_route = kong.router.get_route() ~= nil,
     authorization = authorization_scheme(),
     headers = kong.response.get_headers(),
@@ -351,7 +353,8 @@ local function log(call, conf)
   end
 
   local request = call.request_body
-  local request_bytes = call.request_bytes or request_body.declared_size() or 0
+  local asked = shared_reading.of_call()
+  local request_bytes = asked.request_bytes or request_body.declared_size() or 0
   local bodies = {}
   local content, answer
 
@@ -398,7 +401,7 @@ local function log(call, conf)
     end
   end
 
-  if call.is_reading then
+  if asked.is_reading then
     -- Its client went away, and no server got it: nothing passed unread.
     call.unread = nil
   end
@@ -411,8 +414,8 @@ local function log(call, conf)
     refused = refusal ~= nil,
     has_bodies = bodies[1] ~= nil,
   }
-  entry_bodies.set(entry, bodies, call.is_reading)
-  if call.is_reading then
+  entry_bodies.set(entry, bodies, asked.is_reading)
+  if asked.is_reading then
     log_queue.add_alone(entry, llm)
   else
     log_queue.expect(entry)
@@ -425,7 +428,7 @@ local function release(call)
     call.response:free()
   end
 
-  gate.leave(call)
+  shared_reading.leave(shared_reading.of_call())
   stored_responses.leave(call)
   call.response = nil
   call.request_body = nil

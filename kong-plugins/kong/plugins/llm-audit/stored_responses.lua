@@ -16,7 +16,8 @@
 -- Not here: who is first (response_owners), answers with Content-Encoding. They
 -- do not take the count, and repeat it once it is taken.
 
-local forwarded = require "kong.plugins.llm-audit.forwarded"
+local forwarded = require "llm_gateway.forwarded"
+local reading = require "llm_gateway.reading"
 local reported = require "kong.plugins.llm-audit.reported"
 local response_owners = require "kong.plugins.llm-audit.response_owners"
 
@@ -33,13 +34,6 @@ local MAX_WHOLE_BYTES = 1048576
 local owners = response_owners.new(ngx.shared.llm_gateway)
 
 local M = {}
-
-
--- @return what stands for who calls, in memory only
-function M.caller()
-  local consumer = kong.client.get_consumer()
-  return consumer and consumer.id or ""
-end
 
 
 -- @return the answer to an id that the server does not have, as vLLM gives it
@@ -66,7 +60,7 @@ end
 -- @param id of a response that the caller wants to have or to continue
 -- @return nil, or how to answer: { status, body }
 function M.refusal(id)
-  return not owners:is_of(id, M.caller()) and not_found(id) or nil
+  return not owners:is_of(id, reading.caller()) and not_found(id) or nil
 end
 
 
@@ -105,7 +99,7 @@ function M.watch(call, status, content_type, content_encoding, keeps_ends)
   end
 
   local ends = not keeps_ends and reported.capture(status, content_type) or nil
-  local user = M.caller()
+  local user = reading.caller()
   local read = not id and response_owners.id_reader()
   call.ends = ends
 

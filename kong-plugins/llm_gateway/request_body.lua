@@ -72,7 +72,17 @@ function M.open()
     return nil, err
   end
 
-  return setmetatable({ file = file, size = size }, Body)
+  return setmetatable({ file = file, path = path, size = size }, Body)
+end
+
+
+-- @return its file, opened again where it was closed
+local function file_of(self)
+  if not self.file then
+    self.file = io_open(self.path, "rb")
+  end
+
+  return self.file
 end
 
 
@@ -92,8 +102,8 @@ function Body:read(from, length)
     return ""
   end
 
-  local file = self.file
-  local data = file:seek("set", from - 1) and file:read(wanted)
+  local file = file_of(self)
+  local data = file and file:seek("set", from - 1) and file:read(wanted)
   if not data or #data < wanted then
     error("cannot read the request body")
   end

@@ -1,0 +1,243 @@
+-- The request of a call, read once for all plugins that want to know it: which
+-- API, which model, whether a stream is asked for. Whoever comes first reads,
+-- the others find what it found; what each wants to be different in the body
+-- is put into the one text that goes to the server.
+--
+-- What is known of a call is one table, M.of_call(). Its fields:
+--   api              see llm_gateway.api
+--   body, request_bytes   the body once it was opened, see request_body
+--   found            what the body asks for, see llm_gateway.request; nil
+--                    until it was read, and where it is not JSON
+--   is_reading       the call ended while its body was awaited
+--   holding          its room among large bodies, see upload_room
+--   refused_by       which plugin answered in place of the model server
+--
+-- Not here: what becomes of a body that can be read in two ways. That is for
+-- the plugins to say.
+
+local apis = require "llm_gateway.api"
+local forwarded = require "llm_gateway.forwarded"
+local request = require "llm_gateway.request"
+local request_body = require "llm_gateway.request_body"
+local upload_room = require "llm_gateway.upload_room"
+
+local error = error
+local find = string.find
+local kong = kong
+local lower = string.lower
+local max = math.max
+local min = math.min
+local ngx = ngx
+local pcall = pcall
+
+-- A large body is looked at in so many pieces before other calls get a turn.
+local PIECES_A_TURN = 4
+
+-- What a turn may take.
+local TURN_SECONDS = 0.004
+
+-- Not 0: nginx without OpenResty's patch complains about that. And no longer
+-- than nobody notices, however many large bodies there are.
+local SHORTEST_WAIT_SECONDS = 0.001
+local LONGEST_WAIT_SECONDS = 0.1
+
+local M = {}
+
+
+-- @return what is known of the call at hand: the same table for all plugins,
+-- in all phases
+function M.of_call()
+  local shared = kong.ctx.shared
+  local asked = shared.llm_request
+  if not asked then
+    asked = {}
+    shared.llm_request = asked
+  end
+
+  return asked
+end
+
+
+-- @return the API that the call uses; also where no plugin's access ran
+function M.api_of(asked)
+  if not asked.api then
+    asked.api = apis.of_path(forwarded.path())
+  end
+
+  return asked.api
+end
+
+
+-- @return what stands for who calls, in memory only
+function M.caller()
+  local consumer = kong.client.get_consumer()
+  return consumer and consumer.id or ""
+end
+
+
+-- --- large bodies -----------------------------------------------------------
+
+-- When this worker may do the next piece of long work.
+local next_turn = 0
+
+
+-- Lets events of other calls pass before a piece of work. Timers that expire
+-- together run one after the other with nothing in between, so each piece gets
+-- a time of its own.
+-- @param seconds that the work may take
+function M.await_turn(seconds)
+  local now = ngx.now()
+  local at = min(max(now, next_turn), now + LONGEST_WAIT_SECONDS)
+  next_turn = at + seconds
+
+  ngx.sleep(max(at - now, SHORTEST_WAIT_SECONDS))
+end
+
+
+-- Room for the body of the call, unless it has it already.
+-- @param room bytes for all bodies of this worker, 0: as many as they like
+-- @return nil, or how to answer: { status, headers, message }
+function M.take_room(asked, room)
+  local size = request_body.declared_size()
+  if asked.holding or not size and not ngx.var.http_transfer_encoding then
+    return nil
+  end
+
+  local holding, lacking = upload_room.take(M.caller(), size, room)
+  asked.holding = holding
+  if not lacking then
+    return nil
+  end
+
+  return {
+    status = lacking == "user" and 429 or 503,
+    headers = { ["Retry-After"] = "5" },
+    message = lacking == "user"
+              and "Too many large requests of yours are on their way; wait "
+                  .. "until they have ended"
+              or "Too many large requests are on their way",
+  }
+end
+
+
+-- The call has ended.
+function M.leave(asked)
+  if asked.holding then
+    upload_room.give_back(asked.holding)
+    asked.holding = nil
+  end
+end
+
+
+-- --- the body ---------------------------------------------------------------
+
+-- @return whether the request says that its body is encoded
+function M.is_encoded()
+  local value = kong.request.get_header("Content-Encoding")
+  return value ~= nil and value ~= "" and lower(value) ~= "identity"
+end
+
+
+-- HTTP/2 and later may carry a body without telling its length, which nginx's
+-- Lua module refuses to read.
+function M.hides_length()
+  return kong.request.get_http_version() >= 2
+         and not request_body.declared_size()
+         and not find(forwarded.path(), "/cancel/?$")
+end
+
+
+-- Waits until the body is there. Raises when it cannot be had.
+-- @return the body
+function M.open(asked)
+  if asked.body then
+    return asked.body
+  end
+
+  -- nginx ends a call whose client goes away while its body is read: what
+  -- stands behind the read never runs, and neither does http-log, which Kong
+  -- had not come to. `log` has to know.
+  asked.is_reading = true
+  local ok, body, err = pcall(request_body.open)
+  asked.is_reading = nil
+  if not ok then
+    error(body)
+  end
+  if not body then
+    error(err)
+  end
+
+  asked.body = body
+  asked.request_bytes = body.size
+  if asked.holding then
+    upload_room.settle(asked.holding,
+                       body.size > upload_room.SMALL_BYTES and body.size or 0)
+  end
+
+  return body
+end
+
+
+-- Reads what a JSON body asks for.
+-- @return the same as asked.found
+function M.read_json(asked)
+  if asked.found then
+    return asked.found
+  end
+
+  local body = M.open(asked)
+  local reader = request.new()
+  local pieces = 0
+
+  for piece in body:pieces() do
+    if pieces == PIECES_A_TURN then
+      M.await_turn(TURN_SECONDS)
+      pieces = 0
+    end
+    reader:feed(piece)
+    pieces = pieces + 1
+  end
+  asked.found = reader:finish(body.size)
+
+  return asked.found
+end
+
+
+-- Sends the body with changes, and with those that were asked for before.
+-- @param changes see request_body; nil where there are none
+-- @return nil, or a refusal when that failed: then the body is in pieces
+function M.change(asked, changes)
+  if not changes then
+    return nil
+  end
+
+  local all = request.merge(asked.changes, changes)
+  asked.changes = all
+  local ok, err = pcall(asked.body.change, asked.body, all)
+  if not ok then
+    return { status = 500, message = "the request could not be handed on",
+             err = err }
+  end
+end
+
+
+-- The plugin has what it wants of the body for now. One that nginx keeps in a
+-- file may be opened again later, unless it was changed: nginx has let go of
+-- the file then.
+function M.rest(asked)
+  if asked.body and not asked.changes then
+    asked.body:close()
+  end
+end
+
+
+-- No plugin will want anything of the body any more.
+function M.close(asked)
+  if asked.body then
+    asked.body:close()
+    asked.body = nil
+  end
+end
+
+
+return M
