@@ -33,8 +33,10 @@ describe("the bodies of an entry", function()
   local function llm_audit(bodies, is_alone)
     world.entry = { llm = { seq = world.sequence.next() } }
     kong.ctx.shared = {}
-    local entry = { seq = world.sequence.next(), has_bodies = true }
-    world.entry_bodies.set(entry, bodies, is_alone)
+    local entry = { seq = world.sequence.next(), has_bodies = true,
+                    request = bodies.request, response = bodies.response,
+                    is_encoded = bodies.is_encoded }
+    world.entry_bodies.set(entry, is_alone)
     world.log_queue.expect(entry)
   end
 
@@ -44,9 +46,7 @@ describe("the bodies of an entry", function()
   end
 
   local function both(request, response, is_encoded)
-    return { { key = "request.body", body = request },
-             { key = "response.body", body = response,
-               is_encoded = is_encoded } }
+    return { request = request, response = response, is_encoded = is_encoded }
   end
 
   -- One call, so that http-log is known to run for the route.
@@ -80,9 +80,41 @@ describe("the bodies of an entry", function()
     assert.equal(long, last()["response.body"])
   end)
 
+  it("arrive wherever they stand in the entry", function()
+    local function in_order(first, second)
+      llm_audit(both('{"a":1}', "[2]"))
+      local marks = world.entry
+      encoded = ('{"llm":{"seq":1},"%s":"%s","x":"~","%s":"%s","y":1}'):format(
+        first, marks[first], second, marks[second])
+      assert.is_true(world.Queue.enqueue(conf, handler, {}, encoded))
+      return last()
+    end
+
+    first_call()
+    local expected = { ["request.body"] = '{"a":1}', ["response.body"] = "[2]",
+                       llm = { seq = 1 }, x = "~", y = 1 }
+    assert.same(expected, in_order("request.body", "response.body"))
+    assert.same(expected, in_order("response.body", "request.body"))
+  end)
+
+  it("arrive as they are behind a large entry", function()
+    first_call()
+    for i = 1, 3 do
+      local large = "{" .. (i .. " words, "):rep(100000)
+      llm_audit(both(large, "[" .. i))
+      http_log()
+      assert.is_true(large == last()["request.body"])
+      assert.equal("[" .. i, last()["response.body"])
+
+      llm_audit(both("{" .. i, "[" .. i))
+      http_log()
+      assert.equal("{" .. i, last()["request.body"])
+    end
+  end)
+
   it("arrive where there is only one", function()
     first_call()
-    llm_audit({ { key = "response.body", body = "{}" } })
+    llm_audit(both(nil, "{}"))
     http_log()
     assert.equal("{}", last()["response.body"])
     assert.is_nil(last()["request.body"])
@@ -148,8 +180,7 @@ describe("the bodies of an entry", function()
     http_log()
 
     -- The next mark is the same, but no mark holds what a client can know.
-    assert.matches("^%x+:request%.body$", mark)
-    assert.equal(32, #mark:match("^%x+"))
+    assert.equal(32, #assert(mark:match("^~(%x+):request%.body$")))
     local other = worlds.new()
     other.route = world.route
     other.log_queue.install(other.Queue)

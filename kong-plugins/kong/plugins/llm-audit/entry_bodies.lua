@@ -14,37 +14,49 @@
 
 local body_text = require "kong.plugins.llm-audit.body_text"
 local buffer = require "string.buffer"
+local ffi = require "ffi"
 
 local byte = string.byte
+local cast = ffi.cast
 local find = string.find
 local format = string.format
 local gsub = string.gsub
-local ipairs = ipairs
 local kong = kong
 local ngx = ngx
-local sort = table.sort
-local sub = string.sub
 
 local encode_base64 = ngx.encode_base64
 
 -- 128 bits cannot be guessed.
 local MARK_BYTES = 16
 
+-- Hardly ever in an entry, so that a mark is found at once.
+local MARK_BEGIN = "~"
+
 -- Routes that are remembered. There are fewer, except where they come and go.
 local MAX_ROUTES = 1000
+
+-- The memory in which entries are put together is kept for the next one, unless
+-- it is more than this.
+local MAX_KEPT_BYTES = 262144
+
+-- Where the string is noted that stands for a body.
+local TEXT_OF = { request = "request_text", response = "response_text" }
 
 local encode, append = body_text.new(function(text)
   -- PCRE checks all of a text before it matches, and refuses what is no UTF-8.
   return ngx.re.find(text, "^", "jou") ~= nil
 end, encode_base64)
 
--- Made with the first mark, since code at module level runs before the workers
--- are forked; false where nothing random can be had.
-local secret
+-- What stands for a body, by its name in the entry. Made with the first one,
+-- since code at module level runs before the workers are forked; false where
+-- nothing random can be had.
+local marks
 
 -- Routes for whose last call http-log ran.
 local is_sent = {}
 local routes = 0
+
+local out = buffer.new()
 
 local M = {}
 
@@ -57,12 +69,22 @@ local function random_hex()
   end
 
   if not bytes or #bytes < MARK_BYTES then
-    return false
+    return nil
   end
 
   return (gsub(bytes, ".", function(char)
     return format("%02x", byte(char))
   end))
+end
+
+
+local function make_marks()
+  local secret = random_hex()
+
+  return secret and {
+    request = MARK_BEGIN .. secret .. ":request.body",
+    response = MARK_BEGIN .. secret .. ":response.body",
+  }
 end
 
 
@@ -75,79 +97,108 @@ local function may_mark(route)
   -- until http-log comes
   is_sent[route] = nil
   routes = routes - 1
-  if secret == nil then
-    secret = random_hex()
+  if marks == nil then
+    marks = make_marks() or false
   end
 
-  return secret ~= false
+  return marks ~= false
 end
 
 
--- @param entry as log_queue.expect wants it; gets `route` and `bodies`
--- @param bodies list of { key, body, is_encoded }: its name in Kong's entry,
--- the bytes, and whether these are compressed and so no text, whatever they
--- look like
+-- @param entry as log_queue.expect wants it, with `request` and `response`: the
+-- bodies, nil where there is none; and `is_encoded`: whether the latter is
+-- compressed and so no text, whatever it looks like
 -- @param is_alone whether http-log does not run for this call
-function M.set(entry, bodies, is_alone)
+function M.set(entry, is_alone)
   local route = kong.router.get_route()
   route = route and route.id or ""
   entry.route = route
 
-  local is_marked = bodies[1] ~= nil and not is_alone and may_mark(route)
-  local set_value = kong.log.set_serialize_value
-
-  for _, part in ipairs(bodies) do
-    if is_marked then
-      part.mark = '"' .. secret .. ":" .. part.key .. '"'
-      set_value(part.key, sub(part.mark, 2, -2))
-    else
-      local text_of = part.is_encoded and encode_base64 or encode
-      set_value(part.key, text_of(part.body))
-    end
+  local request, response = entry.request, entry.response
+  if not (request or response) then
+    return
   end
 
-  entry.bodies = is_marked and bodies or nil
+  local set_value = kong.log.set_serialize_value
+  entry.is_marked = not is_alone and may_mark(route)
+
+  if request then
+    set_value("request.body", entry.is_marked and marks.request
+                              or encode(request))
+  end
+
+  if response then
+    local text_of = entry.is_encoded and encode_base64 or encode
+    set_value("response.body", entry.is_marked and marks.response
+                               or text_of(response))
+  end
+end
+
+
+-- Puts a body in the place of its mark.
+-- @param key "request" or "response"
+-- @param bytes of the entry's text
+-- @param from where to go on copying from, from 0
+-- @param at position of the mark, from 1
+-- @return where to copy from next
+local function put_body(entry, key, bytes, from, at)
+  local body = entry[key]
+  out:putcdata(bytes + from, at - 1 - from)
+
+  if key == "response" and entry.is_encoded then
+    local text = encode_base64(body)
+    out:put(text)
+    entry[TEXT_OF[key]] = text
+  else
+    entry[TEXT_OF[key]] = append(out, body)
+  end
+
+  return at - 1 + #marks[key]
 end
 
 
 -- @param value the entry's text, as http-log encoded it
 -- @return the same with the bodies where their marks were
 function M.fill_in(entry, value)
-  local bodies = entry.bodies
-  if not bodies then
+  if not entry.is_marked then
     return value
   end
 
-  local size = #value
-  for _, part in ipairs(bodies) do
-    -- Another plugin may have taken it out.
-    part.at = find(value, part.mark, 1, true) or #value + 1
-    size = size + #part.body
+  -- Another plugin may have taken one out, and either may be the first.
+  local one, other = "request", "response"
+  local one_at = entry[one] and find(value, marks[one], 1, true)
+  local other_at = entry[other] and find(value, marks[other], 1, true)
+  if one_at and other_at and other_at < one_at then
+    one, other, one_at, other_at = other, one, other_at, one_at
   end
-  sort(bodies, function(one, other)
-    return one.at < other.at
-  end)
 
-  local out = buffer.new(size)
-  local from = 1
-  for _, part in ipairs(bodies) do
-    if part.at <= #value then
-      out:put(sub(value, from, part.at))
-      if part.is_encoded then
-        part.text = encode_base64(part.body)
-        out:put(part.text)
-      else
-        part.text = append(out, part.body)
-      end
-      from = part.at + #part.mark - 1
-    end
+  local bytes = cast("const char *", value)
+  local from = 0
+  out:reset()
+  if one_at then
+    from = put_body(entry, one, bytes, from, one_at)
   end
-  out:put(sub(value, from))
+  if other_at then
+    from = put_body(entry, other, bytes, from, other_at)
+  end
+  out:putcdata(bytes + from, #value - from)
 
   local filled = out:tostring()
-  out:free()
+  if #filled > MAX_KEPT_BYTES then
+    out:free()
+  end
 
   return filled
+end
+
+
+-- Lets go of the bodies, which then come into no text.
+function M.drop(entry)
+  entry.request = nil
+  entry.response = nil
+  entry.is_marked = false
+  entry.request_text = nil
+  entry.response_text = nil
 end
 
 
@@ -166,12 +217,14 @@ function M.restore(entry)
     routes = routes + 1
   end
 
-  for _, part in ipairs(entry.bodies or {}) do
-    if part.text then
-      kong.log.set_serialize_value(part.key, part.text)
-    end
+  local set_value = kong.log.set_serialize_value
+  if entry.request_text then
+    set_value("request.body", entry.request_text)
   end
-  entry.bodies = nil
+  if entry.response_text then
+    set_value("response.body", entry.response_text)
+  end
+  M.drop(entry)
 end
 
 

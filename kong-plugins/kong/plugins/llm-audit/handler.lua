@@ -355,21 +355,10 @@ local function log(call, conf)
   local request = call.request_body
   local asked = shared_reading.of_call()
   local request_bytes = asked.request_bytes or request_body.declared_size() or 0
-  local bodies = {}
   local content, answer
 
   if is_full then
-    if request and request ~= "" then
-      bodies[1] = { key = "request.body", body = request }
-    end
-
     content = response and response:content()
-    if content then
-      -- What is encoded has to be inflated, whatever its bytes look like.
-      bodies[#bodies + 1] = { key = "response.body", body = content,
-                              is_encoded = call.is_encoded }
-    end
-
   elseif response then
     answer = read_reported(call)
   end
@@ -412,9 +401,13 @@ local function log(call, conf)
   local entry = {
     seq = llm.seq,
     refused = refusal ~= nil,
-    has_bodies = bodies[1] ~= nil,
+    request = is_full and request ~= "" and request or nil,
+    response = content,
+    -- What is encoded has to be inflated, whatever its bytes look like.
+    is_encoded = call.is_encoded,
   }
-  entry_bodies.set(entry, bodies, asked.is_reading)
+  entry.has_bodies = entry.request ~= nil or content ~= nil
+  entry_bodies.set(entry, asked.is_reading)
   if asked.is_reading then
     log_queue.add_alone(entry, llm)
   else

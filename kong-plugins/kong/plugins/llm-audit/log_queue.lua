@@ -66,7 +66,7 @@ local function without_bodies(entry)
   set_value("request.body", nil)
   set_value("response.body", nil)
   set_value("llm.shed", true)
-  entry.bodies = nil
+  entry_bodies.drop(entry)
 
   return cjson.encode(kong.log.serialize())
 end
@@ -215,7 +215,7 @@ end
 
 
 -- Hands over the entry that the plugin has completed for this call: { seq,
--- refused, has_bodies, kept_out }, and what entry_bodies put there.
+-- refused, has_bodies, kept_out }, with what entry_bodies wants of it.
 function M.expect(entry)
   kong.ctx.shared.llm_audit_entry = entry
   if not original and entry.seq then

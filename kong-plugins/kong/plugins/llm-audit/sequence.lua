@@ -32,6 +32,8 @@ local LEAVING_SECONDS = 60
 -- New at every worker start, different in every worker: made in init_worker,
 -- since code at module level runs before the workers are forked.
 local worker
+-- Under which the highest number stands in the shared dict.
+local given_key
 local last = 0
 
 
@@ -62,6 +64,7 @@ end
 function M.start()
   worker = format("%d-%d-%s", ngx.worker.pid(), floor(ngx.now() * 1000),
                   random_hex())
+  given_key = "given:" .. worker
   last = 0
 
   local shared = dict()
@@ -109,7 +112,7 @@ function M.give(number)
   last = number
   local shared = dict()
   if shared then
-    shared:set("given:" .. worker, number)
+    shared:set(given_key, number)
   end
 end
 
