@@ -76,6 +76,8 @@ build = {
       "kong/plugins/llm-audit/usage_filter.lua",
     ["llm_gateway.api"] =
       "llm_gateway/api.lua",
+    ["llm_gateway.form"] =
+      "llm_gateway/form.lua",
     ["llm_gateway.forwarded"] =
       "llm_gateway/forwarded.lua",
     ["llm_gateway.json_bytes"] =

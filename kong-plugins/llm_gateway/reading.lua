@@ -6,8 +6,8 @@
 -- What is known of a call is one table, M.of_call(). Its fields:
 --   api              see llm_gateway.api
 --   body, request_bytes   the body once it was opened, see request_body
---   found            what the body asks for, see llm_gateway.request; nil
---                    until it was read, and where it is not JSON
+--   found            what the body asks for, see llm_gateway.request and
+--                    llm_gateway.form; nil until it was read
 --   is_reading       the call ended while its body was awaited
 --   holding          its room among large bodies, see upload_room
 --   refused_by       which plugin answered in place of the model server
@@ -16,6 +16,7 @@
 -- the plugins to say.
 
 local apis = require "llm_gateway.api"
+local form = require "llm_gateway.form"
 local forwarded = require "llm_gateway.forwarded"
 local request = require "llm_gateway.request"
 local request_body = require "llm_gateway.request_body"
@@ -32,6 +33,12 @@ local pcall = pcall
 
 -- A large body is looked at in so many pieces before other calls get a turn.
 local PIECES_A_TURN = 4
+
+-- APIs whose requests are forms with a file; servers look at nothing else.
+local TAKES_FORM = { transcriptions = true, translations = true }
+
+-- No request has more (bearer.lua).
+local MAX_HEADERS = 1000
 
 -- What a turn may take.
 local TURN_SECONDS = 0.004
@@ -178,15 +185,20 @@ function M.open(asked)
 end
 
 
--- Reads what a JSON body asks for.
--- @return the same as asked.found
-function M.read_json(asked)
-  if asked.found then
-    return asked.found
+-- The API decides, as at the server: by the Content-Type a client could have
+-- its JSON passed over here and read there.
+-- @return what the body should be: "json" or "form"; nil for any other
+function M.expected_body(api)
+  if TAKES_FORM[api] then
+    return "form"
   end
 
+  return api ~= "other" and api ~= "models" and "json" or nil
+end
+
+
+local function read_with(asked, reader)
   local body = M.open(asked)
-  local reader = request.new()
   local pieces = 0
 
   for piece in body:pieces() do
@@ -200,6 +212,29 @@ function M.read_json(asked)
   asked.found = reader:finish(body.size)
 
   return asked.found
+end
+
+
+-- Reads what a JSON body asks for.
+-- @return the same as asked.found
+function M.read_json(asked)
+  return asked.found or read_with(asked, request.new())
+end
+
+
+-- Reads what a form asks for.
+-- @return the same as asked.found; nil where the request says that it is none:
+-- no server takes it for one
+function M.read_form(asked)
+  if asked.found then
+    return asked.found
+  end
+
+  local headers = kong.request.get_headers(MAX_HEADERS)
+  local content_type = headers["content-type"]
+
+  return form.is_form(content_type)
+         and read_with(asked, form.new(content_type)) or nil
 end
 
 

@@ -66,7 +66,7 @@ local WORDS = {
 
 local LONGEST_WORD_BYTES = 64
 
-local M = { REASONS = REASONS }
+local M = { REASONS = REASONS, MAX_NAME_BYTES = MAX_NAME_BYTES }
 
 local Reader = {}
 Reader.__index = Reader

@@ -47,7 +47,7 @@ describe("llm-audit", function()
 
     it("leaves bodies alone that are no JSON", function()
       for _, request in ipairs({
-        { path = "/v1/audio/transcriptions", body = "--b\r\n{",
+        { path = "/v1/files", body = "--b\r\n{",
           headers = { ["Content-Type"] = "multipart/form-data; boundary=b" } },
         { path = "/v1/responses/resp_1/cancel" },
         { path = "/health", body = UTF16 },
@@ -58,6 +58,45 @@ describe("llm-audit", function()
         assert.is_nil(result.refusal, request.path)
         assert.is_nil(result.llm.unread)
         assert.is_nil(result.llm.stream_asked)
+      end
+    end)
+
+    it("is that of a form where the API takes one", function()
+      local form = '--b\r\nContent-Disposition: form-data; name="model"\r\n'
+                   .. "\r\nwhisper\r\n--b--\r\n"
+      local function audio(body, content_type)
+        return call({ path = "/v1/audio/transcriptions", body = body,
+                      headers = { ["Content-Type"] = content_type } })
+      end
+
+      local result = audio(form, "multipart/form-data; boundary=b")
+      assert.equal("whisper", result.llm.model_asked)
+      assert.is_false(result.llm.stream_asked)
+      assert.is_nil(result.llm.unread)
+      assert.equal(form, result.service.body)
+
+      for _, odd in ipairs({ form:sub(1, -3):gsub("%-%-$", ""), "{}" }) do
+        result = audio(odd, "multipart/form-data; boundary=b")
+        assert.equal(400, result.refusal.exit)
+        assert.matches("RFC 7578", result.refusal.message)
+      end
+      result = audio(form, { "multipart/form-data; boundary=b",
+                             "multipart/form-data; boundary=c" })
+      assert.equal(400, result.refusal.exit)
+
+      -- vLLM reads no other
+      result = audio(BODY, "application/json")
+      assert.is_nil(result.refusal)
+      assert.equal("not_form", result.llm.unread)
+    end)
+
+    it("does not go by a Content-Type where the API takes JSON", function()
+      for _, content_type in ipairs({ "application/json; x=multipart/form-data",
+                                      "multipart/form-data; boundary=b" }) do
+        local result = call({ body = BODY,
+                              headers = { ["Content-Type"] = content_type } })
+        assert.equal("m", result.llm.model_asked)
+        assert.is_true(result.llm.stream_asked)
       end
     end)
 

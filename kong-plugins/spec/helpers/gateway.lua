@@ -189,6 +189,9 @@ local function serve_request(gateway, request)
   kong.request.get_header = function(name)
     return headers[name]
   end
+  kong.request.get_headers = function()
+    return lowered
+  end
   -- What the router made of it; the host and Kong have it in a variable, too.
   kong.request.get_path = kong.request.get_raw_path
   kong.request.get_start_time = function()

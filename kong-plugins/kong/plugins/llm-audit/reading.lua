@@ -7,15 +7,14 @@
 -- strict, let pass and marked: see llm_gateway.request for what that is.
 
 local estimate = require "kong.plugins.llm-audit.estimate"
+local form = require "llm_gateway.form"
 local request = require "llm_gateway.request"
 local request_body = require "llm_gateway.request_body"
 local request_text = require "kong.plugins.llm-audit.request_text"
 local shared_reading = require "llm_gateway.reading"
 local stored_responses = require "kong.plugins.llm-audit.stored_responses"
 
-local find = string.find
 local kong = kong
-local lower = string.lower
 local min = math.min
 local ngx = ngx
 local type = type
@@ -33,19 +32,6 @@ local ASKED_FOR_USAGE = { chat = true, completions = true }
 local M = {}
 
 
-local function has_header_word(name, word)
-  local value = kong.request.get_header(name)
-  return value ~= nil and find(lower(value), word, 1, true) ~= nil
-end
-
-
--- @return whether the body should be JSON
-local function expects_json(api)
-  return api ~= "other" and api ~= "models"
-         and not has_header_word("Content-Type", "multipart/form-data")
-end
-
-
 -- @return how to answer instead of the server, if that is to be
 local function refusal(conf, reason)
   if not reason or not conf.strict_requests then
@@ -53,7 +39,7 @@ local function refusal(conf, reason)
   end
 
   return { status = reason == "no_length" and 411 or 400,
-           message = request.REASONS[reason] }
+           message = request.REASONS[reason] or form.REASONS[reason] }
 end
 
 
@@ -85,26 +71,37 @@ local function note_body(conf, call, asked)
 end
 
 
+-- Asks for the usage of a stream, and takes out what no client may set.
+local function change(conf, call, asked)
+  local found = asked.found
+  local usage = conf.include_usage and ASKED_FOR_USAGE[asked.api]
+                and request.usage_changes(found)
+  local answer = shared_reading.change(asked, request.merge(found.changes,
+                                                            usage or nil))
+  call.removes_usage = not answer and usage and true or nil
+
+  return answer
+end
+
+
 -- @return refusal, and what was not read
-local function read_json(conf, call, asked, is_coded)
+local function read_body(conf, call, asked, is_coded)
   if shared_reading.hides_length() then
     return refusal(conf, "no_length"), "no_length"
   end
 
   local body = shared_reading.open(asked)
-  local found = shared_reading.read_json(asked)
+  local found = call.expects == "form" and shared_reading.read_form(asked)
+                or call.expects == "json" and shared_reading.read_json(asked)
+                or {}
 
   local answer = refusal(conf, found.unread)
   if not answer and asked.api == "responses" and found.previous_response_id then
     answer = stored_responses.refusal(found.previous_response_id)
   end
   keep_body(conf, call, body, answer ~= nil)
-  if not answer and not is_coded then
-    local usage = conf.include_usage and ASKED_FOR_USAGE[asked.api]
-                  and request.usage_changes(found)
-    answer = shared_reading.change(asked,
-                                   request.merge(found.changes, usage or nil))
-    call.removes_usage = not answer and usage and true or nil
+  if not answer and not is_coded and found.is_json then
+    answer = change(conf, call, asked)
   end
   shared_reading.close(asked)
 
@@ -115,14 +112,14 @@ end
 local function read_post(conf, call, asked)
   -- stays when the body cannot be had at all
   call.unread = "not_read"
-  call.expects_json = expects_json(asked.api)
+  call.expects = shared_reading.expected_body(asked.api)
 
   local is_coded = shared_reading.is_encoded()
   local answer = refusal(conf, is_coded and "encoded")
   local unread
 
-  if not answer and call.expects_json then
-    answer, unread = read_json(conf, call, asked, is_coded)
+  if not answer and call.expects then
+    answer, unread = read_body(conf, call, asked, is_coded)
   elseif not answer then
     note_body(conf, call, asked)
   end
@@ -188,10 +185,11 @@ local function unread_reason(call, asked, status)
     return call.unread
   end
 
-  if call.expects_json and not is_json(asked) and asked.request_bytes ~= 0
+  local is_read = asked.found and (asked.found.is_json or asked.found.is_form)
+  if call.expects and not is_read and asked.request_bytes ~= 0
     and status < 400
   then
-    return "not_json"
+    return "not_" .. call.expects
   end
 
   return nil
