@@ -32,6 +32,8 @@ build = {
       "kong/plugins/llm-audit/capture.lua",
     ["kong.plugins.llm-audit.entry_bodies"] =
       "kong/plugins/llm-audit/entry_bodies.lua",
+    ["kong.plugins.llm-audit.error_plan"] =
+      "kong/plugins/llm-audit/error_plan.lua",
     ["kong.plugins.llm-audit.errors"] =
       "kong/plugins/llm-audit/errors.lua",
     ["kong.plugins.llm-audit.event_shape"] =
@@ -74,6 +76,14 @@ build = {
       "kong/plugins/llm-audit/sync.lua",
     ["kong.plugins.llm-audit.usage_filter"] =
       "kong/plugins/llm-audit/usage_filter.lua",
+    ["kong.plugins.llm-router.handler"] =
+      "kong/plugins/llm-router/handler.lua",
+    ["kong.plugins.llm-router.model_asked"] =
+      "kong/plugins/llm-router/model_asked.lua",
+    ["kong.plugins.llm-router.schema"] =
+      "kong/plugins/llm-router/schema.lua",
+    ["llm_gateway.answers"] =
+      "llm_gateway/answers.lua",
     ["llm_gateway.api"] =
       "llm_gateway/api.lua",
     ["llm_gateway.form"] =
@@ -88,12 +98,18 @@ build = {
       "llm_gateway/json_scan.lua",
     ["llm_gateway.json_tail"] =
       "llm_gateway/json_tail.lua",
+    ["llm_gateway.models"] =
+      "llm_gateway/models.lua",
     ["llm_gateway.reading"] =
       "llm_gateway/reading.lua",
     ["llm_gateway.request"] =
       "llm_gateway/request.lua",
     ["llm_gateway.request_body"] =
       "llm_gateway/request_body.lua",
+    ["llm_gateway.response_servers"] =
+      "llm_gateway/response_servers.lua",
+    ["llm_gateway.route"] =
+      "llm_gateway/route.lua",
     ["llm_gateway.upload_room"] =
       "llm_gateway/upload_room.lua",
   },

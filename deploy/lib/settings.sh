@@ -285,6 +285,10 @@ kong_program_environment() {
   {
     # shellcheck disable=SC2086
     [ -z "$proxies" ] || printf '%s\n' "KONG_TRUSTED_IPS=$(echo $proxies | tr ' ' ,)" KONG_REAL_IP_HEADER=X-Forwarded-For KONG_REAL_IP_RECURSIVE=on
+    # A model server that dies before its answer began: the call goes to another one, also a POST. Not after the time that one answer
+    # may take: it would begin again, and the client has been waiting for it twice as long as anybody expects.
+    printf '%s\n' 'KONG_NGINX_PROXY_PROXY_NEXT_UPSTREAM=error timeout non_idempotent' \
+      "KONG_NGINX_PROXY_PROXY_NEXT_UPSTREAM_TIMEOUT=${setting[VLLM_READ_TIMEOUT_SECONDS]}s"
     # Kong's listeners know no Unix socket, but what begins with KONG_NGINX_ADMIN_ goes into the Admin API's server block.
     [ "${setting[KONG_MANAGER]}" = on ] || printf '%s\n' KONG_NGINX_ADMIN_AUTH_BASIC=Kong KONG_NGINX_ADMIN_AUTH_BASIC_USER_FILE=/run/secrets/kong-admin
   } | while IFS= read -r line; do

@@ -113,8 +113,8 @@ function M.new(wanted, unwanted)
     -- { from, to } of each unwanted member, with one comma beside it, in order
     dropped = {},
     first_bytes = first_bytes,
-    -- key → { from, to, text }: the last member of that key; the text is nil
-    -- when it has more than MAX_VALUE_BYTES
+    -- key → { from, to, text, earlier }: the last member of that key, and the
+    -- one before; the text is nil when it has more than MAX_VALUE_BYTES
     found = {},
     -- position of the outermost "{"
     open = nil,
@@ -194,6 +194,7 @@ local function end_value(self, p, i)
       from = member.from,
       to = self.base + i,
       text = self.begun,
+      earlier = self.found[member.key],
     }
     self.member = nil
 

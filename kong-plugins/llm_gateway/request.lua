@@ -251,8 +251,8 @@ end
 --   unread, a key of M.REASONS, or nil; is_json, whether it is a JSON object;
 --   changes, a list of { from, to, text } in the order of the body, to be put
 --     in place of those bytes, or nil;
---   open, position of its "{"; stream_options, { from, to, text } of the last
---     member of that name;
+--   open, position of its "{"; model, stream_options, the last members of that
+--     name, see json_outline;
 --   previous_response_id, a string or nil;
 --   text_bytes, how much of the body is not pictures, sound or vectors
 function Reader:finish(size)
@@ -274,6 +274,7 @@ function Reader:finish(size)
 
   reading.open = outline.open
   reading.stream_options = found.stream_options
+  reading.model = found.model
   reading.changes = take_out(outline.dropped)
   reading.previous_response_id = read_name(found.previous_response_id)
 

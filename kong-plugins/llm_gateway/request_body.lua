@@ -76,9 +76,9 @@ function M.open()
 end
 
 
--- @return its file, opened again where it was closed
+-- @return its file, opened again where it was closed; nil where it has none
 local function file_of(self)
-  if not self.file then
+  if not self.file and self.path then
     self.file = io_open(self.path, "rb")
   end
 
@@ -170,8 +170,9 @@ function Body:change(changes)
     return
   end
 
-  -- nginx puts what exceeds the buffer into a new file, and forgets the old
-  -- one, which stays readable here until it is closed.
+  -- nginx puts what exceeds the buffer into a new file, and removes the old
+  -- one, which stays readable where it is open.
+  file_of(self)
   ngx.req.init_body(PIECE_BYTES)
   write_changed(self, changes, ngx.req.append_body)
   ngx.req.finish_body()

@@ -13,8 +13,20 @@ local M = {}
 -- Smaller ones stay in nginx's memory (client_body_buffer_size).
 M.SMALL_BYTES = 1048576
 
+local size_of_all = 0
 local held = 0
 local held_by = {}
+
+
+-- For who has no setting of its own: bytes for all bodies of the worker.
+function M.set_size(size)
+  size_of_all = size
+end
+
+
+function M.size()
+  return size_of_all
+end
 
 
 -- @param size bytes that are announced; nil when they are not

@@ -27,12 +27,13 @@
 #   --log-level L   KONG_LOG_LEVEL               default notice
 #   --state FILE    NGINX_HOST_STATE             keeps what the Admin API was told
 #                                                over a restart; default: memory only
-#                   KONG_PLUGINS                 default bundled,llm-audit
+#                   KONG_PLUGINS                 default bundled,llm-audit,llm-router
 #                   KONG_NGINX_HTTP_CLIENT_BODY_BUFFER_SIZE       default 8k
 #                   KONG_NGINX_HTTP_CLIENT_MAX_BODY_SIZE          default 0
 #                   KONG_WORKER_STATE_UPDATE_FREQUENCY  seconds until changes
 #                                                reach the router; default 0, at
 #                                                once (Kong: up to 5)
+#                   KONG_NGINX_PROXY_*           directives of the proxy's server block
 #                   KONG_TRUSTED_IPS, KONG_REAL_IP_HEADER, KONG_REAL_IP_RECURSIVE  none
 #                   KONG_NGINX_ADMIN_AUTH_BASIC, …_AUTH_BASIC_USER_FILE            none
 #                   NGINX_HOST_VERSION           version it claims, default 3.9.5
@@ -131,6 +132,15 @@ admin_directives() {
     printf 'auth_basic %s; auth_basic_user_file %s;' "$KONG_NGINX_ADMIN_AUTH_BASIC" "$KONG_NGINX_ADMIN_AUTH_BASIC_USER_FILE"
 }
 
+# KONG_NGINX_PROXY_NAME=VALUE is the directive `name value;` of the proxy's server block.
+proxy_directives() {
+  local name directive
+  for name in $(compgen -e KONG_NGINX_PROXY_); do
+    directive=${name#KONG_NGINX_PROXY_}
+    printf '%s %s; ' "${directive,,}" "${!name}"
+  done
+}
+
 write_configuration() {
   local text name value resolver user='' connections
   [ "$(id -u)" != 0 ] || user="user $(id -un) $(id -gn);"
@@ -139,7 +149,7 @@ write_configuration() {
   [ "$connections" != unlimited ] && [ "$connections" -lt 4096 ] || connections=4096
   text=$(<"$host_dir/nginx.conf.in")
   for name in USER_DIRECTIVE WORKERS PREFIX LOG_LEVEL MODULES CONNECTIONS BODY_BUFFER MAX_BODY \
-    RESOLVER HOST PLUGIN_PATH PROXY ADMIN STATUS REAL_IP ADMIN_DIRECTIVES; do
+    RESOLVER HOST PLUGIN_PATH PROXY ADMIN STATUS REAL_IP ADMIN_DIRECTIVES PROXY_DIRECTIVES; do
     case $name in
       USER_DIRECTIVE) value=$user ;;
       WORKERS) value=$workers ;;
@@ -157,6 +167,7 @@ write_configuration() {
       STATUS) value=$status_at ;;
       REAL_IP) value=$(real_ip) ;;
       ADMIN_DIRECTIVES) value=$(admin_directives) ;;
+      PROXY_DIRECTIVES) value=$(proxy_directives) ;;
     esac
     text=${text//"@$name@"/"$value"}
   done
@@ -176,7 +187,7 @@ prepare() {
   fi
   rm -f "$prefix/nginx.pid" "$prefix/host.env"
   export NGINX_HOST_PREFIX=$prefix NGINX_HOST_STATE=$state
-  export NGINX_HOST_PLUGINS=${KONG_PLUGINS:-bundled,llm-audit}
+  export NGINX_HOST_PLUGINS=${KONG_PLUGINS:-bundled,llm-audit,llm-router}
   export NGINX_HOST_VERSION=${NGINX_HOST_VERSION:-3.9.5}
   export NGINX_HOST_UPDATE_FREQUENCY=${KONG_WORKER_STATE_UPDATE_FREQUENCY:-0}
   export NGINX_HOST_WATCH_PID=${NGINX_HOST_WATCH_PID:-}

@@ -25,6 +25,8 @@ local KEEPS_KONG = {
   ["llm_gateway.forwarded"] = true,
   ["llm_gateway.reading"] = true,
   ["llm_gateway.request_body"] = true,
+  ["llm_gateway.response_servers"] = true,
+  ["llm_gateway.route"] = true,
   ["llm_gateway.upload_room"] = true,
 }
 
@@ -208,6 +210,9 @@ local function serve_request(gateway, request)
   local written
   ngx.req.init_body = function()
     written = {}
+    if path then
+      os.remove(path)
+    end
   end
   ngx.req.append_body = gateway.broken_append or function(text)
     written[#written + 1] = text

@@ -3,15 +3,17 @@
 --   GET  /            version, plugins on this server      GET /status
 --   GET  /plugins/enabled
 --   GET, POST                  /X                 services, routes, consumers,
---                                                 plugins, key-auths
+--                                                 plugins, key-auths, upstreams
 --   GET, PUT, PATCH, DELETE    /X/{id or name}
 --   the same below a parent    /services/{s}/routes, /services/{s}/plugins,
 --                              /routes/{r}/plugins, /consumers/{c}/plugins,
---                              /consumers/{c}/key-auth
+--                              /consumers/{c}/key-auth, /upstreams/{u}/targets
+--   GET  /upstreams/{u}/health   who is HEALTHY
 --
 -- Bodies are JSON or forms (`config.hour=100`, `paths[]=/v1`, `config.access[1]=…`).
 -- Lists are pages: {"data":[…],"next":…}, 100 entries or `size`, at most 1000.
 
+local balancer = require "host.balancer"
 local entities = require "host.entities"
 local forms = require "host.forms"
 local json = require "host.json"
@@ -31,6 +33,7 @@ local COLLECTIONS = {
   consumers = "consumers",
   plugins = "plugins",
   ["key-auths"] = "keyauth_credentials",
+  upstreams = "upstreams",
 }
 
 -- parent → path element → collection
@@ -38,9 +41,11 @@ local NESTED = {
   services = { routes = "routes", plugins = "plugins" },
   routes = { plugins = "plugins" },
   consumers = { plugins = "plugins", ["key-auth"] = "keyauth_credentials" },
+  upstreams = { targets = "targets" },
 }
 
-local PARENT_FIELD = { services = "service", routes = "route", consumers = "consumer" }
+local PARENT_FIELD = { services = "service", routes = "route", consumers = "consumer",
+                       upstreams = "upstream" }
 
 local HTTP_STATUS = { [2] = 400, [4] = 400, [5] = 409, [6] = 404, [7] = 400, [8] = 500, [9] = 400 }
 
@@ -176,7 +181,7 @@ local function editable(entity)
 end
 
 
-local function write(name, wanted, fixed, is_patch)
+local function write(name, wanted, fixed, is_patch, filter)
   local input, from_form = read_input()
   if not input then
     return answer(400, { message = from_form })
@@ -186,7 +191,7 @@ local function write(name, wanted, fixed, is_patch)
   end
   input.id = nil
   local entity, err = store.update(function(document)
-    local before = entities.find(document, name, wanted)
+    local before = entities.find(document, name, wanted, filter)
     if is_patch then
       if not before then
         return nil, { code = 6 }
@@ -213,9 +218,9 @@ local function write(name, wanted, fixed, is_patch)
 end
 
 
-local function delete(name, wanted)
+local function delete(name, wanted, filter)
   local ok, err = store.update(function(document)
-    local entity = entities.find(document, name, wanted)
+    local entity = entities.find(document, name, wanted, filter)
     if not entity then
       return true
     end
@@ -243,18 +248,18 @@ end
 
 local function serve_entity(name, wanted, fixed, filter)
   local method = ngx.req.get_method()
-  local entity = entities.find(store.read(), name, wanted)
+  local entity = entities.find(store.read(), name, wanted, filter)
   local is_read = method == "GET" or method == "HEAD"
   if entity and not filter(entity) or is_read and not entity then
     return not_found()
   elseif is_read then
     return answer(200, entities.represent(name, entity))
   elseif method == "PUT" then
-    return write(name, wanted, fixed, false)
+    return write(name, wanted, fixed, false, filter)
   elseif method == "PATCH" then
-    return write(name, wanted, fixed, true)
+    return write(name, wanted, fixed, true, filter)
   elseif method == "DELETE" then
-    return delete(name, wanted)
+    return delete(name, wanted, filter)
   end
   return answer(405, { message = "Method not allowed" })
 end
@@ -265,9 +270,27 @@ local function everything()
 end
 
 
+-- The targets of an upstream with the health that the workers know.
+local function serve_health(upstream)
+  local words = balancer.health(balancer.build(store.read())[upstream.name])
+  local data = json.array()
+  for _, target in ipairs(in_order(store.read(), "targets", function(target)
+    return target.upstream.id == upstream.id
+  end)) do
+    local shown = entities.represent("targets", target)
+    shown.health = words[target.target] or "HEALTHCHECKS_OFF"
+    data[#data + 1] = shown
+  end
+  return answer(200, { data = data, next = null, node_id = kong.node.get_id() })
+end
+
+
 local function serve_nested(parent_name, parent_wanted, element, wanted)
   local name = (NESTED[parent_name] or {})[element]
   local parent = entities.find(store.read(), parent_name, parent_wanted)
+  if parent and parent_name == "upstreams" and element == "health" and not wanted then
+    return serve_health(parent)
+  end
   if not name or not parent then
     return not_found()
   end

@@ -8,6 +8,7 @@ local json = require "host.json"
 local schema = require "host.schema"
 local settings = require "host.settings"
 local typedefs = require "kong.db.schema.typedefs"
+local upstreams = require "host.upstreams"
 local uri = require "host.uri"
 local uuid = require "host.uuid"
 
@@ -159,6 +160,12 @@ entities.plugins = {
   },
 }
 
+for _, name in ipairs({ "upstreams", "targets" }) do
+  local definition = upstreams[name]
+  entities[name] = { key = definition.key, unique = definition.unique,
+                     fields = with_stamps(definition.fields) }
+end
+
 -- What references what, and whether a deletion takes it along.
 local REFERENCES = {
   { from = "routes", field = "service", to = "services", cascade = false },
@@ -166,6 +173,7 @@ local REFERENCES = {
   { from = "plugins", field = "route", to = "routes", cascade = true },
   { from = "plugins", field = "consumer", to = "consumers", cascade = true },
   { from = "keyauth_credentials", field = "consumer", to = "consumers", cascade = true },
+  { from = "targets", field = "upstream", to = "upstreams", cascade = true },
 }
 
 
@@ -299,6 +307,18 @@ local function check_plugin_scope(document, plugin)
 end
 
 
+-- An upstream has each target once.
+local function check_target(document, target)
+  for id, other in pairs(document.targets) do
+    if id ~= target.id and other.target == target.target
+       and other.upstream.id == target.upstream.id
+    then
+      return unique_violation({ target = target.target, upstream = target.upstream })
+    end
+  end
+end
+
+
 local function plugin_definition(plugin)
   return require("host.plugins").definition(plugin.name)
 end
@@ -340,8 +360,9 @@ end
 
 -- --- operations ------------------------------------------------------------------------
 
---- The entity with this id, or with this name (username, key, …).
-function entities.find(document, name, wanted)
+--- The entity with this id, or with this name (username, key, …); of those that
+--- `belongs` lets pass, where it is given.
+function entities.find(document, name, wanted, belongs)
   if not wanted then
     return nil
   end
@@ -351,7 +372,7 @@ function entities.find(document, name, wanted)
   end
   local key = entities[name].key
   for _, entity in pairs(document[name]) do
-    if entity[key] == wanted then
+    if entity[key] == wanted and (not belongs or belongs(entity)) then
       return entity
     end
   end
@@ -377,6 +398,9 @@ function entities.put(document, name, id, input, before, from_form)
     return nil, schema_violation(err)
   end
 
+  if name == "targets" then
+    entity.target = upstreams.with_port(entity.target)
+  end
   entity.id = id
   entity.created_at = before and before.created_at or ngx.time()
   if name ~= "keyauth_credentials" then
@@ -384,12 +408,13 @@ function entities.put(document, name, id, input, before, from_form)
   elseif not entity.key then
     entity.key = uuid.random_hex(16)
   end
-  if name ~= "plugins" and name ~= "keyauth_credentials" and name ~= "consumers" then
+  if name == "services" or name == "routes" then
     entity.ws_id = settings.workspace
   end
 
   err = check_references(document, name, entity) or check_unique(document, name, entity)
         or (name == "plugins" and check_plugin_scope(document, entity))
+        or (name == "targets" and check_target(document, entity))
   if err then
     return nil, err
   end

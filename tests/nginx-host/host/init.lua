@@ -43,7 +43,9 @@ end
 function host.init_worker()
   local settings = require "host.settings"
   lifecycle.watch(settings)
-  require("host.snapshot").start(settings.update_frequency)
+  local snapshot = require "host.snapshot"
+  snapshot.start(settings.update_frequency)
+  require("host.balancer").start(snapshot.get)
   require("host.plugins").init_worker()
   if ngx.worker.id() == 0 then
     ngx.log(ngx.NOTICE, BANNER, ", claims to be Kong ", settings.version)

@@ -12,6 +12,7 @@
 -- three phases again.
 
 local addresses = require "host.addresses"
+local balancers = require "host.balancer"
 local calls = require "host.call"
 local error_body = require "host.error_body"
 local ffi = require "ffi"
@@ -92,25 +93,80 @@ local function forwarded_headers(call)
 end
 
 
+-- Kong's name and fields: plugins change them, more than the PDK lets them.
+local function prepare_balancer(call)
+  local service = call.service
+  ngx.ctx.balancer_data = {
+    scheme = service.protocol,
+    type = service.host:match("^%d+%.%d+%.%d+%.%d+$") and "ipv4" or "name",
+    host = service.host,
+    port = service.port,
+    try_count = 0,
+    retries = service.retries,
+    connect_timeout = service.connect_timeout,
+    send_timeout = service.write_timeout,
+    read_timeout = service.read_timeout,
+  }
+end
+
+
+-- Sets ip, port and hostname of the next try; or nil, message, status.
+local function find_peer(call, data)
+  if data.type ~= "name" then
+    data.ip, data.hostname = data.host, data.host
+    return true
+  end
+  local item = data.item or data.try_count == 0 and snapshot.get().upstreams[data.host]
+  if not item then
+    data.ip, data.hostname = addresses.resolve(data.host), data.host
+    if not data.ip then
+      return nil, "name resolution failed", 503
+    end
+    return true
+  end
+  if not data.item then
+    data.item, data.hash = item, balancers.hash(item.upstream, call)
+  end
+  local peer, handle = balancers.pick(item, data.handle, data.hash)
+  if not peer then
+    return nil, "failure to get a peer from the ring-balancer", 503
+  end
+  data.handle = handle
+  data.ip, data.port = peer.ip, peer.port
+  data.hostname = item.upstream.host_header or peer.host
+  return true
+end
+
+
 local DEFAULT_PORTS = { http = 80, https = 443 }
 
+local function set_host_header(data)
+  if data.preserve_host then
+    return
+  end
+  local host = data.hostname
+  if data.port ~= DEFAULT_PORTS[data.scheme] then
+    host = host .. ":" .. data.port
+  end
+  if host ~= ngx.var.upstream_host then
+    ngx.var.upstream_host = host
+    return true
+  end
+end
+
+
 local function find_upstream(call)
-  local service = call.service
-  local address = addresses.resolve(service.host)
-  if not address then
-    return nil
-  end
-  call.upstream = { ip = address, port = service.port }
+  local data = ngx.ctx.balancer_data
   local var = ngx.var
-  if var.upstream_host == "" then
-    if call.route.preserve_host then
-      var.upstream_host = ngx.var.http_host
-    elseif service.port == DEFAULT_PORTS[service.protocol] then
-      var.upstream_host = service.host
-    else
-      var.upstream_host = service.host .. ":" .. service.port
-    end
+  if var.upstream_host == "" and call.route.preserve_host then
+    var.upstream_host = var.http_host
   end
+  data.preserve_host = var.upstream_host ~= ""
+  local ok, err, status = find_peer(call, data)
+  if not ok then
+    return nil, err, status
+  end
+  set_host_header(data)
   return true
 end
 
@@ -158,6 +214,7 @@ function phases.access()
   forwarded_headers(call)
   if call.service then
     redirect_for_buffering(call.route)
+    prepare_balancer(call)
   end
 
   plugins.collect_and_run_access(now.plugins)
@@ -171,8 +228,9 @@ function phases.access()
   if ngx.var.is_args == "?" or (ngx.var.request_uri or ""):sub(-1) == "?" then
     ngx.var.upstream_uri = ngx.var.upstream_uri .. "?" .. (ngx.var.args or "")
   end
-  if not find_upstream(call) then
-    return kong.response.error(503, "name resolution failed")
+  local found, err, status = find_upstream(call)
+  if not found then
+    return kong.response.error(status, err)
   end
   clear_hop_by_hop_headers()
   call.access_ended_ms = calls.updated_now_ms()
@@ -182,12 +240,31 @@ end
 
 -- --- balancer ------------------------------------------------------------------------
 
-local function note_failure(call)
+local function note_failure(call, data)
   local previous = call.tries[#call.tries]
-  if previous then
-    local state, code = require("ngx.balancer").get_last_failure()
-    previous.state, previous.code = state, code
+  local state, code = require("ngx.balancer").get_last_failure()
+  previous.state, previous.code = state, code
+  if data.handle and data.handle.peer then
+    if state == "failed" then
+      balancers.report_failure(data.handle, code)
+    else
+      balancers.report_status(data.handle, code)
+    end
   end
+end
+
+
+-- The peer of another try; the status that ends the call when there is none.
+local function next_peer(call, data)
+  note_failure(call, data)
+  local ok, _, status = find_peer(call, data)
+  if not ok then
+    return nil, status
+  end
+  if set_host_header(data) then
+    require("ngx.balancer").recreate_request()
+  end
+  return true
 end
 
 
@@ -196,19 +273,29 @@ function phases.balancer()
   local ctx = ngx.ctx
   local call = ctx.host
   ctx.host_phase = "balancer"
-  local service = call.service
+  local data = ctx.balancer_data
 
-  local try = { balancer_start = calls.now_ms(), balancer_start_ns = now_ns(),
-                ip = call.upstream.ip, port = call.upstream.port }
-  note_failure(call)
-  call.tries[#call.tries + 1] = try
-  if #call.tries == 1 and service.retries > 0 then
-    balancer.set_more_tries(service.retries)
+  local try = { balancer_start = calls.now_ms(), balancer_start_ns = now_ns() }
+  data.try_count = data.try_count + 1
+  if data.try_count > 1 then
+    local ok, status = next_peer(call, data)
+    if not ok then
+      return ngx.exit(status)
+    end
+  elseif data.retries > 0 then
+    balancer.set_more_tries(data.retries)
   end
+  try.ip, try.port = data.ip, data.port
+  call.tries[#call.tries + 1] = try
 
-  assert(balancer.set_timeouts(service.connect_timeout / 1000, service.write_timeout / 1000,
-                               service.read_timeout / 1000))
-  assert(balancer.set_current_peer(try.ip, try.port))
+  assert(balancer.set_timeouts(data.connect_timeout / 1000, data.send_timeout / 1000,
+                               data.read_timeout / 1000))
+  local ok, err = balancer.set_current_peer(try.ip, try.port)
+  if not ok then
+    ngx.log(ngx.ERR, "failed to set the current peer (address: ", try.ip, " port: ", try.port,
+            "): ", err)
+    return ngx.exit(500)
+  end
 
   call.balancer_ended_ms = calls.updated_now_ms()
   try.balancer_latency = call.balancer_ended_ms - try.balancer_start
@@ -222,7 +309,7 @@ end
 -- nginx tells the code of the last failed try only when it tries again.
 local function note_last_failure(call)
   local try = call.tries[#call.tries]
-  if ngx.status > 499 and try and #call.tries > call.service.retries then
+  if ngx.status > 499 and try and #call.tries > ngx.ctx.balancer_data.retries then
     try.state, try.code = "failed", ngx.status
   end
 end
@@ -294,6 +381,11 @@ function phases.log()
     call.waiting_ms = calls.now_ms() - (call.balancer_ended_ms or call.access_ended_ms)
   end
   ngx.ctx.host_phase = "log"
+  local data = ngx.ctx.balancer_data
+  if data and data.handle and data.handle.peer then
+    balancers.report_status(data.handle, ngx.status)
+    balancers.release(data.handle)
+  end
   -- The entry is gone from the table even when a plugin raises below.
   calls.finish()
   plugins.run("log", instances_of(call))

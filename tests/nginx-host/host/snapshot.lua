@@ -1,9 +1,11 @@
---- Router and plugin settings of a worker, built from one state of the store.
+--- Router, plugin settings and upstreams of a worker, built from one state of the
+--- store.
 --
--- Kong rebuilds both at most every worker_state_update_frequency seconds; calls
+-- Kong rebuilds them at most every worker_state_update_frequency seconds; calls
 -- that began before keep the ones they began with. Consumers and keys are not
 -- part of it: they take effect at once, as from Kong's cache.
 
+local balancer = require "host.balancer"
 local router = require "host.router"
 local store = require "host.store"
 
@@ -24,6 +26,7 @@ local function rebuild()
   current = {
     router = router.build(document),
     plugins = plugins.build(document),
+    upstreams = balancer.build(document),
   }
   current_version = version
   plugins.configure(current.plugins)
@@ -43,7 +46,7 @@ function snapshot.start(update_frequency)
 end
 
 
---- What is valid now: { router, plugins }.
+--- What is valid now: { router, plugins, upstreams }.
 function snapshot.get()
   if every_call or not current then
     rebuild()

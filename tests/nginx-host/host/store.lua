@@ -1,4 +1,5 @@
---- What Kong keeps in PostgreSQL: services, routes, consumers, keys, plugins.
+--- What Kong keeps in PostgreSQL: services, routes, consumers, keys, plugins,
+--- upstreams, targets.
 --
 -- One JSON document in a shared dictionary, with a version that rises with every
 -- change. Workers decode it again when the version they know is old; whoever
@@ -10,7 +11,8 @@ local settings = require "host.settings"
 
 local store = {}
 
-local COLLECTIONS = { "services", "routes", "consumers", "keyauth_credentials", "plugins" }
+local COLLECTIONS = { "services", "routes", "consumers", "keyauth_credentials", "plugins", "upstreams",
+                      "targets" }
 local LOCK_SECONDS = 10    -- a holder that died must not block for ever
 local WAIT_SECONDS = 0.002
 

@@ -24,6 +24,7 @@
 
 local capture = require "kong.plugins.llm-audit.capture"
 local entry_bodies = require "kong.plugins.llm-audit.entry_bodies"
+local error_plan = require "kong.plugins.llm-audit.error_plan"
 local errors = require "kong.plugins.llm-audit.errors"
 local gate = require "kong.plugins.llm-audit.gate"
 local guard = require "kong.plugins.llm-audit.guard"
@@ -32,17 +33,19 @@ local reading = require "kong.plugins.llm-audit.reading"
 local refused = require "kong.plugins.llm-audit.refused"
 local reported = require "kong.plugins.llm-audit.reported"
 local request_body = require "llm_gateway.request_body"
+local route = require "llm_gateway.route"
 local sequence = require "kong.plugins.llm-audit.sequence"
 local shared_reading = require "llm_gateway.reading"
 local stored_responses = require "kong.plugins.llm-audit.stored_responses"
 local stream_capture = require "kong.plugins.llm-audit.stream_capture"
 local sync = require "kong.plugins.llm-audit.sync"
+local upload_room = require "llm_gateway.upload_room"
 local usage_filter = require "kong.plugins.llm-audit.usage_filter"
-local apis = require "llm_gateway.api"
 
 local concat = table.concat
 local find = string.find
 local floor = math.floor
+local ipairs = ipairs
 local kong = kong
 local lower = string.lower
 local max = math.max
@@ -81,9 +84,20 @@ local function init_worker()
 end
 
 
+-- llm-router reads bodies, too, and in front of this plugin.
+local function configure(_, configs)
+  local most = 0
+  for _, conf in ipairs(configs or {}) do
+    most = max(most, conf.upload_room_mb)
+  end
+  upload_room.set_size(most * 1048576)
+end
+
+
 local function access(_, conf)
   sync.begin_call()
   kong.ctx.plugin.in_flight = true
+  route.confirm(shared_reading.of_call())
 
   local refusal = gate.refusal(conf)
   if refusal then
@@ -97,47 +111,6 @@ end
 local function is_event_stream(content_type)
   return content_type ~= nil
          and find(lower(content_type), "text/event-stream", 1, true) == 1
-end
-
-
--- @return the scheme of the Authorization header: "bearer", "other" or nil.
--- The pre-function removes a Bearer header, if it is there.
-local function authorization_scheme()
-  local value = kong.request.get_header("Authorization")
-  if not value then
-    return nil
-  end
-
-  return find(value, "^%s*[Bb][Ee][Aa][Rr][Ee][Rr]%s") and "bearer" or "other"
-end
-
-
--- @return what to do with an error that Kong makes, nil for other responses
-local function plan_error(conf, status, content_type, content_length)
-  if not conf.openai_errors or status < 400 then
-    return nil
-  end
-
-  local source = kong.response.get_source()
-  if source == "service"
-    or content_type and find(content_type, "application/grpc", 1, true) == 1
-  then
-    return nil
-  end
-
-  return errors.plan({
-    status = status,
-    source = source,
-    method = kong.request.get_method(),
-    path = kong.request.get_raw_path(),
-    is_anthropic = apis.is_anthropic(
-      shared_reading.api_of(shared_reading.of_call())),
-    has_route = kong.router.get_route() ~= nil,
-    authorization = authorization_scheme(),
-    headers = kong.response.get_headers(),
-    content_length = content_length,
-    request_id = ngx.var.kong_request_id,
-  })
 end
 
 
@@ -176,7 +149,7 @@ local function header_filter(_, conf)
                   or reported.capture(status, content_type,
                                       header["Content-Encoding"])
 
-  local plan = plan_error(conf, status, content_type, content_length)
+  local plan = error_plan.of(conf, status, content_type, content_length)
   if plan then
     content_length = plan.length
     kong.response.set_header("Content-Type", "application/json")
@@ -437,6 +410,7 @@ local guarded = guard.new(function(line)
 end, now)
 
 LlmAudit.init_worker = guarded("init_worker", init_worker)
+LlmAudit.configure = guarded("configure", configure)
 
 -- A call that is refused ends here, outside of the guard: what Kong does to
 -- that end is no error.
@@ -466,6 +440,12 @@ end)
 
 describe_stored = guarded("log", function(call, llm, content)
   stored_responses.describe(call, llm, content, is_complete(call))
+end)
+
+-- For a plugin in front of this one, while whose access the client went away:
+-- then Kong comes to no phase of this one. What is known goes into the entry.
+LlmAudit.log_unreached = guarded("log", function()
+  log(kong.ctx.plugin, { capture = "metadata", anonymous_per_minute = 0 })
 end)
 
 -- What was kept is let go even when the entry could not be made.

@@ -11,6 +11,7 @@ local form = require "llm_gateway.form"
 local request = require "llm_gateway.request"
 local request_body = require "llm_gateway.request_body"
 local request_text = require "kong.plugins.llm-audit.request_text"
+local route = require "llm_gateway.route"
 local shared_reading = require "llm_gateway.reading"
 local stored_responses = require "kong.plugins.llm-audit.stored_responses"
 
@@ -217,6 +218,8 @@ function M.describe(call, llm, status)
     llm.stream_asked = call.stream_asked
   end
   llm.unread = unread_reason(call, asked, status)
+  llm.backend = route.backend(asked)
+  llm.refused_by = asked.refused_by
 
   if not llm.usage and not llm["repeat"]
     and (call.meter or is_abandoned(asked, status))

@@ -20,6 +20,7 @@ local forwarded = require "llm_gateway.forwarded"
 local reading = require "llm_gateway.reading"
 local reported = require "kong.plugins.llm-audit.reported"
 local response_owners = require "kong.plugins.llm-audit.response_owners"
+local route = require "llm_gateway.route"
 
 local find = string.find
 local format = string.format
@@ -112,6 +113,7 @@ function M.watch(call, status, content_type, content_encoding, keeps_ends)
       local found, goes_on = read(chunk)
       if found then
         call.response_number = owners:note(found, user)
+        route.note_response(reading.of_call(), found)
       end
       read = goes_on and read
     end

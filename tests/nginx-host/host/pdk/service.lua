@@ -1,12 +1,14 @@
---- kong.service and kong.service.request: what goes to the upstream.
+--- kong.service and kong.service.request: where a call goes, and what goes there.
 
 local phase = require "host.phase"
 local headers = require "host.pdk.headers"
+local snapshot = require "host.snapshot"
 local uri = require "host.uri"
 
 local check = phase.check
 local ACCESS = phase.set("rewrite", "access")
 local ACCESS_AND_BALANCER = phase.set("rewrite", "access", "balancer")
+local ACCESS_ONLY = phase.set("access")
 
 
 local request = {}
@@ -105,4 +107,37 @@ function request.set_raw_body(body)
 end
 
 
-return { request = request }
+local service = { request = request }
+
+
+--- As in Kong, only the name changes: where the service has an address, Kong goes
+--- on to take the name for one.
+function service.set_upstream(host)
+  check(ACCESS_ONLY)
+  if type(host) ~= "string" then
+    error("host must be a string", 2)
+  end
+  if not snapshot.get().upstreams[host] then
+    return nil, "could not find an Upstream named '" .. host .. "'"
+  end
+  ngx.ctx.balancer_data.host = host
+  return true
+end
+
+
+function service.set_target(host, port)
+  check(ACCESS_AND_BALANCER)
+  if type(host) ~= "string" then
+    error("host must be a string", 2)
+  elseif type(port) ~= "number" or port % 1 ~= 0 then
+    error("port must be an integer", 2)
+  elseif port < 0 or port > 65535 then
+    error("port must be an integer between 0 and 65535: given " .. port, 2)
+  end
+  ngx.var.upstream_host = host
+  ngx.ctx.balancer_data.host = host
+  ngx.ctx.balancer_data.port = port
+end
+
+
+return service

@@ -1,0 +1,223 @@
+-- Chooses the model server of a call: by the model that the request names, and
+-- by who asks. Tells callers which models there are for them.
+--
+-- Invariants
+--   Without models nothing is done: every call goes to the service's address.
+--   A call that names a model reaches a server of that model, or none. What
+--   cannot be read in one way only is refused, whatever llm-audit's
+--   `strict_requests` says: it would reach a server on somebody's word.
+--   An error in here fails the call (Kong answers 500), it does not send it
+--   somewhere else.
+--   Of a body nothing is changed but the values of the outermost `model`.
+--
+-- Not here: headers that no client may set (pre-function), balancing and health
+-- of servers (Kong), the entry (llm-audit).
+
+local answers = require "llm_gateway.answers"
+local apis = require "llm_gateway.api"
+local chosen = require "kong.plugins.llm-router.model_asked"
+local forwarded = require "llm_gateway.forwarded"
+local models = require "llm_gateway.models"
+local reading = require "llm_gateway.reading"
+local response_servers = require "llm_gateway.response_servers"
+local route = require "llm_gateway.route"
+
+local char = string.char
+local gsub = string.gsub
+local kong = kong
+local match = string.match
+local ngx = ngx
+local require = require
+local setmetatable = setmetatable
+local tonumber = tonumber
+
+-- Behind key-auth (1250) and acl (950), in front of rate-limiting (910).
+local PRIORITY = 920
+
+local LlmRouter = {
+  PRIORITY = PRIORITY,
+  VERSION = "0.1.0",
+}
+
+
+-- Settings are one table until they change.
+local indexes = setmetatable({}, { __mode = "k" })
+
+local function index_of(conf)
+  local index = indexes[conf]
+  if not index then
+    index = models.index(conf.models)
+    indexes[conf] = index
+  end
+
+  return index
+end
+
+
+local function answer(status, body, headers)
+  headers = headers or {}
+  headers["Content-Type"] = "application/json"
+
+  return kong.response.exit(status, body, headers)
+end
+
+
+-- @param err as answers makes it; may have headers
+local function refuse(asked, err)
+  asked.refused_by = "router"
+  local is_anthropic = apis.is_anthropic(reading.api_of(asked))
+                       or asked.api == "models" and asked.is_anthropic
+
+  return answer(err.status, answers.error(is_anthropic, err,
+                                          ngx.var.kong_request_id),
+                err.headers)
+end
+
+
+-- --- lists of models --------------------------------------------------------
+
+local function unescape(text)
+  return (gsub(text, "%%(%x%x)", function(hex)
+    return char(tonumber(hex, 16))
+  end))
+end
+
+
+local function answer_models(asked, index, caller)
+  local method = kong.request.get_method()
+  -- Both SDKs ask under the same path.
+  asked.is_anthropic = kong.request.get_header("anthropic-version") ~= nil
+
+  if method ~= "GET" and method ~= "HEAD" then
+    return refuse(asked, {
+      status = 405,
+      message = "The list of models can only be read.",
+      type = "invalid_request_error",
+      code = "method_not_supported",
+      anthropic_type = "invalid_request_error",
+      headers = { Allow = "GET, HEAD" },
+    })
+  end
+
+  -- A name may have slashes.
+  local name = match(forwarded.path(), "/v1/models/(.+)$")
+  if not name then
+    return answer(200, answers.models(asked.is_anthropic,
+                                      models.all(index, caller)))
+  end
+
+  name = unescape(name)
+  local model = models.find(index, name, caller)
+  if not model then
+    return refuse(asked, answers.model_not_found(name))
+  end
+
+  return answer(200, answers.model(asked.is_anthropic, model))
+end
+
+
+-- --- routing ----------------------------------------------------------------
+
+local function lead(asked, model)
+  local ok, err = route.to_upstream(asked, model)
+  if ok then
+    return
+  end
+
+  kong.log.err("model '", model.name, "': ", err)
+
+  return refuse(asked, {
+    status = 503,
+    message = "The model server is not available at the moment; try again "
+              .. "later.",
+    type = "server_error",
+    anthropic_type = "overloaded_error",
+  })
+end
+
+
+local function route_by_model(asked, index, caller)
+  local name, err = chosen.read(asked)
+  if err then
+    return refuse(asked, err)
+  end
+  if not name then
+    return nil
+  end
+
+  local model = models.find(index, name, caller)
+  if not model then
+    return refuse(asked, answers.model_not_found(name))
+  end
+
+  err = chosen.rename(asked, model.served_as)
+  if err then
+    return refuse(asked, err)
+  end
+
+  -- What is to be continued is in the memory of the server that made it.
+  local address, of_model =
+    response_servers.of(asked.found.previous_response_id)
+  if of_model == model.name then
+    return route.to_server(asked, model, address)
+  end
+
+  return lead(asked, model)
+end
+
+
+-- A call for a stored response, which one server has. Whether the caller may
+-- have it is for llm-audit to say.
+local function route_to_maker(asked, index, caller, id)
+  local address, name = response_servers.of(id)
+  local model = name and models.find(index, name, caller)
+  if model then
+    route.to_server(asked, model, address)
+  end
+end
+
+
+function LlmRouter.access(_, conf)
+  if not conf.models or not conf.models[1] then
+    return nil
+  end
+
+  local asked = reading.of_call()
+  local index = index_of(conf)
+  local caller = models.caller(kong.client.get_consumer())
+
+  if reading.api_of(asked) == "models" then
+    return answer_models(asked, index, caller)
+  end
+
+  -- vLLM names its answer after it, and a client may not.
+  kong.service.request.set_header("X-Request-Id", ngx.var.kong_request_id)
+
+  local id = asked.api == "responses"
+             and match(forwarded.path(), "/v1/responses/([^/]+)")
+  if id then
+    return route_to_maker(asked, index, caller, id)
+  end
+
+  return route_by_model(asked, index, caller)
+end
+
+
+-- The call has ended; llm-audit says so, too, where Kong came to it.
+function LlmRouter.log(_, conf)
+  if not conf.models or not conf.models[1] then
+    return
+  end
+
+  local asked = reading.of_call()
+  if asked.is_reading and kong.ctx.plugin.is_reading
+    and kong.configuration.loaded_plugins["llm-audit"]
+  then
+    require("kong.plugins.llm-audit.handler").log_unreached()
+  end
+  reading.close(asked)
+  reading.leave(asked)
+end
+
+
+return LlmRouter
