@@ -74,6 +74,8 @@ build = {
       "kong/plugins/llm-audit/stream_text.lua",
     ["kong.plugins.llm-audit.sync"] =
       "kong/plugins/llm-audit/sync.lua",
+    ["kong.plugins.llm-audit.usage_counts"] =
+      "kong/plugins/llm-audit/usage_counts.lua",
     ["kong.plugins.llm-audit.usage_filter"] =
       "kong/plugins/llm-audit/usage_filter.lua",
     ["kong.plugins.llm-router.handler"] =

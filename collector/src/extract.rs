@@ -26,7 +26,7 @@ use std::sync::Arc;
 use crate::call::{Call, EngineTimes, Unread, Usage};
 use crate::decode::body::Body;
 use crate::decode::cut::parse_cut_json;
-use crate::decode::json::{Json, without_nul};
+use crate::decode::json::{Json, REPLACEMENT, without_nul};
 use crate::decode::{Entry, sse};
 
 use answer::{Answer, joined, plain_text, text_of};
@@ -51,15 +51,17 @@ pub fn call(entry: &Entry<'_>, secrets: &Secrets, privacy: &Privacy) -> Call {
     let status = entry.status();
     let failed = status.is_some_and(|status| status >= 400);
 
-    let mut request = match text_of_body(entry.request_body.as_ref()) {
+    let mut request = match text_of_body(entry.request_body.as_ref(), entry.is_request_truncated()) {
         None => Document::Absent,
         Some(text) => parse(text, entry.is_request_truncated()),
     };
     let is_cut = entry.is_response_truncated() || entry.is_aborted();
-    let response_text = text_of_body(entry.response_body.as_ref());
+    let response_text = text_of_body(entry.response_body.as_ref(), is_cut);
     let mut response = match response_text {
         None => ResponseBody::of(Document::Absent),
-        Some(text) if sse::looks_like_events(text) || entry.is_stream() && sse::is_fragment(text) => add_up(api, text, is_cut),
+        // What was said into a recording may begin like events.
+        Some(text) if sse::looks_like_events(text) && !(api.listens() && !entry.is_stream()) => add_up(api, text, is_cut),
+        Some(text) if entry.is_stream() && sse::is_fragment(text) => add_up(api, text, is_cut),
         Some(text) => match parse(text, is_cut) {
             // Events behind something else: an error that is no event, a line of a proxy's.
             Document::Text(_) if entry.is_stream() => add_up(api, text, is_cut),
@@ -264,8 +266,11 @@ fn unread_kinds(entry: &Entry<'_>, api: Api, failed: bool, request: &Document<'_
     kinds
 }
 
-fn text_of_body<'b>(body: Option<&'b Body<'_>>) -> Option<&'b str> {
-    body.map(|body| body.text.as_ref()).filter(|text| !text.is_empty())
+/// The text of a body. Of one that was cut, half a character at its end is no text.
+fn text_of_body<'b>(body: Option<&'b Body<'_>>, is_cut: bool) -> Option<&'b str> {
+    let text = body?.text.as_ref();
+    let text = if is_cut { text.strip_suffix(REPLACEMENT).unwrap_or(text) } else { text };
+    (!text.is_empty()).then_some(text)
 }
 
 /// A column without blobs.
@@ -368,7 +373,8 @@ fn error_message(document: &Document<'_>, body: Option<&Body<'_>>, failed: bool)
     let told = || json.get("detail").or_else(|| json.get("message"));
     // Older vLLM said so in a member of its own.
     let is_error = failed || text_of(json, "object").as_deref() == Some("error");
-    let message = match (json.get("error"), is_error.then(told).flatten()) {
+    let error = json.get("error").or_else(|| choices::error_of(json)).filter(|error| failed || !answer::says_nothing(error));
+    let message = match (error, is_error.then(told).flatten()) {
         (Some(error), _) => error_text(error)?,
         (None, Some(message)) => plain_text(message),
         (None, None) => return failed.then(|| text_head(body)).flatten(),
@@ -378,17 +384,22 @@ fn error_message(document: &Document<'_>, body: Option<&Body<'_>>, failed: bool)
 
 /// An error's message; where that is empty, its type or code.
 fn error_text(error: &Json<'_>) -> Option<String> {
-    match error {
-        Json::Object(members) => {
-            let has_message = members.iter().any(|(name, _)| name == "message");
-            let message =
-                error.get("message").or_else(|| error.get("detail")).map(plain_text).filter(|message| !message.is_empty());
-            let name = || text_of(error, "type").or_else(|| error.get("code").map(plain_text)).filter(|name| !name.is_empty());
-            message.or_else(|| if has_message { name() } else { Some(error.to_string()) })
-        }
-        Json::Bool(false) => None,
-        error => Some(plain_text(error)).filter(|message| !message.is_empty()),
-    }
+    let Json::Object(members) = error else {
+        return (!answer::says_nothing(error)).then(|| plain_text(error)).filter(|message| !message.trim().is_empty());
+    };
+    let has_message = members.iter().any(|(name, _)| name == "message");
+    let message = || {
+        ["message", "detail", "msg"]
+            .iter()
+            .filter_map(|name| error.get(name))
+            .map(plain_text)
+            .find(|text| !text.trim().is_empty())
+    };
+    // A proxy's around the one of the server behind it.
+    let inner = || error.get("error").and_then(error_text);
+    let name = || text_of(error, "type").or_else(|| error.get("code").map(plain_text)).filter(|name| !name.is_empty());
+    let whole = || (!has_message && !answer::says_nothing(error)).then(|| error.to_string());
+    message().or_else(inner).or_else(|| name().filter(|_| has_message)).or_else(whole)
 }
 
 fn text_head(body: Option<&Body<'_>>) -> Option<String> {

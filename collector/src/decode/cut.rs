@@ -2,10 +2,31 @@
 
 use super::json::Json;
 
+/// Members whose text is one of few, or stands for something else as a whole: half of it would be another one, or nothing.
+const NAMES: [&str; 16] = [
+    "call_id",
+    "code",
+    "finish_reason",
+    "format",
+    "id",
+    "item_id",
+    "media_type",
+    "model",
+    "name",
+    "object",
+    "reason",
+    "role",
+    "status",
+    "stop_reason",
+    "tool_call_id",
+    "type",
+];
+
 /// Parses the text of a body that may break off: closes what is open, so that the part that was captured can be read.
 /// `None` when there is no JSON object or array at its start.
 ///
-/// Only for bodies known to be cut. What was cut is the end, or the middle, of which the part before the gap is read.
+/// Only for bodies known to be cut. What was cut is the end, or the middle, of which the part before the gap is read. A name of something
+/// (see [`NAMES`]) of which only a part came is none.
 pub fn parse_cut_json(text: &str) -> Option<String> {
     let mut open = Vec::new();
     let mut in_string = false;
@@ -13,6 +34,9 @@ pub fn parse_cut_json(text: &str) -> Option<String> {
     // The longest prefix that can be closed: behind a whole value, or inside a string value.
     let mut best = None;
     let mut expects_value = true;
+    // Where the last string began, and the one that is the name of the value in hand.
+    let mut string_start = 0;
+    let mut name = 0..0;
     for (at, byte) in text.bytes().enumerate() {
         if in_string {
             match byte {
@@ -22,6 +46,8 @@ pub fn parse_cut_json(text: &str) -> Option<String> {
                     in_string = false;
                     if expects_value {
                         best = Some((at + 1, open.len(), false));
+                    } else {
+                        name = string_start..at;
                     }
                 }
                 _ => {}
@@ -29,8 +55,12 @@ pub fn parse_cut_json(text: &str) -> Option<String> {
             continue;
         }
         match byte {
-            b'"' => in_string = true,
+            b'"' => {
+                in_string = true;
+                string_start = at + 1;
+            }
             b'{' | b'[' => {
+                name = 0..0;
                 open.push(byte);
                 expects_value = byte == b'[';
                 best = Some((at + 1, open.len(), false));
@@ -53,7 +83,8 @@ pub fn parse_cut_json(text: &str) -> Option<String> {
             _ => {}
         }
     }
-    if in_string && expects_value && !open.is_empty() {
+    let is_name = text.get(name).is_some_and(|name| NAMES.contains(&name));
+    if in_string && expects_value && !is_name && !open.is_empty() {
         best = Some((text.len(), open.len(), true));
     }
     let (end, depth, inside_string) = best?;
@@ -105,6 +136,9 @@ mod tests {
             (r#"{"a":"y\"#, r#"{"a":"y"}"#),
             (r#"{"a":"\\"#, r#"{"a":"\\"}"#),
             (r#"{"a":{}} rest"#, r#"{"a":{}}"#),
+            (r#"{"a":"b","model":"qw"#, r#"{"a":"b"}"#),
+            (r#"{"model":["qw"#, r#"{"model":["qw"]}"#),
+            (r#"{"type":"x","text":"he"#, r#"{"type":"x","text":"he"}"#),
             ("[", "[]"),
         ] {
             assert_eq!(parse_cut_json(cut).as_deref(), Some(closed), "{cut}");

@@ -5,7 +5,7 @@
 //! by LF; a leading byte order mark and comments are skipped. Two differences are deliberate, because this is evidence and no
 //! client. An event that the end of the text cuts off is still handed out: the end of the capture is not the end of the meaning,
 //! and whoever reads the event finds out whether its data is whole. And lines that are no field of an event are handed out, too:
-//! servers that fail write their error there.
+//! servers that fail write their error there, or in the comments of an event `error` without data.
 
 use std::borrow::Cow;
 
@@ -75,10 +75,14 @@ impl<'a> Iterator for Events<'a> {
         }
         let mut name = "";
         let mut data: Option<Cow<'a, str>> = None;
+        let mut comment: Option<Cow<'a, str>> = None;
         loop {
             let line = self.next_line();
             let Some(line) = line.filter(|line| !line.is_empty()) else {
-                if let Some(data) = data.take() {
+                // Dynamo says in a comment what its `event: error` is about.
+                let comment = comment.take();
+                let of_error = || (name == "error").then(|| comment.unwrap_or_default());
+                if let Some(data) = data.take().or_else(of_error) {
                     return Some(Event { name, data, is_stray: false });
                 }
                 if let Some(data) = self.stray.take() {
@@ -101,6 +105,7 @@ impl<'a> Iterator for Events<'a> {
                     add_line(&mut data, value);
                 }
                 // A comment has no name in front of its colon.
+                "" if name == "error" => add_line(&mut comment, value),
                 "id" | "retry" | "" => {}
                 _ if line.trim().is_empty() => {}
                 _ => add_line(&mut self.stray, line),

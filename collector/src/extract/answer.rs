@@ -63,7 +63,8 @@ pub fn part_texts(parts: &Json<'_>) -> Vec<String> {
     }
 }
 
-fn part_text(part: &Json<'_>) -> Option<String> {
+/// The text of a part.
+pub fn part_text(part: &Json<'_>) -> Option<String> {
     match part {
         Json::String(text) => Some(text.to_string()),
         part => ["text", "refusal", "transcript"].iter().find_map(|name| text_of(part, name)),
@@ -77,6 +78,16 @@ pub fn is_blank(value: &Json<'_>) -> bool {
         Json::String(text) => text.is_empty(),
         Json::Number(number) => number == "0",
         _ => false,
+    }
+}
+
+/// Whether a value and all that is in it says nothing, as in `{"code":0,"message":""}`.
+pub fn says_nothing(value: &Json<'_>) -> bool {
+    match value {
+        Json::Bool(value) => !value,
+        Json::Array(elements) => elements.iter().all(says_nothing),
+        Json::Object(members) => members.iter().all(|(_, value)| says_nothing(value)),
+        value => is_blank(value),
     }
 }
 

@@ -16,9 +16,21 @@ pub fn read(transcription: &Json<'_>) -> Answer {
     match transcription.get("text") {
         Some(text) => answer.texts.extend(part_texts(text)),
         // Verbose forms have the text twice.
-        None => answer.texts.extend(transcription.get("segments").map(part_texts).unwrap_or_default()),
+        None => answer.texts.extend(transcription.get("segments").map(text_of_segments)),
     }
     answer
+}
+
+/// Segments begin with the blank in front of them, as a rule.
+fn text_of_segments(segments: &Json<'_>) -> String {
+    let mut all = String::new();
+    for text in part_texts(segments) {
+        if !all.is_empty() && !all.ends_with(char::is_whitespace) && !text.starts_with(char::is_whitespace) {
+            all.push(' ');
+        }
+        all.push_str(&text);
+    }
+    all
 }
 
 /// Adds up vLLM's chunks, which are those of a chat, and OpenAI's typed events.

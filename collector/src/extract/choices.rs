@@ -6,20 +6,22 @@ mod choice;
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
+use crate::call::Usage;
 use crate::decode::json::Json;
 
-use super::answer::{Answer, MAX_NAMES, Members, is_blank, part_texts, set_once, text_of};
+use super::answer::{Answer, MAX_NAMES, Members, is_blank, part_text, part_texts, says_nothing, set_once, text_of};
 use super::stream::{Merge, Sent};
 use super::unread::Pieces;
 use super::usage;
 
+use calls::list_of;
 use choice::{Choice, Part, choice_piece};
 
 /// Reads a completion object of either API.
 pub fn read(completion: &Json<'_>) -> Answer {
     let mut choices: Vec<(i64, &Json<'_>)> = completion
         .get("choices")
-        .map(Json::elements)
+        .map(list_of)
         .unwrap_or_default()
         .iter()
         .enumerate()
@@ -28,14 +30,14 @@ pub fn read(completion: &Json<'_>) -> Answer {
     choices.sort_by_key(|(index, _)| *index);
     let mut answer = Answer {
         model: text_of(completion, "model"),
-        usage: usage::read(usage_of(completion)),
+        usage: usage_of(completion),
         finish_reason: choices.first().and_then(|(_, choice)| text_of(choice, "finish_reason")),
         is_finished: !choices.is_empty() && choices.iter().all(|(_, choice)| text_of(choice, "finish_reason").is_some()),
         ..Answer::default()
     };
     for (_, choice) in choices {
         let known = answer.texts.len();
-        if let Some(message) = choice.get("message") {
+        if let Some(message) = choice.get("message").or_else(|| choice.get("delta")) {
             read_message(message, &mut answer);
         }
         // Some servers send both forms, with the same text.
@@ -47,26 +49,47 @@ pub fn read(completion: &Json<'_>) -> Answer {
     answer
 }
 
-/// Where a completion reports its tokens: not all servers do so at the top.
-pub fn usage_of<'j, 'a>(completion: &'j Json<'a>) -> Option<&'j Json<'a>> {
-    let of_choice = || completion.get("choices")?.elements().iter().rev().find_map(|choice| choice.get("usage"));
-    completion.get("usage").or_else(of_choice)
+/// What a completion reports of its tokens: not all servers do so at the top.
+fn usage_of(completion: &Json<'_>) -> Usage {
+    let at_top = usage::read(completion.get("usage"));
+    if at_top.prompt_tokens.is_some_and(|tokens| tokens > 0) {
+        return at_top;
+    }
+    let mut known = None;
+    keep_usage(&mut known, completion);
+    usage::read(known.as_ref())
+}
+
+/// Takes the reports of a completion or a chunk into account.
+fn keep_usage(known: &mut Option<Json<'static>>, completion: &Json<'_>) {
+    let of_choices = completion.get("choices").map(list_of).unwrap_or_default().iter().filter_map(|choice| choice.get("usage"));
+    completion.get("usage").into_iter().chain(of_choices).for_each(|report| usage::keep_larger(known, report));
+}
+
+/// The error inside a choice, where a proxy lost the server that was answering.
+pub fn error_of<'j, 'a>(completion: &'j Json<'a>) -> Option<&'j Json<'a>> {
+    completion.get("choices").map(list_of)?.iter().find_map(|choice| choice.get("error"))
+}
+
+/// What a part of a content says, and whether the model only thought it.
+fn texts_of_part(part: &Json<'_>) -> (bool, Vec<String>) {
+    if let Some(thinking) = part.get("thinking") {
+        return (true, part_texts(thinking));
+    }
+    let is_thought = part.get("type").and_then(Json::as_str).is_some_and(|kind| kind.starts_with("reasoning"));
+    (is_thought, part_text(part).into_iter().collect())
 }
 
 fn read_message(message: &Json<'_>, answer: &mut Answer) {
     let known = answer.texts.len();
     let mut thoughts = Vec::new();
     match message.get("content") {
-        Some(Json::Array(parts)) => {
-            for part in parts {
-                match part.get("thinking") {
-                    Some(thinking) => thoughts.extend(part_texts(thinking)),
-                    None => answer.texts.extend(part_texts(&Json::Array(vec![part.clone()]))),
-                }
+        Some(Json::String(content)) => answer.texts.push(content.to_string()),
+        content => {
+            for (is_thought, texts) in content.map(list_of).unwrap_or_default().iter().map(texts_of_part) {
+                if is_thought { thoughts.extend(texts) } else { answer.texts.extend(texts) }
             }
         }
-        Some(content) => answer.texts.extend(content.as_str().map(str::to_owned)),
-        None => {}
     }
     answer.texts.extend(text_of(message, "refusal"));
     // A spoken answer says in `transcript` what the recording says.
@@ -80,8 +103,8 @@ fn read_message(message: &Json<'_>, answer: &mut Answer) {
         }
     }
     answer.reasoning.extend(thoughts);
-    answer.tool_calls.extend(message.get("tool_calls").map(Json::elements).unwrap_or_default().iter().map(calls::read));
-    if let Some(function @ Json::Object(_)) = message.get("function_call") {
+    answer.tool_calls.extend(message.get("tool_calls").map(list_of).unwrap_or_default().iter().map(calls::read));
+    if let Some(function @ Json::Object(_)) = message.get("function_call").filter(|function| !says_nothing(function)) {
         answer.tool_calls.push(calls::read(function));
     }
 }
@@ -115,13 +138,11 @@ impl Merge for Chunks {
         if chunk.kind == "ping" {
             return;
         }
-        if let Some(report) = usage_of(chunk.data) {
-            usage::keep_larger(&mut self.usage, report);
-        }
+        keep_usage(&mut self.usage, chunk.data);
         for (name, value) in chunk.data.members() {
             match (name.as_ref(), value) {
-                ("choices", Json::Array(choices)) => {
-                    for (position, choice) in choices.iter().enumerate() {
+                ("choices", Json::Array(_) | Json::Object(_)) => {
+                    for (position, choice) in list_of(value).iter().enumerate() {
                         let index = index_of(choice).unwrap_or(position as i64);
                         self.choices.entry(index).or_default().add(choice, unread);
                     }

@@ -109,15 +109,23 @@ impl Merge for Events {
             "message_delta" => {
                 if let Some(delta) = data.get("delta") {
                     self.set_all(delta);
+                    self.add_usage(delta.get("usage"));
                 }
-                self.add_usage(data.get("usage"));
+                self.add_last(data, "delta");
             }
+            // Some servers report here.
+            "message_stop" => self.add_last(data, "message"),
             "content_block_start" => {
                 if let Some(start) = data.get("content_block") {
                     self.open(block_index(data), start);
                 }
             }
             "content_block_delta" => {
+                for (name, value) in data.members() {
+                    if !matches!(name.as_ref(), "type" | "index" | "delta" | "error") {
+                        unread.member(name, value);
+                    }
+                }
                 let Some(delta) = data.get("delta") else { return };
                 let block = self.block(block_index(data));
                 for (name, value) in delta.members() {
@@ -127,12 +135,14 @@ impl Merge for Events {
                         (name, Json::String(piece)) if Part::of_member(name).is_some() => {
                             Part::of_member(name).into_iter().for_each(|part| block.push(part, piece));
                         }
+                        // Whole, not in pieces.
+                        ("partial_json", input @ Json::Object(_)) => block.push(Part::Input, &input.to_string()),
                         (name, value) => unread.member(name, value),
                     }
                 }
             }
             "content_block_stop" => self.block(block_index(data)).stopped = true,
-            "ping" | "message_stop" | "error" => {}
+            "ping" | "error" => {}
             // A whole message, although a stream was asked for.
             "message" => {
                 self.set_all(data);
@@ -194,15 +204,22 @@ impl Events {
     fn open(&mut self, index: i64, start: &Json<'_>) {
         self.by_index.insert(index, self.blocks.len());
         let mut block = Block::default();
-        set_members(&mut block.start, start);
+        set_members(&mut block.start, start.members());
         // The start may already carry text.
         append(&mut block.text, start, "text");
         append(&mut block.thinking, start, "thinking");
         self.blocks.push(block);
     }
 
+    /// Takes what an event at the end says beside its member `body` into account: what an answer that is no stream has at its top.
+    fn add_last(&mut self, event: &Json<'_>, body: &str) {
+        self.add_usage(event.get("usage"));
+        let beside = event.members().iter().filter(|(name, _)| !matches!(name.as_ref(), "type" | "usage") && name != body);
+        set_members(&mut self.message, beside);
+    }
+
     fn set_all(&mut self, source: &Json<'_>) {
-        set_members(&mut self.message, source);
+        set_members(&mut self.message, source.members());
         // Both are put together from the events that follow.
         self.message.retain(|(name, _)| name != "content" && name != "usage");
     }
@@ -240,8 +257,8 @@ fn block_index(event: &Json<'_>) -> i64 {
 }
 
 /// Sets every member that says something; the last value counts.
-fn set_members(members: &mut Members, source: &Json<'_>) {
-    for (name, value) in source.members() {
+fn set_members<'s, 'a: 's>(members: &mut Members, source: impl IntoIterator<Item = &'s (Cow<'a, str>, Json<'a>)>) {
+    for (name, value) in source {
         if matches!(value, Json::Null) {
             continue;
         }

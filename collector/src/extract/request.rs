@@ -13,7 +13,7 @@ pub fn prompt(api: Api, body: &Json<'_>) -> Option<String> {
         Api::Completions => body.get("prompt").and_then(texts),
         Api::Responses => match body.get("input")? {
             Json::String(text) => Some(text.to_string()),
-            items => last_user_text(items),
+            items => last_user_text(items).or_else(|| content_text(&Json::Array(bare_parts(items)))),
         },
         // Cohere's form has `texts`, or `inputs` with parts.
         Api::Embeddings | Api::Pooling | Api::Classify => {
@@ -62,6 +62,15 @@ fn last_user_text(messages: &Json<'_>) -> Option<String> {
     messages.elements().iter().rev().filter(of_user).find_map(|message| content_text(message.get("content")?))
 }
 
+/// Parts of a content that stand in a list of items, without a message around them.
+fn bare_parts<'a>(items: &Json<'a>) -> Vec<Json<'a>> {
+    let is_part = |item: &&Json<'_>| match item {
+        Json::String(_) => true,
+        item => item.get("type").and_then(Json::as_str).is_some_and(|kind| kind.starts_with("input_")),
+    };
+    items.elements().iter().filter(is_part).cloned().collect()
+}
+
 /// The text of a message's content: a string, or its parts joined by a line break, where `[image]`, `[audio]` and `[file]`
 /// stand for what is no text. `None` when there is nothing but tool results.
 fn content_text(content: &Json<'_>) -> Option<String> {
@@ -82,6 +91,8 @@ fn part_text<'j>(part: &'j Json<'_>) -> Option<&'j str> {
         return Some(text);
     }
     let told = part.get("type").and_then(Json::as_str).filter(|kind| !kind.is_empty());
+    let text = part.get("text").and_then(Json::as_str);
+    let has_text = text.is_some_and(|text| !text.is_empty());
     let first = || part.members().iter().map(|(name, _)| name.as_ref()).find(|name| *name != "uuid" && *name != "cache_control");
     let kind = match told {
         Some(kind) => kind,
@@ -89,11 +100,10 @@ fn part_text<'j>(part: &'j Json<'_>) -> Option<&'j str> {
         None => first()?,
     };
     match kind {
-        "text" | "input_text" | "output_text" | "refusal" => {
-            part.get("text").or_else(|| part.get("refusal")).and_then(Json::as_str)
-        }
+        "text" | "input_text" | "output_text" | "refusal" => text.or_else(|| part.get("refusal").and_then(Json::as_str)),
         "thinking" => part.get("thinking").and_then(Json::as_str),
         "tool_result" => None,
+        _ if has_text => text,
         _ if kind.contains("image") => Some("[image]"),
         _ if kind.contains("audio") => Some("[audio]"),
         _ => Some("[file]"),

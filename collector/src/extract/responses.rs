@@ -3,7 +3,7 @@
 mod item;
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::collections::HashMap;
 
 use crate::call::{ToolCall, Unread};
 use crate::decode::json::Json;
@@ -19,7 +19,7 @@ use item::{Item, length};
 pub fn read(response: &Json<'_>) -> Answer {
     let reason = response.get("incomplete_details").and_then(|details| text_of(details, "reason"));
     // While it is being made, a response has a status and no end.
-    let status = || text_of(response, "status").filter(|status| !matches!(status.as_str(), "in_progress" | "queued"));
+    let status = || text_of(response, "status").filter(|status| !is_under_way(status));
     let finish_reason = reason.or_else(status);
     let mut answer = Answer {
         model: text_of(response, "model"),
@@ -33,8 +33,11 @@ pub fn read(response: &Json<'_>) -> Answer {
         match item.get("type").and_then(Json::as_str).unwrap_or("message") {
             "message" => answer.texts.extend(texts("content")),
             "reasoning" => answer.reasoning.extend(texts("content").or_else(|| texts("summary"))),
-            // What the client is to run has a `call_id`. What the server ran itself is in `raw_log`, but for tools of MCP.
-            kind if kind == "mcp_call" || kind.ends_with("_call") && item.get("call_id").is_some() => {
+            // What the client is to run has a `call_id`, or is its function for sure. What the server ran itself is in `raw_log`, but for
+            // tools of MCP.
+            kind if matches!(kind, "mcp_call" | "function_call" | "custom_tool_call")
+                || kind.ends_with("_call") && item.get("call_id").is_some() =>
+            {
                 let arguments = ["arguments", "input", "action", "operation"].iter().find_map(|name| item.get(name));
                 answer.tool_calls.push(ToolCall {
                     id: text_of(item, "call_id").or_else(|| text_of(item, "id")),
@@ -48,6 +51,10 @@ pub fn read(response: &Json<'_>) -> Answer {
     answer
 }
 
+fn is_under_way(status: &str) -> bool {
+    matches!(status, "in_progress" | "queued")
+}
+
 /// Adds up typed events. The terminal event carries the whole response, as a rule; where it says less than the events before it,
 /// what they said stays.
 #[derive(Debug, Default)]
@@ -55,7 +62,10 @@ pub struct Events {
     announced: Option<Json<'static>>,
     terminal: Option<Json<'static>>,
     usage: Option<Json<'static>>,
-    items: BTreeMap<i64, Item>,
+    items: Vec<Item>,
+    /// The latest item of each index, and of each index and id: servers give several items one index, others all items one id.
+    by_index: HashMap<i64, usize>,
+    by_id: HashMap<(Option<i64>, String), usize>,
 }
 
 impl Merge for Events {
@@ -72,10 +82,7 @@ impl Merge for Events {
             self.add_response("response.completed", data);
             return;
         }
-        let is_understood = match self.item(data) {
-            Some(item) => item.add(kind, data),
-            None => false,
-        };
+        let is_understood = item::is_about_item(kind) && self.item(kind, data).add(kind, data, unread);
         // Events of tools that the server runs tell how far they are; the item tells the rest.
         let is_progress = [".in_progress", ".searching", ".interpreting", ".generating", ".completed", ".partial_image"]
             .iter()
@@ -99,7 +106,9 @@ impl Merge for Events {
             _ => Vec::new(),
         };
         let mut is_taken = vec![false; output.len()];
-        for (position, item) in self.items.into_values().filter_map(Item::finish).enumerate() {
+        let mut items = self.items;
+        items.sort_by_key(|item| item.index);
+        for (position, item) in items.into_iter().filter_map(Item::finish).enumerate() {
             match counterpart(&output, &is_taken, position, &item) {
                 Some(at) => {
                     if let (Some(known), Some(taken)) = (output.get_mut(at), is_taken.get_mut(at)) {
@@ -136,7 +145,8 @@ impl Events {
         match status {
             Some(status) => {
                 let mut response = response.to_static();
-                if let (None, Json::Object(members)) = (text_of(&response, "status"), &mut response) {
+                let told = text_of(&response, "status").filter(|status| !is_under_way(status));
+                if let (None, Json::Object(members)) = (told, &mut response) {
                     replace(members, "status", Json::text(status));
                 }
                 self.terminal = Some(response);
@@ -146,16 +156,26 @@ impl Events {
         }
     }
 
-    /// The item that an event speaks of: by its index, else by its id, else the latest.
-    fn item(&mut self, event: &Json<'_>) -> Option<&mut Item> {
-        if let Some(index) = event.get("output_index").and_then(Json::as_i64) {
-            return Some(self.items.entry(index).or_default());
-        }
-        let id = event.get("item_id").or_else(|| event.at(&["item", "id"])).and_then(Json::as_str)?;
-        let known = self.items.iter().rev().find(|(_, item)| item.is(id)).map(|(index, _)| *index);
-        let next = || self.items.last_key_value().map_or(0, |(index, _)| index.saturating_add(1));
-        let index = known.unwrap_or_else(next);
-        Some(self.items.entry(index).or_default())
+    /// The item that an event speaks of: by index and id, else by its index, else the latest; a new one where it speaks of none of them.
+    #[expect(clippy::indexing_slicing, reason = "an index that was handed out is there: items are never taken away")]
+    fn item(&mut self, kind: &str, event: &Json<'_>) -> &mut Item {
+        let index = event.get("output_index").and_then(Json::as_i64);
+        let id = event.get("item_id").or_else(|| event.at(&["item", "id"])).and_then(Json::as_str).filter(|id| !id.is_empty());
+        let key = id.map(|id| (index, id.to_owned()));
+        let of_id = key.as_ref().and_then(|key| self.by_id.get(key).copied());
+        let of_index = || match index {
+            Some(index) => self.by_index.get(&index).copied(),
+            None => self.items.len().checked_sub(1),
+        };
+        let known = of_id.or_else(|| of_index().filter(|at| self.items.get(*at).is_some_and(|item| item.takes(kind, id, event))));
+        let at = known.unwrap_or_else(|| {
+            let index = index.or_else(|| self.items.last().map(|item| item.index)).unwrap_or(0);
+            self.items.push(Item::new(index));
+            self.items.len() - 1
+        });
+        self.by_index.extend(index.map(|index| (index, at)));
+        self.by_id.extend(key.map(|key| (key, at)));
+        &mut self.items[at]
     }
 }
 

@@ -14,7 +14,7 @@ use crate::decode::cut::parse_cut_json;
 use crate::decode::json::{Json, first_special};
 use crate::decode::sse;
 
-use super::answer::is_blank;
+use super::answer::says_nothing;
 use super::unread::Pieces;
 
 /// An event as it was sent.
@@ -90,6 +90,12 @@ pub fn merge<M: Merge>(text: &str, is_cut: bool) -> Merged {
                     pattern = Pattern::new(event.name, text, piece, place).or(pattern);
                 }
             }
+            Ok(Json::Array(elements)) if elements.iter().all(|element| matches!(element, Json::Object(_))) => {
+                for data in &elements {
+                    merging.add(event.name, data, event.is_stray);
+                }
+            }
+            Ok(Json::String(text)) if event.name == "error" => merging.add_error(Json::text(&text)),
             _ => merging.add_text(&event, is_cut),
         }
     }
@@ -117,7 +123,8 @@ impl<M: Merge> Merging<M> {
             | "transcript.text.done" => self.ended = true,
             _ => {}
         }
-        let error = data.get("error").filter(|error| !is_blank(error) && **error != Json::Bool(false));
+        // Some servers have an error in each chunk that says there is none.
+        let error = data.get("error").filter(|error| !says_nothing(error));
         // Errors whose message stands at the top: by the event's name or type, in the form of older vLLM (`object`), or what a
         // proxy or a framework wrote between the events.
         let is_error = || {
@@ -127,7 +134,7 @@ impl<M: Merge> Merging<M> {
         };
         let error = error.or_else(|| is_error().then_some(data));
         if let Some(error) = error {
-            self.error = Some(error.to_static());
+            self.add_error(error.to_static());
         }
         let is_error_alone = error.is_some_and(|error| std::ptr::eq(error, data));
         if !is_error_alone {
@@ -136,18 +143,33 @@ impl<M: Merge> Merging<M> {
         error.is_none()
     }
 
+    /// Keeps an error. The first one is the cause of those that follow.
+    fn add_error(&mut self, error: Json<'static>) {
+        match &self.error {
+            None => self.error = Some(error),
+            Some(known) if *known != error => self.unread.note(Unread::Event, &error.to_string()),
+            Some(_) => {}
+        }
+    }
+
     /// Data that is no object: the end of the stream, several events without a line between them, or nothing known.
     fn add_text(&mut self, event: &sse::Event<'_>, is_cut: bool) {
         let text = event.data.trim();
-        if text.trim_matches('"') == "[DONE]" {
+        if text.trim_matches('"').eq_ignore_ascii_case("[DONE]") {
             self.ended = true;
             return;
         }
-        if text.is_empty() {
+        if event.name == "error" {
+            let part = is_cut.then(|| parse_cut_json(text)).flatten();
+            if let Some(Ok(part)) = part.as_deref().map(Json::parse) {
+                self.add(event.name, &part, event.is_stray);
+                return;
+            }
+            // An event that has no more than its name tells by that.
+            self.add_error(Json::text(if text.is_empty() { event.name } else { text }));
             return;
         }
-        if event.name == "error" {
-            self.error = Some(Json::text(text));
+        if text.is_empty() {
             return;
         }
         let lines: Vec<&str> = event.data.lines().collect();
@@ -159,6 +181,12 @@ impl<M: Merge> Merging<M> {
                         .add_text(&sse::Event { name: event.name, data: Cow::Borrowed(data), is_stray: event.is_stray }, is_cut),
                 }
             }
+            return;
+        }
+        // What servers write that have no other form for it.
+        let word = text.trim_start_matches('[').get(.."error".len());
+        if !event.is_stray && word.is_some_and(|word| word.eq_ignore_ascii_case("error")) {
+            self.add_error(Json::text(text));
             return;
         }
         // What breaks off with the recording is known to be missing.

@@ -6,6 +6,8 @@
 use crate::call::Usage;
 use crate::decode::json::Json;
 
+use super::answer::{MAX_NAMES, says_nothing};
+
 /// Members that say how large a prompt of `/v1/messages` was: what the model had to read, and what the cache gave or took.
 pub const PROMPT_OF_MESSAGES: [&str; 3] = ["input_tokens", "cache_creation_input_tokens", "cache_read_input_tokens"];
 
@@ -29,6 +31,9 @@ pub fn read(usage: Option<&Json<'_>>) -> Usage {
             &["prompt_tokens_details", "cached_tokens"],
             &["input_tokens_details", "cached_tokens"],
             &["cache_read_input_tokens"],
+            // Moonshot's and DeepSeek's, behind a proxy.
+            &["cached_tokens"],
+            &["prompt_cache_hit_tokens"],
         ]),
         reasoning_tokens: first(&[
             &["completion_tokens_details", "reasoning_tokens"],
@@ -38,23 +43,42 @@ pub fn read(usage: Option<&Json<'_>>) -> Usage {
     }
 }
 
-/// All tokens that a report speaks of.
+/// Tokens of prompt and answer that a report counts.
 fn total(usage: &Json<'_>) -> i64 {
     let counts = read(Some(usage));
-    let sum = [counts.prompt_tokens, counts.completion_tokens].into_iter().flatten().map(i64::from).sum();
-    usage.get("total_tokens").and_then(count).map_or(sum, |total| sum.max(i64::from(total)))
+    [counts.prompt_tokens, counts.completion_tokens].into_iter().flatten().map(i64::from).sum()
 }
 
-/// Takes a further report of one stream into account: the one with the larger total counts, of equal ones the later, unless it
-/// says less. Running counts only grow; what comes behind the last of them (`{}`, zeros) is a proxy's.
+/// Takes a further report of one stream into account. Running counts only grow, and no report takes back what another one said: the one
+/// with the larger total counts, of equal ones the later, and where it has no count or 0, the other one's stands. What comes behind the
+/// last of them (`{}`, zeros, a total alone) is a proxy's.
 pub fn keep_larger(known: &mut Option<Json<'static>>, new: &Json<'_>) {
-    let Json::Object(members) = new else { return };
-    let is_kept = known.as_ref().is_some_and(|known| {
-        let (old_total, new_total) = (total(known), total(new));
-        old_total > new_total || old_total == new_total && known.members().len() > members.len()
-    });
-    if !is_kept {
-        *known = Some(new.to_static());
+    let Json::Object(_) = new else { return };
+    let mut new = new.to_static();
+    if let Some(mut old) = known.take() {
+        complete(&mut new, &old);
+        if total(&new) < total(&old) {
+            complete(&mut old, &new);
+            new = old;
+        }
+    }
+    *known = Some(new);
+}
+
+/// Fills in what a report leaves out, or says is 0.
+fn complete(report: &mut Json<'static>, other: &Json<'static>) {
+    let Json::Object(members) = report else { return };
+    let known = members.len();
+    for (at, (name, value)) in other.members().iter().enumerate() {
+        // As a rule all reports have the same members in the same order.
+        let is_here = members.get(at).is_some_and(|(known, _)| known == name);
+        let place = if is_here { Some(at) } else { members.iter().position(|(known, _)| known == name) };
+        match place.and_then(|at| members.get_mut(at)) {
+            Some((_, known)) if says_nothing(known) && !says_nothing(value) => *known = value.clone(),
+            Some(_) => {}
+            None if known < MAX_NAMES => members.push((name.clone(), value.clone())),
+            None => {}
+        }
     }
 }
 

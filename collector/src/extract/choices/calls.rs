@@ -1,7 +1,8 @@
 //! Tool calls that come in pieces.
 //!
 //! The API says that pieces belong together by `index`. Servers leave it out, send null or always 0, repeat the id with each piece,
-//! send it late or make up a new one, send the name in pieces or again with each piece, and arguments as an object.
+//! send it late or make up a new one, send the name in pieces or again with each piece, and arguments as an object or all of them
+//! so far; they send one call under several indexes, or the rest of a call under another one.
 
 use std::collections::HashMap;
 
@@ -73,7 +74,13 @@ struct Piece<'j, 'a> {
 
 /// The form of a call: `function`, `custom`, or name and arguments beside the id.
 pub fn function_of<'j, 'a>(call: &'j Json<'a>) -> &'j Json<'a> {
-    call.get("function").or_else(|| call.get("custom")).unwrap_or(call)
+    let forms = ["function", "custom"].iter().filter_map(|form| call.get(form));
+    forms.into_iter().find(|form| matches!(form, Json::Object(_))).unwrap_or(call)
+}
+
+/// The name of a call's function, which may stand where the function should.
+fn name_of(call: &Json<'_>) -> Option<String> {
+    text_of(function_of(call), "name").or_else(|| text_of(call, "function"))
 }
 
 /// Arguments, or the free text of a custom tool.
@@ -90,11 +97,7 @@ impl Calls {
     /// Takes the member `tool_calls` of a delta into account.
     pub fn add(&mut self, calls: &Json<'_>, unread: &mut Pieces) {
         self.deltas += 1;
-        match calls {
-            // Some servers send the one call without a list around it.
-            Json::Object(_) => self.add_piece(calls, unread),
-            calls => calls.elements().iter().for_each(|call| self.add_piece(call, unread)),
-        }
+        list_of(calls).iter().for_each(|call| self.add_piece(call, unread));
     }
 
     fn add_piece(&mut self, call: &Json<'_>, unread: &mut Pieces) {
@@ -102,7 +105,7 @@ impl Calls {
         let piece = Piece {
             index: call.get("index").and_then(Json::as_i64),
             id: text_of(call, "id"),
-            name: text_of(function, "name"),
+            name: name_of(call),
             function,
             is_custom: call.get("custom").is_some() || call.get("type").and_then(Json::as_str) == Some("custom"),
         };
@@ -125,7 +128,7 @@ impl Calls {
     /// Appends to the arguments of the call that a piece without id and name belongs to.
     pub fn add_arguments(&mut self, index: Option<i64>, arguments: &str) {
         self.deltas += 1;
-        let at = match self.known(index) {
+        let at = match self.known_of_arguments(index) {
             Some(at) => at,
             None => self.open(index),
         };
@@ -144,6 +147,17 @@ impl Calls {
         }
     }
 
+    /// The call to which arguments belong that say neither id nor name. Under an index that is new they are the rest of the
+    /// call before, where that has no end yet.
+    fn known_of_arguments(&mut self, index: Option<i64>) -> Option<usize> {
+        if let Some(at) = self.known(index) {
+            return Some(at);
+        }
+        let at = self.last.filter(|at| self.calls.get(*at).is_some_and(|call| call.name.is_some() && !call.nesting.is_whole))?;
+        self.by_index.extend(index.map(|index| (index, at)));
+        Some(at)
+    }
+
     fn open(&mut self, index: Option<i64>) -> usize {
         let at = self.calls.len();
         self.calls.push(Call { index, ..Call::default() });
@@ -154,13 +168,10 @@ impl Calls {
     /// The call that a piece belongs to; opens one where it is a new call's.
     fn place(&mut self, piece: &Piece<'_, '_>) -> usize {
         let with_id = piece.id.as_ref().and_then(|id| self.by_id.get(id).copied());
-        // The same id at another index is another call: some servers count neither.
-        let with_id = with_id.filter(|at| {
-            let index = self.calls.get(*at).and_then(|call| call.index);
-            piece.index.is_none() || index.is_none() || piece.index == index
-        });
+        let with_id = with_id.filter(|at| self.calls.get(*at).is_some_and(|call| call.is_meant_by(piece)));
         let at = with_id.or_else(|| {
-            let at = self.known(piece.index)?;
+            let is_rest = piece.id.is_none() && piece.name.is_none();
+            let at = if is_rest { self.known_of_arguments(piece.index) } else { self.known(piece.index) }?;
             self.calls.get(at)?.goes_on(piece, self.deltas).then_some(at)
         });
         let at = at.unwrap_or_else(|| self.open(piece.index));
@@ -173,12 +184,35 @@ impl Calls {
 
     /// The calls as the answer's member `tool_calls`; `None` where there is none.
     pub fn finish(self) -> Option<Json<'static>> {
-        let calls: Vec<_> = self.calls.into_iter().map(Call::finish).collect();
+        let calls: Vec<_> = self.calls.into_iter().filter(|call| !call.is_empty()).map(Call::finish).collect();
         (!calls.is_empty()).then_some(Json::Array(calls))
     }
 }
 
 impl Call {
+    /// Whether nothing was said of it.
+    pub fn is_empty(&self) -> bool {
+        self.id.is_none() && self.name.is_none() && self.arguments.is_empty()
+    }
+
+    /// Whether a piece that has this call's id is one of it. Some servers number no call, so that an id may stand for several; others
+    /// send one call under several indexes.
+    fn is_meant_by(&self, piece: &Piece<'_, '_>) -> bool {
+        if piece.index.is_none() || self.index.is_none() || piece.index == self.index {
+            return true;
+        }
+        let is_same_name = piece.name.is_none() || piece.name == self.name;
+        is_same_name && (!self.nesting.is_whole || arguments_of(piece.function).is_some_and(|more| self.has_said(more)))
+    }
+
+    /// Whether these arguments are the ones that are known.
+    fn has_said(&self, arguments: &Json<'_>) -> bool {
+        match arguments {
+            Json::String(text) => self.arguments == *text,
+            other => self.arguments == other.to_string(),
+        }
+    }
+
     /// Whether a piece of the same index (or without one) goes on with this call, whose id it does not have.
     fn goes_on(&self, piece: &Piece<'_, '_>, delta: u64) -> bool {
         if piece.index.is_none() && self.delta == delta {
@@ -202,17 +236,26 @@ impl Call {
         if self.id.is_none() {
             self.id = piece.id;
         }
-        self.add_function(piece.function);
+        self.add_name(piece.name);
+        self.add_arguments_of(piece.function);
     }
 
     /// Takes a piece of name and arguments into account.
     pub fn add_function(&mut self, function: &Json<'_>) {
-        match (&mut self.name, text_of(function, "name")) {
+        self.add_name(text_of(function, "name"));
+        self.add_arguments_of(function);
+    }
+
+    fn add_name(&mut self, name: Option<String>) {
+        match (&mut self.name, name) {
             (Some(known), Some(name)) if name.starts_with(known.as_str()) => *known = name,
             (Some(known), Some(name)) => known.push_str(&name),
             (known @ None, name) => *known = name,
             (Some(_), None) => {}
         }
+    }
+
+    fn add_arguments_of(&mut self, function: &Json<'_>) {
         match arguments_of(function) {
             Some(Json::String(text)) => self.add_arguments(text),
             // Whole, and said again with each piece.
@@ -228,6 +271,11 @@ impl Call {
         // Said once more at the end.
         if self.nesting.is_whole && self.arguments == piece {
             return;
+        }
+        // All so far: no object holds its own beginning, quote and all, right behind it.
+        if piece.len() > self.arguments.len() && self.arguments.starts_with("{\"") && piece.starts_with(&self.arguments) {
+            self.arguments.clear();
+            self.nesting = Nesting::default();
         }
         self.nesting.push(piece);
         self.arguments.push_str(piece);
@@ -245,6 +293,14 @@ impl Call {
     }
 }
 
+/// The elements of a list; some servers send the one there is without a list around it.
+pub fn list_of<'j, 'a>(list: &'j Json<'a>) -> &'j [Json<'a>] {
+    match list {
+        Json::Object(_) => std::slice::from_ref(list),
+        list => list.elements(),
+    }
+}
+
 /// A call of a whole answer.
 pub fn read(call: &Json<'_>) -> ToolCall {
     let function = function_of(call);
@@ -254,7 +310,7 @@ pub fn read(call: &Json<'_>) -> ToolCall {
         Some(other) => other.to_string(),
         None => String::new(),
     };
-    ToolCall { id: text_of(call, "id"), name: text_of(function, "name"), arguments }
+    ToolCall { id: text_of(call, "id"), name: name_of(call), arguments }
 }
 
 #[cfg(test)]

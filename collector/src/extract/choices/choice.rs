@@ -4,10 +4,10 @@ use std::borrow::Cow;
 
 use crate::decode::json::Json;
 
-use super::super::answer::{MAX_NAMES, Members, append, is_blank, object, part_texts, string};
+use super::super::answer::{MAX_NAMES, Members, append, is_blank, object, string};
 use super::super::unread::Pieces;
-use super::calls::{Call, Calls};
-use super::keep_first;
+use super::calls::{Call, Calls, list_of};
+use super::{keep_first, texts_of_part};
 
 /// A choice so far.
 #[derive(Debug, Default)]
@@ -167,7 +167,9 @@ impl Choice {
                 (_, Json::Null) => {}
                 ("role", role) => self.role = self.role.take().or_else(|| role.as_str().map(str::to_owned)),
                 ("content", Json::String(text)) => self.add_piece(Part::Content, text),
-                ("content", Json::Array(parts)) => parts.iter().for_each(|part| self.add_part(part, unread)),
+                ("content", Json::Array(_) | Json::Object(_)) => {
+                    list_of(value).iter().for_each(|part| self.add_part(part, unread));
+                }
                 ("reasoning", Json::String(text)) => self.add_piece(Part::Reasoning, text),
                 ("reasoning_content", Json::String(text)) => self.add_piece(Part::ReasoningContent, text),
                 ("refusal", Json::String(text)) => self.add_piece(Part::Refusal, text),
@@ -186,10 +188,8 @@ impl Choice {
 
     /// A part of a content that is a list.
     fn add_part(&mut self, part: &Json<'_>, unread: &mut Pieces) {
-        let (place, texts) = match part.get("thinking") {
-            Some(thinking) => (Part::Reasoning, part_texts(thinking)),
-            None => (Part::Content, part_texts(&Json::Array(vec![part.clone()]))),
-        };
+        let (is_thought, texts) = texts_of_part(part);
+        let place = if is_thought { Part::Reasoning } else { Part::Content };
         if texts.is_empty() {
             // An empty text is none, and no riddle either.
             if part.get("text").is_none() && part.get("thinking").is_none() {
@@ -208,6 +208,10 @@ impl Choice {
         self.is_chat = true;
         let has_deltas = self.has_deltas;
         for (name, value) in message.members() {
+            let whole = match (name.as_ref(), value) {
+                ("content", Json::Array(_) | Json::Object(_)) => self.content_of_parts(value, unread),
+                _ => value.as_str().map(Cow::Borrowed),
+            };
             let text = match (name.as_ref(), value) {
                 (_, Json::Null) => continue,
                 ("role", role) => {
@@ -222,7 +226,7 @@ impl Choice {
                     }
                     continue;
                 }
-                ("content", Json::String(_)) => &mut self.content,
+                ("content", _) if whole.is_some() => &mut self.content,
                 ("reasoning", Json::String(_)) => &mut self.reasoning,
                 ("reasoning_content", Json::String(_)) => &mut self.reasoning_content,
                 ("refusal", Json::String(_)) => &mut self.refusal,
@@ -231,15 +235,31 @@ impl Choice {
                     continue;
                 }
             };
-            let (known, new) = (text.get_or_insert_default(), value.as_str().unwrap_or_default());
+            let (known, new) = (text.get_or_insert_default(), whole.unwrap_or_default());
             if new.starts_with(known.as_str()) {
-                *known = new.to_owned();
+                *known = new.into_owned();
             } else if !has_deltas {
-                known.push_str(new);
-            } else if !known.contains(new) {
+                known.push_str(&new);
+            } else if !known.contains(new.as_ref()) {
                 unread.member(name, value);
             }
         }
+    }
+
+    /// The text of a message whose content is a list of parts. Thoughts among them, and what is no text, are taken into account.
+    fn content_of_parts(&mut self, content: &Json<'_>, unread: &mut Pieces) -> Option<Cow<'static, str>> {
+        let mut text = None;
+        let has_deltas = self.has_deltas;
+        for part in list_of(content) {
+            match texts_of_part(part) {
+                (false, texts) if !texts.is_empty() => text.get_or_insert_with(String::new).extend(texts),
+                // Thoughts are added as pieces, unless a delta has said them.
+                _ if !has_deltas => self.add_part(part, unread),
+                _ => {}
+            }
+        }
+        self.has_deltas = has_deltas;
+        text.map(Cow::Owned)
     }
 
     /// A spoken answer: recording and transcript come in pieces.
@@ -279,7 +299,7 @@ impl Choice {
                 ("reasoning_content", self.reasoning_content.map(string)),
                 ("refusal", self.refusal.map(string)),
                 ("tool_calls", self.calls.finish()),
-                ("function_call", self.function_call.map(Call::finish_function)),
+                ("function_call", self.function_call.filter(|call| !call.is_empty()).map(Call::finish_function)),
                 ("audio", (!self.audio.is_empty()).then_some(Json::Object(self.audio))),
             ])
         });

@@ -5,17 +5,23 @@ use std::collections::BTreeMap;
 
 use crate::decode::json::Json;
 
-use super::super::answer::{Members, object, part_texts, replace, string, text_of};
+use super::super::answer::{Members, object, part_text, part_texts, plain_text, replace, set_once, string, text_of};
+use super::super::unread::Pieces;
 
 /// An item so far.
 #[derive(Debug, Default)]
 pub(super) struct Item {
+    /// Its place in the answer.
+    pub(super) index: i64,
     /// The item as last announced: without content when added, whole when done.
     announced: Option<Json<'static>>,
     parts: BTreeMap<i64, Part>,
     summary: BTreeMap<i64, Part>,
     /// Arguments, input or code, by the member's name.
     text: Option<(&'static str, String)>,
+    /// What events said of the item that nobody announced.
+    named: Members,
+    is_done: bool,
     annotations: Vec<Json<'static>>,
 }
 
@@ -37,7 +43,48 @@ impl Part {
     }
 }
 
+/// Members that events of items have as a rule. A text of theirs is taken where it belongs.
+const MEMBERS: [&str; 21] = [
+    "type",
+    "sequence_number",
+    "response_id",
+    "event_id",
+    "item_id",
+    "output_index",
+    "content_index",
+    "summary_index",
+    "annotation_index",
+    "delta",
+    "text",
+    "refusal",
+    "arguments",
+    "input",
+    "code",
+    "part",
+    "item",
+    "annotation",
+    "logprobs",
+    "obfuscation",
+    "error",
+];
+
+/// Of an item that nobody announced.
+const NAMES: [&str; 2] = ["name", "call_id"];
+
+/// Whether events of this kind speak of an item, and what they say of it is read.
+pub(super) fn is_about_item(kind: &str) -> bool {
+    let is_part =
+        |start: &str| start.ends_with("_part") || matches!(start, "response.output_item" | "response.output_text.annotation");
+    kind.rsplit_once('.').is_some_and(|(start, end)| match end {
+        "added" => is_part(start),
+        "done" => is_part(start) || Target::of(start).is_some(),
+        "delta" => Target::of(start).is_some(),
+        _ => false,
+    })
+}
+
 /// Where an event of this kind, without its last word, adds its text.
+#[derive(Clone, Copy)]
 enum Target {
     Content(&'static str),
     Summary,
@@ -59,18 +106,79 @@ impl Target {
     }
 }
 
+impl Target {
+    /// Whether an item of this type has such texts.
+    fn is_of(self, item: &str) -> bool {
+        match self {
+            Self::Content("reasoning_text") | Self::Summary => item == "reasoning",
+            Self::Content(_) => item == "message",
+            Self::Text("code") => item == "code_interpreter_call",
+            Self::Text(_) => item.ends_with("_call"),
+        }
+    }
+}
+
 impl Item {
-    /// Whether the item has this id.
-    pub(super) fn is(&self, id: &str) -> bool {
-        self.announced.as_ref().and_then(|item| item.get("id")).and_then(Json::as_str) == Some(id)
+    pub(super) fn new(index: i64) -> Self {
+        Self { index, ..Self::default() }
     }
 
-    /// Takes an event into account. Returns whether it was understood.
-    pub(super) fn add(&mut self, kind: &str, event: &Json<'_>) -> bool {
+    /// Its type, where it was told.
+    fn kind(&self) -> Option<&str> {
+        self.announced.as_ref()?.get("type")?.as_str()
+    }
+
+    /// Whether an event of the same index, or without one, that does not have this item's id may speak of it all the same.
+    pub(super) fn takes(&self, kind: &str, id: Option<&str>, event: &Json<'_>) -> bool {
+        let of_event = event.at(&["item", "type"]).and_then(Json::as_str);
+        let is_same_kind = self.kind().is_none() || of_event.is_none() || self.kind() == of_event;
+        let known = self.announced.as_ref().and_then(|item| text_of(item, "id"));
+        let is_other_id = known.is_some() && id.is_some() && known.as_deref() != id;
+        match kind {
+            "response.output_item.added" => is_same_kind && !self.is_done && !is_other_id,
+            "response.output_item.done" => is_same_kind && !self.is_done,
+            _ => {
+                let target = kind.rsplit_once('.').and_then(|(start, _)| Target::of(start));
+                let is_here = |target: Target| self.kind().map_or_else(|| self.holds(target), |item| target.is_of(item));
+                target.is_none_or(is_here)
+            }
+        }
+    }
+
+    /// Whether an item of which the type is not known may have such a text, beside those that it has.
+    fn holds(&self, target: Target) -> bool {
+        let is_thought = !self.summary.is_empty() || self.parts.values().any(|part| part.kind == "reasoning_text");
+        match target {
+            Target::Content("reasoning_text") | Target::Summary => self.text.is_none() && (is_thought || self.parts.is_empty()),
+            Target::Content(_) => self.text.is_none() && !is_thought,
+            Target::Text(name) => {
+                self.parts.is_empty() && self.summary.is_empty() && self.text.as_ref().is_none_or(|(known, _)| *known == name)
+            }
+        }
+    }
+
+    /// Takes an event into account. Returns whether it was understood; what of it was not goes to `unread`.
+    pub(super) fn add(&mut self, kind: &str, event: &Json<'_>, unread: &mut Pieces) -> bool {
+        let is_understood = self.add_known(kind, event);
+        if let (None, Some(id)) = (&self.announced, event.get("item_id")) {
+            set_once(&mut self.named, "id", id);
+        }
+        for (name, value) in event.members().iter().filter(|(name, _)| is_understood && !MEMBERS.contains(&name.as_ref())) {
+            if NAMES.contains(&name.as_ref()) {
+                set_once(&mut self.named, name, value);
+            } else {
+                unread.member(name, value);
+            }
+        }
+        is_understood
+    }
+
+    fn add_known(&mut self, kind: &str, event: &Json<'_>) -> bool {
         let position = |name: &str| event.get(name).and_then(Json::as_i64).unwrap_or(0);
         match kind {
             "response.output_item.added" | "response.output_item.done" => {
                 self.announced = event.get("item").map(Json::to_static).or(self.announced.take());
+                self.is_done |= kind.ends_with("done");
                 return true;
             }
             "response.content_part.added"
@@ -84,7 +192,7 @@ impl Item {
                         _ => "output_text",
                     };
                     let known = self.parts.entry(position("content_index")).or_insert(Part { kind, text: String::new() });
-                    keep_longer(&mut known.text, &part_texts(&Json::Array(vec![part.clone()])).concat());
+                    keep_longer(&mut known.text, &part_text(part).unwrap_or_default());
                 }
                 return true;
             }
@@ -117,11 +225,18 @@ impl Item {
             Target::Text(name) => &mut self.text.get_or_insert((name, String::new())).1,
         };
         match end {
-            "delta" => text.push_str(event.get("delta").and_then(Json::as_str).unwrap_or_default()),
+            "delta" => match event.get("delta") {
+                Some(Json::String(piece)) => text.push_str(piece),
+                None => {}
+                Some(part) => match part_text(part) {
+                    Some(piece) => text.push_str(&piece),
+                    None => return false,
+                },
+            },
             // Says again what the deltas said; where there were none, it is all that there is.
             "done" => {
                 let members = ["text", "refusal", "arguments", "input", "code"];
-                if let Some(whole) = members.iter().find_map(|name| text_of(event, name)) {
+                if let Some(whole) = members.iter().find_map(|name| event.get(name)).map(plain_text) {
                     keep_longer(text, &whole);
                 }
             }
@@ -134,6 +249,7 @@ impl Item {
     pub(super) fn finish(self) -> Option<Json<'static>> {
         let mut item = self.announced.unwrap_or_else(|| Json::Object(Vec::new()));
         let Json::Object(members) = &mut item else { return None };
+        self.named.iter().for_each(|(name, value)| set_once(members, name, value));
         if !members.iter().any(|(name, _)| name == "type") {
             let kind = match &self.text {
                 Some(("code", _)) => "code_interpreter_call",

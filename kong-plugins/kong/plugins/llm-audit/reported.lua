@@ -28,19 +28,16 @@
 local capture = require "kong.plugins.llm-audit.capture"
 local json_scan = require "llm_gateway.json_scan"
 local json_tail = require "llm_gateway.json_tail"
+local usage_counts = require "kong.plugins.llm-audit.usage_counts"
 
 local byte = string.byte
 local concat = table.concat
 local find = string.find
-local floor = math.floor
 local gmatch = string.gmatch
 local gsub = string.gsub
 local lower = string.lower
 local match = string.match
-local next = next
-local pairs = pairs
 local sub = string.sub
-local tonumber = tonumber
 
 -- The answer of /v1/responses repeats the instructions before it names the
 -- model: with less than this, long system prompts hide it.
@@ -55,9 +52,6 @@ local TAIL_BYTES = 16384
 -- one; a text that got here by mistake is cut off from the log.
 local MAX_MODEL_BYTES = 200
 
--- A count is an integer of PostgreSQL.
-local MAX_COUNT = 2147483647
-
 -- Events without data that may stand behind the last one: comments.
 local MAX_LAST_EVENTS = 3
 
@@ -68,29 +62,13 @@ local QUOTE = byte('"')
 local OPEN_BRACE = byte("{")
 local OPEN_BRACKET = byte("[")
 
--- Names of counts; a table holds those of a nested object.
-local COUNTS = {
-  prompt_tokens = true,
-  completion_tokens = true,
-  total_tokens = true,
-  prompt_tokens_details = { cached_tokens = true },
-  completion_tokens_details = { reasoning_tokens = true },
-
-  input_tokens = true,
-  output_tokens = true,
-  input_tokens_details = { cached_tokens = true },
-  output_tokens_details = { reasoning_tokens = true },
-
-  cache_read_input_tokens = true,
-  cache_creation_input_tokens = true,
-  reasoning_tokens = true,
-}
-
 local TERMINAL_TYPES = {
   ["response.completed"] = true,
   ["response.incomplete"] = true,
   ["response.failed"] = true,
+  ["response.cancelled"] = true,
   ["message_stop"] = true,
+  ["transcript.text.done"] = true,
 }
 
 local M = {}
@@ -121,55 +99,17 @@ local function read_string(text, from, to)
 end
 
 
--- @return a whole number, nil when the value is no count
-local function read_count(text, from, to)
-  local value = sub(text, from, to)
-  if byte(value) == QUOTE then
-    value = match(value, '^"%s*([^%s"]*)%s*"$')
-  end
-
-  local number = value and find(value, "^%d+%.?%d*[eE]?[+-]?%d*$")
-                 and tonumber(value)
-  if number and number <= MAX_COUNT and number == floor(number) then
-    return number
-  end
-
-  return nil
-end
-
-
--- @param open position of "{"
--- @return table of counts, nil when there are none
-local function read_counts(text, open, names)
-  local counts = {}
-
-  json_scan.members(text, open, function(key, from, to)
-    local name = to and names[key]
-    if name == true then
-      counts[key] = read_count(text, from, to)
-
-    elseif name then
-      counts[key] = byte(text, from) == OPEN_BRACE
-                    and read_counts(text, from, name) or nil
-    end
-  end)
-
-  return next(counts) and counts or nil
-end
-
-
--- @return the counts of the first choice that has some
+-- @return the counts of the choices
 local function read_choices(text, open)
   local counts
 
   json_scan.elements(text, open, function(from)
     json_scan.members(text, from, function(key, first, last)
       if key == "usage" and last and byte(text, first) == OPEN_BRACE then
-        counts = read_counts(text, first, COUNTS) or counts
+        local usage = usage_counts.read(text, first)
+        counts = usage and usage_counts.larger(counts, usage) or counts
       end
     end)
-
-    return counts ~= nil
   end)
 
   return counts
@@ -182,7 +122,7 @@ local function read_member(found, text, key, from, to)
     found.model = read_string(text, from, to) or found.model
 
   elseif key == "usage" and byte(text, from) == OPEN_BRACE then
-    found.usage = read_counts(text, from, COUNTS) or found.usage
+    found.usage = usage_counts.read(text, from) or found.usage
 
   elseif key == "choices" and byte(text, from) == OPEN_BRACKET
     and find(text, '"usage"', from, true)
@@ -218,30 +158,19 @@ local function read_json(found, head, tail, is_whole)
     found.model = late.model or found.model
   end
 
-  found.usage = found.usage or found.choices
+  local usage = found.usage
+  if found.choices and not (usage and usage_counts.has_prompt(usage)) then
+    found.usage = usage_counts.larger(usage, found.choices)
+  end
 end
 
 
-local function total(usage)
-  return (usage.prompt_tokens or usage.input_tokens or 0)
-         + (usage.completion_tokens or usage.output_tokens or 0)
-end
-
-
--- Events of /v1/messages complete each other; elsewhere the larger of two
--- usages counts, since running counts grow.
 local function add_usage(found, usage)
   local before = found.usage
-
   if found.is_messages and before then
-    for name, count in pairs(usage) do
-      if count ~= 0 or before[name] == nil then
-        before[name] = count
-      end
-    end
-
-  elseif not before or total(usage) >= total(before) then
-    found.usage = usage
+    usage_counts.add_to_message(before, usage)
+  else
+    found.usage = usage_counts.larger(before, usage)
   end
 end
 
@@ -286,8 +215,9 @@ local function read_event(found, data)
 
   local event = {}
   json_scan.members(data, open, function(key, from, to)
-    -- message_start of /v1/messages, and /v1/responses
-    if (key == "message" or key == "response")
+    -- message_start of /v1/messages, its message_delta where the usage stands
+    -- inside the delta, and /v1/responses
+    if (key == "message" or key == "response" or key == "delta")
       and byte(data, from) == OPEN_BRACE
     then
       if key == "message" then
@@ -305,9 +235,11 @@ local function read_event(found, data)
   end)
 
   found.model = found.model or event.model
-  local usage = event.usage or event.choices
-  if usage then
-    add_usage(found, usage)
+  if event.usage then
+    add_usage(found, event.usage)
+  end
+  if event.choices then
+    add_usage(found, event.choices)
   end
 end
 
@@ -365,7 +297,7 @@ end
 -- @return whether an event is the one after which nothing comes; nil when that
 -- cannot be told, because its beginning is missing
 local function is_terminal(found, data, has_beginning)
-  if find(data, "^%s*%[DONE%]%s*$") then
+  if find(data, '^%s*"?%[[Dd][Oo][Nn][Ee]%]"?%s*$') then
     return true
   end
 
@@ -396,7 +328,9 @@ local function is_terminal(found, data, has_beginning)
       return key == "usage"
     end)
     found.model = late.model or found.model
-    found.usage = late.usage or found.usage
+    if late.usage then
+      add_usage(found, late.usage)
+    end
   end
 
   return true
