@@ -3,6 +3,7 @@ local cjson = require "cjson"
 local chunking = require "spec.helpers.chunking"
 local fixtures = require "spec.helpers.fixtures"
 local stream_capture = require "kong.plugins.llm-audit.stream_capture"
+local stream_text = require "kong.plugins.llm-audit.stream_text"
 
 
 local function keep(chunks, limit)
@@ -12,6 +13,21 @@ local function keep(chunks, limit)
   end
 
   return kept
+end
+
+
+-- A stream of which nothing stays as it came.
+local function made_short(body)
+  local parts = {}
+  local short = stream_text.new(function(text)
+    parts[#parts + 1] = text
+  end, function()
+    parts = {}
+  end)
+  short:push(body)
+  short:flush()
+
+  return table.concat(parts)
 end
 
 
@@ -207,6 +223,12 @@ describe("a stream that does not fit", function()
       chunk_of('{"content":"last"}'):gsub('"finish_reason":null',
                                           '"finish_reason":"stop"'),
       'data: {"error":{"message":"content"}}\n\n',
+      -- two calls, not one with twice the arguments
+      chunk_of('{"tool_calls":[{"index":0,"function":'
+               .. '{"name":"f","arguments":"{}"}}]}'),
+      chunk_of('{"tool_calls":[{"index":0,"id":"a","function":'
+               .. '{"arguments":"{}"}}]}'),
+      chunk_of('{"function_call":{"name":"f","arguments":"{}"}}'),
       chunk_of('{"content":"a","content":"b"}'),
       'data: {"choices":[{"index":0,"delta":{"content":"a"}},'
         .. '{"index":1,"delta":{"content":"b"}}]}\n\n',
@@ -222,8 +244,8 @@ describe("a stream that does not fit", function()
     }
     local plain = chunk_of('{"content":" and this"}')
     for _, event in ipairs(special) do
-      local body = plain:rep(20) .. event .. event .. plain:rep(20)
-      local content = keep({ body }, #body - 1):content()
+      local content = made_short(plain:rep(20) .. event .. event
+                                 .. plain:rep(20))
       local from, to = content:find(event .. event, 1, true)
       assert.is_truthy(from, event)
       assert.is_truthy(content:sub(1, from - 1):find("and this", 1, true))
@@ -253,6 +275,21 @@ describe("a stream that does not fit", function()
     local found = answer.read((kept:content()
                                :gsub("event: response.comp.*", "")))
     assert.is_true(found["response.output_text.delta 0 0"] == text)
+
+    -- nor where it leaves out what was said
+    for _, output in ipairs({ '"output":[],', '"output": [ ],', '' }) do
+      local short = "event: response.completed\ndata: {\"response\":{" .. output
+                    .. '"id":"resp_1"},"type":"response.completed"}\n\n'
+      found = made_short(delta:rep(3) .. short)
+      assert.equal("word word word ", found:match('"delta":"(.-)"'))
+      assert.equal(short, found:sub(-#short))
+    end
+
+    -- nor where it has less than that
+    local last = completed:gsub(text, "word ", 1)
+    found = made_short(delta:rep(40000) .. last)
+    assert.is_truthy(found:find('"delta":"' .. text .. '"', 1, true))
+    assert.equal(last, found:sub(-#last))
   end)
 
   it("loses its middle when even its text is too long", function()

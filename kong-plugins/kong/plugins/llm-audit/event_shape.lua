@@ -42,6 +42,17 @@ local ONCE = {
   ["choices.stop_reason"] = true,
 }
 
+-- Texts that, where they are not empty, begin something or say what the others
+-- belong to: the same call once more is another one with arguments of its own.
+local BEGINS = {
+  ["choices.delta.tool_calls.id"] = true,
+  ["choices.delta.tool_calls.name"] = true,
+  ["choices.delta.tool_calls.function"] = true,
+  ["choices.delta.tool_calls.function.name"] = true,
+  ["choices.delta.tool_calls.custom.name"] = true,
+  ["choices.delta.function_call.name"] = true,
+}
+
 -- Lists of which an event that is joined has one element.
 local SINGLES = {
   ["choices"] = true,
@@ -221,6 +232,8 @@ walk = function(found, text, pos, path, depth)
     end
     if TEXTS[path] then
       note(found, path, M.TEXT, pos + 1, last - 1)
+    elseif BEGINS[path] and last > pos + 1 then
+      found.is_single = true
     elseif path == "type" then
       found.type = sub(text, pos + 1, last - 1)
     elseif path == "obfuscation" then

@@ -13,8 +13,8 @@
 --   Texts are joined as they are written, with their escapes.
 --   Lists that grow with every token (log probabilities, token ids) are left
 --   out: they are much longer than the text. `left_out` tells.
---   The last event of /v1/responses repeats the whole answer: nothing before it
---   is needed then.
+--   The last event of /v1/responses repeats the whole answer, as a rule: then
+--   nothing before it is needed.
 --   What is no JSON, too deep, or of an API that is not known stays as it is.
 --
 -- Work: an event that fits an earlier one is compared and cut, about 1 µs; one
@@ -74,6 +74,8 @@ function M.new(out, restart)
     left_out = nil,
     -- kinds of events that are being joined, in the order of their first ones
     open = {},
+    -- how much text came in events that were joined
+    text_bytes = 0,
   }, Stream)
 end
 
@@ -214,6 +216,7 @@ local function emit(self, kind)
 
     if what == TEXT then
       value = concat(hole.values)
+      self.text_bytes = self.text_bytes + #value
     elseif what == NOISE then
       value = ""
     elseif what == LIST and hole.has_elements then
@@ -267,16 +270,21 @@ local function is_terminal(event)
            or match(sub(event, -200), '"type": ?"(response%.%a+)"')
   end
 
-  return TERMINAL_TYPES[kind] and find(event, '"response"', 1, true) ~= nil
+  -- Some servers leave out there what they said before.
+  return TERMINAL_TYPES[kind] and find(event, '"response"', 1, true)
+         and find(event, '"output"%s*:%s*%[%s*[^%]%s]') ~= nil
 end
 
 
 -- An event that fits none before it.
 local function add_new(self, event)
   if is_terminal(event) then
-    self.open = {}
-    self.left_out = nil
-    self.restart()
+    self:flush()
+    -- What is shorter than the text before it does not repeat it.
+    if #event >= self.text_bytes then
+      self.left_out = nil
+      self.restart()
+    end
     self.out(event)
     return
   end
