@@ -60,7 +60,7 @@ pub fn call(entry: &Entry<'_>, secrets: &Secrets, privacy: &Privacy) -> Call {
     let mut response = match response_text {
         None => ResponseBody::of(Document::Absent),
         // What was said into a recording may begin like events.
-        Some(text) if sse::looks_like_events(text) && !(api.listens() && !entry.is_stream()) => add_up(api, text, is_cut),
+        Some(text) if sse::looks_like_events(text) && (entry.is_stream() || !api.listens()) => add_up(api, text, is_cut),
         Some(text) if entry.is_stream() && sse::is_fragment(text) => add_up(api, text, is_cut),
         Some(text) => match parse(text, is_cut) {
             // Events behind something else: an error that is no event, a line of a proxy's.
@@ -370,10 +370,11 @@ fn is_aborted(entry: &Entry<'_>, ended: Option<bool>, is_finished: bool) -> bool
 /// none of them, the beginning of its text.
 fn error_message(document: &Document<'_>, body: Option<&Body<'_>>, failed: bool) -> Option<String> {
     let Document::Json(json) = document else { return failed.then(|| text_head(body)).flatten() };
-    let told = || json.get("detail").or_else(|| json.get("message"));
-    // Older vLLM said so in a member of its own.
-    let is_error = failed || text_of(json, "object").as_deref() == Some("error");
+    let told = || error::told(json);
+    let is_error = failed || error::is_at_top(json);
     let error = json.get("error").or_else(|| choices::error_of(json)).filter(|error| failed || !answer::says_nothing(error));
+    // A flag, whose message stands beside it.
+    let error = error.filter(|error| **error != Json::Bool(true) || told().is_none());
     let message = match (error, is_error.then(told).flatten()) {
         (Some(error), _) => error_text(error)?,
         (None, Some(message)) => plain_text(message),

@@ -99,6 +99,7 @@ impl<'a> Iterator for Events<'a> {
             let value = value.strip_prefix(' ').unwrap_or(value);
             match field {
                 "data" => add_line(&mut data, value),
+                "event" if value.eq_ignore_ascii_case("error") => name = "error",
                 "event" => name = value,
                 "error" => {
                     name = "error";

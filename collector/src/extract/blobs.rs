@@ -103,13 +103,17 @@ fn data_url(text: &str, start: usize, head: usize) -> Option<(usize, String)> {
     let is_end = |byte: u8| byte == b',' || byte == b'"' || byte == b'\n';
     let length = rest.bytes().take(MAX_HEAD).position(is_end).filter(|at| rest.as_bytes().get(*at) == Some(&b','))?;
     let (header, payload) = (rest.get(..length)?, rest.get(length + 1..)?);
+    // A blank that is no part of it.
+    let payload =
+        payload.strip_prefix(' ').filter(|payload| payload_length(payload.as_bytes()) >= MIN_LETTERS).unwrap_or(payload);
+    let blank = rest.len() - length - 1 - payload.len();
     let media_type = header.split(';').next().unwrap_or_default().trim();
     let is_base64 = header.rsplit(';').next().is_some_and(|last| last.trim().eq_ignore_ascii_case("base64"));
     if is_base64 && header.contains(';') && !media_type.contains(' ') {
         let length = payload_length(payload.as_bytes());
         let letters = payload.get(..length).filter(|letters| !letters.is_empty())?;
         let blob = describe_binary(if media_type.is_empty() { "text/plain" } else { media_type }, &decoded(letters));
-        return Some((head + header.len() + 1 + length, blob));
+        return Some((head + header.len() + 1 + blank + length, blob));
     }
     // Not in base64: a whole string that is a URL is replaced, one inside prose is left alone.
     let is_whole = start == 0 && header.contains('/') && !header.contains(' ');
@@ -280,6 +284,19 @@ fn sniffed(bytes: &[u8]) -> Option<&'static str> {
     KNOWN.iter().find(|(start, _)| bytes.starts_with(start)).map(|(_, kind)| *kind)
 }
 
+/// How base64 of files begins, as long as the first bytes tell. Under any name that is no text.
+const STARTS: [(&str, &str); 9] = [
+    ("iVBORw0KGgo", "image/png"),
+    ("/9j/", "image/jpeg"),
+    ("R0lGODdh", "image/gif"),
+    ("R0lGODlh", "image/gif"),
+    ("UklGR", "RIFF"),
+    ("JVBERi0", "application/pdf"),
+    ("T2dnUw", "audio/ogg"),
+    ("ZkxhQw", "audio/flac"),
+    ("GkXfo", "video/webm"),
+];
+
 /// What stands for the member `name` of `object`, which is the member `parent` of another one, where it holds base64 by its name;
 /// `None` where it does not.
 pub fn blob(object: &Json<'_>, parent: &str, name: &str, value: &str) -> Option<String> {
@@ -295,7 +312,7 @@ pub fn blob(object: &Json<'_>, parent: &str, name: &str, value: &str) -> Option<
         "b64_json" | "partial_image_b64" => "image",
         "image_embeds" | "audio_embeds" | "video_embeds" | "prompt_embeds" => name,
         "result" if object.get("type").and_then(Json::as_str) == Some("image_generation_call") => "image",
-        _ => return None,
+        _ => STARTS.iter().find(|(start, _)| value.starts_with(start))?.1,
     };
     let is_base64 = value.bytes().all(|byte| is_letter(byte) || matches!(byte, b'\n' | b'\r' | b' ' | b'\t'));
     let is_hash = value.bytes().all(|byte| byte.is_ascii_hexdigit());

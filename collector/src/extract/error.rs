@@ -28,6 +28,25 @@ pub fn stored(message: String) -> String {
     )
 }
 
+/// The message of an error that stands at the top of an object, in one of the names that servers, frameworks and Kong have for it.
+pub fn told<'j, 'a>(object: &'j Json<'a>) -> Option<&'j Json<'a>> {
+    ["detail", "message", "msg"].iter().find_map(|name| object.get(name))
+}
+
+/// Whether an object is an error by what it says of itself: in a member `object`, as older vLLM did, by a flag, or by a code beside a
+/// message where an answer or an event would be.
+pub fn is_at_top(object: &Json<'_>) -> bool {
+    let is_failure = |code: &Json<'_>| match code.as_f64() {
+        Some(code) => code != 0.0 && !(200.0..300.0).contains(&code),
+        None => code.as_str().is_some_and(|code| !code.is_empty() && !code.eq_ignore_ascii_case("ok") && code != "success"),
+    };
+    let has_code = || ["code", "status", "status_code"].iter().filter_map(|name| object.get(name)).any(is_failure);
+    let is_answer = || ["choices", "type", "object", "id"].iter().any(|name| object.get(name).is_some());
+    object.get("object").and_then(Json::as_str) == Some("error")
+        || object.get("error") == Some(&Json::Bool(true))
+        || told(object).is_some() && !is_answer() && has_code()
+}
+
 /// The word that stands for a failure: its type or code, which servers choose from a few.
 pub fn word(answer: Option<&Json<'_>>) -> String {
     let error = answer.map(|answer| answer.get("error").unwrap_or(answer));

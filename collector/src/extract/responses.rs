@@ -167,7 +167,8 @@ impl Events {
             Some(index) => self.by_index.get(&index).copied(),
             None => self.items.len().checked_sub(1),
         };
-        let known = of_id.or_else(|| of_index().filter(|at| self.items.get(*at).is_some_and(|item| item.takes(kind, id, event))));
+        let takes = |at: &usize| self.items.get(*at).is_some_and(|item| item.takes(kind, id, event));
+        let known = of_id.filter(takes).or_else(|| of_index().filter(takes));
         let at = known.unwrap_or_else(|| {
             let index = index.or_else(|| self.items.last().map(|item| item.index)).unwrap_or(0);
             self.items.push(Item::new(index));

@@ -15,6 +15,7 @@ use crate::decode::json::{Json, first_special};
 use crate::decode::sse;
 
 use super::answer::says_nothing;
+use super::error;
 use super::unread::Pieces;
 
 /// An event as it was sent.
@@ -125,13 +126,13 @@ impl<M: Merge> Merging<M> {
         }
         // Some servers have an error in each chunk that says there is none.
         let error = data.get("error").filter(|error| !says_nothing(error));
-        // Errors whose message stands at the top: by the event's name or type, in the form of older vLLM (`object`), or what a
-        // proxy or a framework wrote between the events.
+        // Errors whose message stands at the top: by the event's name or type, by what they say of themselves, or what a proxy or a framework
+        // wrote between the events.
         let is_error = || {
-            let is_named = kind == "error" || name == "error" || data.get("object").and_then(Json::as_str) == Some("error");
-            is_named
-                || is_stray && data.get("choices").is_none() && (data.get("detail").is_some() || data.get("message").is_some())
+            let is_between = is_stray && data.get("choices").is_none() && error::told(data).is_some();
+            kind == "error" || name == "error" || is_between || error::is_at_top(data)
         };
+        let error = error.filter(|error| **error != Json::Bool(true));
         let error = error.or_else(|| is_error().then_some(data));
         if let Some(error) = error {
             self.add_error(error.to_static());
@@ -172,6 +173,14 @@ impl<M: Merge> Merging<M> {
         if text.is_empty() {
             return;
         }
+        // Framed a second time, or with something in front of the field.
+        if let Some(data) = without_field(text) {
+            match Json::parse(data) {
+                Ok(data @ Json::Object(_)) => drop(self.add(event.name, &data, false)),
+                _ => self.add_text(&sse::Event { name: event.name, data: Cow::Borrowed(data), is_stray: event.is_stray }, is_cut),
+            }
+            return;
+        }
         let lines: Vec<&str> = event.data.lines().collect();
         if lines.len() > 1 {
             for data in lines {
@@ -204,6 +213,20 @@ impl<M: Merge> Merging<M> {
         }
         Merged { completion, ended: self.ended, unread: self.unread }
     }
+}
+
+/// What stands behind the name of the field `data`, in whatever letters and however often; `None` where a line does not begin with it,
+/// or where there are several lines.
+fn without_field(line: &str) -> Option<&str> {
+    const FIELD: &str = "data:";
+    let is_blank = |letter: char| matches!(letter, '\u{FEFF}' | ' ' | '\t');
+    let mut rest = line.trim_start_matches(is_blank);
+    let mut is_field = false;
+    while rest.get(..FIELD.len()).is_some_and(|field| field.eq_ignore_ascii_case(FIELD)) {
+        rest = rest.get(FIELD.len()..)?.trim_start_matches(is_blank);
+        is_field = true;
+    }
+    (is_field && !rest.contains(['\n', '\r'])).then_some(rest)
 }
 
 /// An event as it stood in the stream, but for one text in it.
