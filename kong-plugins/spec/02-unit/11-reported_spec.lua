@@ -146,7 +146,7 @@ describe("reported", function()
         assert.equal(ended, read_stream(body:gsub("\n", "\r\n")).ended, name)
       end
       assert.is_nil(read_stream("").ended)
-      assert.is_nil(read_stream(": ping\n\n").ended)
+      assert.is_false(read_stream(": ping\n\n").ended)
       assert.is_nil(read_stream("data: " .. ("x"):rep(70000) .. "}\n\n").ended)
     end)
   end)

@@ -122,14 +122,27 @@ describe("llm-audit", function()
 
     it("knows by its last event whether a stream was aborted", function()
       local stream = fixtures.response("chat-en-stream-usage")
+      local messages = fixtures.response("messages-stream")
       for _, eof in ipairs({ true, false }) do
-        for body, aborted in pairs({ [stream] = false,
-                                     [stream:sub(1, -50)] = true,
-                                     [""] = not eof }) do
+        for body, aborted in pairs({
+          [stream] = false,
+          [messages] = false,
+          -- every choice said why it ended
+          [stream:sub(1, -50)] = not eof,
+          [(messages:gsub("event: message_stop.*", ""))] = not eof,
+          [stream:sub(1, -50) .. '\n\ndata: {"error":{"code":1}}'] = true,
+          [(stream:gsub('"finish_reason":"length"', '"finish_reason":""')
+                  :gsub('"finish_reason":"stop"', '"finish_reason":""')
+                  :sub(1, -50))] = true,
+          [stream:sub(1, -50) .. '\n\ndata: {"choices":[{"index":1}]}'] = true,
+          [stream:sub(1, 900)] = true,
+          [": keep-alive\n\n"] = true,
+          [""] = not eof,
+        }) do
           local result = running:call({
             response = { headers = SSE, chunks = { body }, eof = eof },
           })
-          assert.equal(aborted, result.llm.aborted)
+          assert.equal(aborted, result.llm.aborted, body:sub(-200))
         end
       end
     end)

@@ -358,8 +358,10 @@ local function log(call, conf)
     llm.usage = answer.usage
     -- An SDK may hang up at the last event, before the last byte; a server that
     -- dies may end the body in good order. With bodies the collector sees that.
+    -- Without that event it is whole where every choice said why it ended.
     if answer.ended ~= nil then
       llm.aborted = not answer.ended
+                    and (llm.aborted or not answer.finished)
     end
   end
 

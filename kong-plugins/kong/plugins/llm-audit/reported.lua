@@ -37,6 +37,8 @@ local gmatch = string.gmatch
 local gsub = string.gsub
 local lower = string.lower
 local match = string.match
+local next = next
+local pairs = pairs
 local sub = string.sub
 
 -- The answer of /v1/responses repeats the instructions before it names the
@@ -128,6 +130,15 @@ local function read_member(found, text, key, from, to)
     and find(text, '"usage"', from, true)
   then
     found.choices = read_choices(text, from)
+
+  elseif key == "meta" and byte(text, from) == OPEN_BRACE then
+    -- Cohere's form bills instead of reporting.
+    json_scan.members(text, from, function(inner, first, last)
+      if inner == "billed_units" and last and byte(text, first) == OPEN_BRACE
+      then
+        found.billed = usage_counts.read(text, first)
+      end
+    end)
   end
 end
 
@@ -155,6 +166,7 @@ local function read_json(found, head, tail, is_whole)
     end)
 
     found.usage = late.usage or found.usage
+    found.billed = late.billed or found.billed
     found.model = late.model or found.model
   end
 
@@ -162,6 +174,7 @@ local function read_json(found, head, tail, is_whole)
   if found.choices and not (usage and usage_counts.has_prompt(usage)) then
     found.usage = usage_counts.larger(usage, found.choices)
   end
+  found.usage = found.usage or found.billed
 end
 
 
@@ -356,6 +369,8 @@ local function read_end(found, text, is_cut)
     end
 
     if not last then
+      -- Comments are no end.
+      found.ended = (is_cut or text == "") and found.ended
       return
     end
     text = sub(text, 1, last - 1)
@@ -363,13 +378,71 @@ local function read_end(found, text, is_cut)
 end
 
 
--- @return text with line feeds only
-local function with_line_feeds(text)
-  if find(text, "\r", 1, true) then
-    return (gsub(text, "\r\n?", "\n"))
+-- Notes which choices of an event have said why they ended, in `finished` by
+-- their index.
+local function note_finished(finished, data)
+  local open = json_scan.skip_space(data, 1)
+  local position = 0
+
+  local function note_choice(from)
+    local index, reason
+    json_scan.members(data, from, function(key, first, last)
+      if key == "index" and last then
+        index = sub(data, first, last)
+      elseif key == "finish_reason" and last then
+        reason = read_string(data, first, last)
+      end
+    end)
+    index = index or position
+    finished[index] = finished[index] or reason ~= nil
+    position = position + 1
   end
 
-  return text
+  json_scan.members(data, open, function(key, from, to)
+    if key == "choices" and to and byte(data, from) == OPEN_BRACKET then
+      json_scan.elements(data, from, note_choice)
+
+    elseif key == "delta" and to and byte(data, from) == OPEN_BRACE then
+      json_scan.members(data, from, function(inner, first, last)
+        if inner == "stop_reason" and last then
+          finished.message = read_string(data, first, last) ~= nil
+        end
+      end)
+
+    elseif key == "error" and to and find(data, "^[^n]", from) then
+      finished.error = false
+    end
+  end)
+end
+
+
+-- @return whether every choice said why it ended, as far as the text tells
+local function is_finished(text)
+  local finished = {}
+  local from = 1
+
+  while from <= #text do
+    local to, after = event_bounds(text, from)
+    local data = data_of(text, from, to)
+    if data and json_scan.skip_space(data, 1) then
+      note_finished(finished, data)
+    end
+    from = after
+  end
+
+  for _, is_it in pairs(finished) do
+    if not is_it then
+      return false
+    end
+  end
+
+  return next(finished) ~= nil
+end
+
+
+-- @return text with line feeds only
+local function with_line_feeds(text)
+  return find(text, "\r", 1, true) and (gsub(text, "\r\n?", "\n")) or text
 end
 
 
@@ -394,6 +467,9 @@ local function read_stream(found, head, tail)
   end
 
   read_end(found, tail or head, tail ~= nil)
+  if found.ended == false then
+    found.finished = is_finished(tail or head) or nil
+  end
 end
 
 
@@ -402,18 +478,20 @@ end
 -- @param is_whole whether the end of the body was seen
 -- @return table: model and usage, as far as they were reported; ended, whether
 -- a stream's last event was the one after which nothing comes, nil when that
--- cannot be told
+-- cannot be told; finished, whether it said why it ended all the same
 function M.read(body, is_stream, is_whole)
   local found = {}
   local head, tail = body:ends()
 
-  if is_stream then
+  -- JSON where a stream was announced
+  if is_stream and not find(head, "^%s*{") then
     read_stream(found, head, tail)
   else
     read_json(found, head, tail, is_whole)
   end
 
-  return { model = found.model, usage = found.usage, ended = found.ended }
+  return { model = found.model, usage = found.usage, ended = found.ended,
+           finished = found.finished }
 end
 
 
