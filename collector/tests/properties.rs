@@ -302,3 +302,47 @@ fn whatever_is_cut_is_called_aborted_until_the_terminal_event() {
         }
     }
 }
+
+/// What names something is whole or missing.
+fn assert_no_half_names(part: &Call, whole: &Call, context: &str) {
+    let names = |call: &Call| [call.model.clone(), call.finish_reason.clone()];
+    for (part, whole) in names(part).into_iter().zip(names(whole)) {
+        assert!(part.is_none() || part == whole, "{context}: {part:?} of {whole:?}");
+    }
+    let counts = |call: &Call| {
+        let usage = call.usage;
+        [usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens, usage.reasoning_tokens]
+    };
+    for (part, whole) in counts(part).into_iter().zip(counts(whole)) {
+        assert!(part.is_none() || part == whole, "{context}: {part:?} of {whole:?}");
+    }
+    assert!(part.tool_calls.len() <= whole.tool_calls.len(), "{context}");
+    for (part, whole) in part.tool_calls.iter().zip(&whole.tool_calls) {
+        assert!(part.id.is_none() || part.id == whole.id, "{context}: {:?}", part.id);
+        assert!(part.name.is_none() || part.name == whole.name, "{context}: {:?}", part.name);
+        assert!(whole.arguments.starts_with(&part.arguments), "{context}: {}", part.arguments);
+    }
+}
+
+#[test]
+fn a_json_answer_cut_at_any_byte_gives_a_beginning_of_it_and_no_half_names() {
+    let several = ["chat-n2", "completions-list"];
+    let mut cuts = 0;
+    for recorded in RECORDED.iter().filter(|recorded| recorded.response.starts_with(b"{")) {
+        let whole = &read(&entry_with(&recorded.path, b"{}", &recorded.response, "{}")).1[0];
+        let stride = 1 + recorded.response.len() / 400;
+        for end in (1..recorded.response.len()).step_by(stride) {
+            let entry = entry_with(&recorded.path, b"{}", &recorded.response[..end], r#"{"response_truncated":true}"#);
+            let part = &read(&entry).1[0];
+            let context = format!("{} cut at {end}", recorded.name);
+            assert!(part.truncated && !part.is_unread(), "{context}");
+            assert_no_half_names(part, whole, &context);
+            if !several.contains(&recorded.name.as_str()) {
+                let texts = [(&part.response, &whole.response), (&part.reasoning, &whole.reasoning)];
+                assert!(texts.iter().all(|(part, whole)| is_beginning(part.as_deref(), whole.as_deref())), "{context}");
+            }
+            cuts += 1;
+        }
+    }
+    assert!(cuts > 10_000, "only {cuts} cuts");
+}
