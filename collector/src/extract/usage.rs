@@ -3,10 +3,12 @@
 //! One reader for all APIs: proxies answer one of them in the words of another. The table that the plugin reads by, too, is
 //! `tests/fixtures/usage.json`.
 
+use std::borrow::Cow;
+
 use crate::call::Usage;
 use crate::decode::json::Json;
 
-use super::answer::{MAX_NAMES, says_nothing};
+use super::answer::{Members, says_nothing};
 
 /// Members that say how large a prompt of `/v1/messages` was: what the model had to read, and what the cache gave or took.
 pub const PROMPT_OF_MESSAGES: [&str; 3] = ["input_tokens", "cache_creation_input_tokens", "cache_read_input_tokens"];
@@ -43,43 +45,52 @@ pub fn read(usage: Option<&Json<'_>>) -> Usage {
     }
 }
 
-/// Tokens of prompt and answer that a report counts.
-fn total(usage: &Json<'_>) -> i64 {
-    let counts = read(Some(usage));
-    [counts.prompt_tokens, counts.completion_tokens].into_iter().flatten().map(i64::from).sum()
-}
+/// Members of a report that are looked at one by one. Servers have a dozen; each of a stream's reports is compared with what is known.
+const MAX_COUNTS: usize = 64;
 
 /// Takes a further report of one stream into account. Running counts only grow, and no report takes back what another one said: the one
-/// with the larger total counts, of equal ones the later, and where it has no count or 0, the other one's stands. What comes behind the
-/// last of them (`{}`, zeros, a total alone) is a proxy's.
+/// with the larger total of prompt and answer counts, of equal ones the later, and where it has no count or 0, the other one's stands.
+/// What comes behind the last of them (`{}`, zeros, a total alone) is a proxy's.
 pub fn keep_larger(known: &mut Option<Json<'static>>, new: &Json<'_>) {
-    let Json::Object(_) = new else { return };
-    let mut new = new.to_static();
-    if let Some(mut old) = known.take() {
-        complete(&mut new, &old);
-        if total(&new) < total(&old) {
-            complete(&mut old, &new);
-            new = old;
+    let Json::Object(members) = new else { return };
+    let Some(Json::Object(kept)) = known else {
+        *known = Some(Json::Object(members.iter().take(MAX_COUNTS).map(|(name, value)| owned(name, value)).collect()));
+        return;
+    };
+    let is_newer = is_larger(read(Some(new)), kept);
+    for (at, (name, value)) in members.iter().take(MAX_COUNTS).enumerate() {
+        // As a rule all reports have the same members in the same order.
+        let is_here = kept.get(at).is_some_and(|(known, _)| known == name);
+        let place = if is_here { Some(at) } else { kept.iter().position(|(known, _)| known == name) };
+        let is_full = kept.len() >= MAX_COUNTS;
+        match place.map(|at| kept.get_mut(at)) {
+            Some(Some((_, old))) if is_newer && replaces(value, old) || says_nothing(old) => *old = value.to_static(),
+            Some(_) => {}
+            None if is_full => {}
+            None => kept.push(owned(name, value)),
         }
     }
-    *known = Some(new);
 }
 
-/// Fills in what a report leaves out, or says is 0.
-fn complete(report: &mut Json<'static>, other: &Json<'static>) {
-    let Json::Object(members) = report else { return };
-    let known = members.len();
-    for (at, (name, value)) in other.members().iter().enumerate() {
-        // As a rule all reports have the same members in the same order.
-        let is_here = members.get(at).is_some_and(|(known, _)| known == name);
-        let place = if is_here { Some(at) } else { members.iter().position(|(known, _)| known == name) };
-        match place.and_then(|at| members.get_mut(at)) {
-            Some((_, known)) if says_nothing(known) && !says_nothing(value) => *known = value.clone(),
-            Some(_) => {}
-            None if known < MAX_NAMES => members.push((name.clone(), value.clone())),
-            None => {}
-        }
-    }
+/// Whether a member says something in the place of another one: what is no count says nothing in the place of one.
+fn replaces(new: &Json<'_>, old: &Json<'_>) -> bool {
+    !says_nothing(new) && (count(new).is_some() || count(old).is_none())
+}
+
+fn owned(name: &str, value: &Json<'_>) -> (Cow<'static, str>, Json<'static>) {
+    (Cow::Owned(name.to_owned()), value.to_static())
+}
+
+/// Whether a report counts as many tokens as the one that is known, or more. Where it has no count or 0, it is of the same mind.
+fn is_larger(new: Usage, known: &Members) -> bool {
+    let member = |names: [&str; 2]| {
+        let mut counts = names.iter().filter_map(|name| known.iter().find(|(known, _)| known == name));
+        counts.find_map(|(_, value)| count(value)).map_or(0, i64::from)
+    };
+    let old = [member(["prompt_tokens", "input_tokens"]), member(["completion_tokens", "output_tokens"])];
+    let new = [new.prompt_tokens, new.completion_tokens].map(|count| count.map_or(0, i64::from));
+    let filled = |(new, old): (i64, i64)| if new == 0 { old } else { new };
+    new.into_iter().zip(old).map(filled).sum::<i64>() >= old.iter().sum()
 }
 
 #[cfg(test)]

@@ -21,6 +21,8 @@ pub(super) struct Item {
     text: Option<(&'static str, String)>,
     /// What events said of the item that nobody announced.
     named: Members,
+    /// Some of its texts are thoughts.
+    is_thought: bool,
     is_done: bool,
     annotations: Vec<Json<'static>>,
 }
@@ -147,10 +149,11 @@ impl Item {
 
     /// Whether an item of which the type is not known may have such a text, beside those that it has.
     fn holds(&self, target: Target) -> bool {
-        let is_thought = !self.summary.is_empty() || self.parts.values().any(|part| part.kind == "reasoning_text");
         match target {
-            Target::Content("reasoning_text") | Target::Summary => self.text.is_none() && (is_thought || self.parts.is_empty()),
-            Target::Content(_) => self.text.is_none() && !is_thought,
+            Target::Content("reasoning_text") | Target::Summary => {
+                self.text.is_none() && (self.is_thought || self.parts.is_empty())
+            }
+            Target::Content(_) => self.text.is_none() && !self.is_thought,
             Target::Text(name) => {
                 self.parts.is_empty() && self.summary.is_empty() && self.text.as_ref().is_none_or(|(known, _)| *known == name)
             }
@@ -191,6 +194,7 @@ impl Item {
                         Some("reasoning_text") => "reasoning_text",
                         _ => "output_text",
                     };
+                    self.is_thought |= kind == "reasoning_text";
                     let known = self.parts.entry(position("content_index")).or_insert(Part { kind, text: String::new() });
                     keep_longer(&mut known.text, &part_text(part).unwrap_or_default());
                 }
@@ -214,6 +218,7 @@ impl Item {
         }
         let Some((start, end)) = kind.rsplit_once('.') else { return false };
         let Some(target) = Target::of(start) else { return false };
+        self.is_thought |= matches!(target, Target::Content("reasoning_text") | Target::Summary);
         let text = match target {
             Target::Content(kind) => {
                 &mut self.parts.entry(position("content_index")).or_insert(Part { kind, text: String::new() }).text
