@@ -39,6 +39,12 @@ local ENDINGS = {
   { "/v1/models", "models" },
 }
 
+-- Paths that were looked at, so that it is done once. There are few, unless
+-- somebody makes them up.
+local MAX_KNOWN = 1000
+local MAX_KNOWN_BYTES = 128
+local known_paths, known_count = {}, 0
+
 local M = {}
 
 
@@ -79,9 +85,7 @@ local function normalize(path)
 end
 
 
--- @param path the path of a request line; a query may follow
--- @return the API's name, "other" for every path that is not known
-function M.of_path(path)
+local function find_api(path)
   path = normalize(path)
   if byte(path, -1) == SLASH then
     path = sub(path, 1, -2)
@@ -103,6 +107,27 @@ function M.of_path(path)
   end
 
   return "other"
+end
+
+
+-- @param path the path of a request line; a query may follow
+-- @return the API's name, "other" for every path that is not known
+function M.of_path(path)
+  local name = known_paths[path]
+  if name then
+    return name
+  end
+
+  name = find_api(path)
+  if #path <= MAX_KNOWN_BYTES then
+    if known_count >= MAX_KNOWN then
+      known_paths, known_count = {}, 0
+    end
+    known_paths[path] = name
+    known_count = known_count + 1
+  end
+
+  return name
 end
 
 

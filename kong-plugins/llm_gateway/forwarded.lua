@@ -1,9 +1,10 @@
 -- The path that goes to the model server. What a call is, is decided by it and
 -- not by how the client spelled it.
 
+local find = string.find
 local kong = kong
-local match = string.match
 local ngx = ngx
+local sub = string.sub
 
 local M = {}
 
@@ -13,7 +14,8 @@ local M = {}
 function M.path()
   local upstream_uri = ngx.var.upstream_uri
   if upstream_uri and upstream_uri ~= "" then
-    return match(upstream_uri, "^[^?]*")
+    local query = find(upstream_uri, "?", 1, true)
+    return query and sub(upstream_uri, 1, query - 1) or upstream_uri
   end
 
   return kong.request.get_path()

@@ -87,6 +87,8 @@ local IN_SCALAR = 9
 local AFTER_VALUE = 10   -- a comma or the end of the object
 local DONE = 11          -- the end of the text
 
+local KeyBytes = ffi.typeof("uint8_t[" .. MAX_KEY_BYTES .. "]")
+
 local M = {
   MAX_DEPTH = MAX_DEPTH,
   MAX_MEMBERS = MAX_MEMBERS,
@@ -99,7 +101,8 @@ Outline.__index = Outline
 
 -- @param wanted set of the keys whose members are noted
 -- @param unwanted set of the keys whose members are to be taken out, each one
-function M.new(wanted, unwanted)
+-- @return the keys, as M.new wants them: made once, not for each text
+function M.keys(wanted, unwanted)
   local first_bytes = { [BACKSLASH] = true }
   for _, keys in ipairs({ wanted, unwanted }) do
     for key in pairs(keys) do
@@ -107,12 +110,18 @@ function M.new(wanted, unwanted)
     end
   end
 
+  return { wanted = wanted, unwanted = unwanted, first_bytes = first_bytes }
+end
+
+
+-- @param keys see M.keys
+function M.new(keys)
   return setmetatable({
-    wanted = wanted,
-    unwanted = unwanted or {},
+    wanted = keys.wanted,
+    unwanted = keys.unwanted,
     -- { from, to } of each unwanted member, with one comma beside it, in order
     dropped = {},
-    first_bytes = first_bytes,
+    first_bytes = keys.first_bytes,
     -- key → { from, to, text, earlier }: the last member of that key, and the
     -- one before; the text is nil when it has more than MAX_VALUE_BYTES
     found = {},
@@ -129,7 +138,7 @@ function M.new(wanted, unwanted)
     skip = 0,
     depth = 0,
     members = 0,
-    key = ffi.new("uint8_t[?]", MAX_KEY_BYTES),
+    key = KeyBytes(),
     key_length = 0,
     -- whether the string that is being read is a key, and whether a piece ended
     -- between a backslash of it and the byte behind

@@ -22,6 +22,8 @@ local request = require "llm_gateway.request"
 local request_body = require "llm_gateway.request_body"
 local upload_room = require "llm_gateway.upload_room"
 
+local new_table = require "table.new"
+
 local error = error
 local find = string.find
 local kong = kong
@@ -48,6 +50,10 @@ local TURN_SECONDS = 0.004
 local SHORTEST_WAIT_SECONDS = 0.001
 local LONGEST_WAIT_SECONDS = 0.1
 
+-- Room for what is known of a call: a table that grows is filled anew each
+-- time.
+local FIELDS = 16
+
 local M = {}
 
 
@@ -57,7 +63,7 @@ function M.of_call()
   local shared = kong.ctx.shared
   local asked = shared.llm_request
   if not asked then
-    asked = {}
+    asked = new_table(0, FIELDS)
     shared.llm_request = asked
   end
 
@@ -140,7 +146,7 @@ end
 
 -- @return whether the request says that its body is encoded
 function M.is_encoded()
-  local value = kong.request.get_header("Content-Encoding")
+  local value = ngx.var.http_content_encoding
   return value ~= nil and value ~= "" and lower(value) ~= "identity"
 end
 
@@ -148,8 +154,8 @@ end
 -- HTTP/2 and later may carry a body without telling its length, which nginx's
 -- Lua module refuses to read.
 function M.hides_length()
-  return kong.request.get_http_version() >= 2
-         and not request_body.declared_size()
+  return not request_body.declared_size()
+         and kong.request.get_http_version() >= 2
          and not find(forwarded.path(), "/cancel/?$")
 end
 
@@ -197,8 +203,7 @@ function M.expected_body(api)
 end
 
 
-local function read_with(asked, reader)
-  local body = M.open(asked)
+local function feed_pieces(reader, body)
   local pieces = 0
 
   for piece in body:pieces() do
@@ -208,6 +213,16 @@ local function read_with(asked, reader)
     end
     reader:feed(piece)
     pieces = pieces + 1
+  end
+end
+
+
+local function read_with(asked, reader)
+  local body = M.open(asked)
+  if body:is_one_piece() then
+    reader:feed(body:read(1, body.size))
+  else
+    feed_pieces(reader, body)
   end
   asked.found = reader:finish(body.size)
 

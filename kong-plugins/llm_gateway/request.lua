@@ -19,6 +19,8 @@
 local json_outline = require "llm_gateway.json_outline"
 local json_scan = require "llm_gateway.json_scan"
 
+local new_table = require "table.new"
+
 local byte = string.byte
 local find = string.find
 local ipairs = ipairs
@@ -37,6 +39,8 @@ local WANTED = { model = true, stream = true, stream_options = true,
 -- With request_id a client chooses, and overwrites, the ids of the server's
 -- responses; with kv_transfer_params it reaches into the server's caches.
 local UNWANTED = { request_id = true, kv_transfer_params = true }
+
+local KEYS = json_outline.keys(WANTED, UNWANTED)
 
 -- Longer than any name, also than the path of a model on disk that stands for
 -- one.
@@ -65,6 +69,9 @@ local WORDS = {
 }
 
 local LONGEST_WORD_BYTES = 64
+
+-- Of what was read, with room for what others add.
+local READING_FIELDS = 16
 
 local M = { REASONS = REASONS, MAX_NAME_BYTES = MAX_NAME_BYTES }
 
@@ -186,7 +193,7 @@ end
 
 function M.new()
   return setmetatable({
-    outline = json_outline.new(WANTED, UNWANTED),
+    outline = json_outline.new(KEYS),
   }, Reader)
 end
 
@@ -217,6 +224,10 @@ end
 -- @return the changes of both lists in the order of the body; nil when there
 -- are none. Either may be nil
 function M.merge(one, other)
+  if not (one or other) then
+    return nil
+  end
+
   local changes = {}
   for _, list in ipairs({ one or {}, other or {} }) do
     for _, change in ipairs(list) do
@@ -235,12 +246,16 @@ end
 
 
 local function take_out(dropped)
+  if not dropped[1] then
+    return nil
+  end
+
   local changes = {}
   for i, member in ipairs(dropped) do
     changes[i] = { from = member.from, to = member.to, text = "" }
   end
 
-  return changes[1] and changes
+  return changes
 end
 
 
@@ -259,14 +274,10 @@ function Reader:finish(size)
   local outline = self.outline
   local verdict = outline:finish()
   local found = outline.found
-  local reading = {
-    is_json = verdict == "object",
-    text_bytes = size - outline.blob_bytes,
-  }
-
-  if REASONS[verdict] then
-    reading.unread = verdict
-  end
+  local reading = new_table(0, READING_FIELDS)
+  reading.is_json = verdict == "object"
+  reading.text_bytes = size - outline.blob_bytes
+  reading.unread = REASONS[verdict] and verdict or nil
 
   if verdict ~= "object" then
     return reading

@@ -117,6 +117,12 @@ function Body:read(from, length)
 end
 
 
+-- @return whether there is exactly one
+function Body:is_one_piece()
+  return self.size > 0 and self.size <= PIECE_BYTES
+end
+
+
 -- @return an iterator over the body's pieces, in order
 function Body:pieces()
   local from = 1

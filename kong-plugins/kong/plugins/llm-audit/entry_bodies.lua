@@ -197,8 +197,8 @@ function M.drop(entry)
   entry.request = nil
   entry.response = nil
   entry.is_marked = false
-  entry.request_text = nil
-  entry.response_text = nil
+  entry.request_text = false
+  entry.response_text = false
 end
 
 

@@ -13,21 +13,22 @@ local reading = require "llm_gateway.reading"
 local stored_responses = require "kong.plugins.llm-audit.stored_responses"
 
 local find = string.find
-local kong = kong
 local lower = string.lower
+local ngx = ngx
 
 local M = {}
 
 
+-- @param asked what is known of the request, see llm_gateway.reading
 -- @return nil, or how to answer: { status, headers, message or body }
-function M.refusal(conf)
-  local upgrade = kong.request.get_header("Upgrade")
+function M.refusal(conf, asked)
+  local upgrade = ngx.var.http_upgrade
   if upgrade and find(lower(upgrade), "websocket", 1, true) then
     return { status = 400, message = "WebSockets are not supported" }
   end
 
   return stored_responses.refusal_of_path()
-         or reading.take_room(reading.of_call(), conf.upload_room_mb * 1048576)
+         or reading.take_room(asked, conf.upload_room_mb * 1048576)
 end
 
 

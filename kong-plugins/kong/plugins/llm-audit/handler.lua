@@ -42,6 +42,8 @@ local sync = require "kong.plugins.llm-audit.sync"
 local upload_room = require "llm_gateway.upload_room"
 local usage_filter = require "kong.plugins.llm-audit.usage_filter"
 
+local new_table = require "table.new"
+
 local concat = table.concat
 local find = string.find
 local floor = math.floor
@@ -66,6 +68,24 @@ local LlmAudit = {
   PRIORITY = PRIORITY,
   VERSION = "0.1.0",
 }
+
+-- A table that grows is filled anew each time, so what is known of a call has
+-- room from the beginning.
+local CALL_FIELDS = 24
+
+
+-- @return what this plugin knows of the call at hand
+local function call_at_hand()
+  local own = kong.ctx.plugin
+  local call = own.call
+  if not call then
+    call = new_table(0, CALL_FIELDS)
+    own.call = call
+  end
+
+  return call
+end
+
 
 local function init_worker()
   if not sequence.start() then
@@ -95,16 +115,20 @@ end
 
 
 local function access(_, conf)
+  local call = call_at_hand()
   sync.begin_call()
-  kong.ctx.plugin.in_flight = true
-  route.confirm(shared_reading.of_call())
+  call.in_flight = true
 
-  local refusal = gate.refusal(conf)
+  local asked = shared_reading.of_call()
+  call.asked = asked
+  route.confirm(asked)
+
+  local refusal = gate.refusal(conf, asked)
   if refusal then
     return refusal
   end
 
-  return reading.read(conf, kong.ctx.plugin)
+  return reading.read(conf, call, asked)
 end
 
 
@@ -128,17 +152,19 @@ end
 
 
 local function header_filter(_, conf)
-  local call = kong.ctx.plugin
+  local call = call_at_hand()
   local header = ngx.header
   local status = kong.response.get_status()
   local content_type = header["Content-Type"]
   local content_length = tonumber(header["Content-Length"])
+  local encoding = header["Content-Encoding"]
   local stream = is_event_stream(content_type)
+  -- Not there where access did not run.
+  call.asked = call.asked or shared_reading.of_call()
 
   call.stream = stream
-  call.is_encoded = header["Content-Encoding"] ~= nil
-  call.watch = stored_responses.watch(call, status, content_type,
-                                      header["Content-Encoding"],
+  call.is_encoded = encoding ~= nil
+  call.watch = stored_responses.watch(call, status, content_type, encoding,
                                       conf.capture ~= "full")
   call.meter = reading.new_meter(call, status)
   -- What is encoded can only be read from its beginning.
@@ -146,8 +172,7 @@ local function header_filter(_, conf)
                       or capture.new
   call.response = conf.capture == "full"
                   and new_capture(conf.max_response_body_size)
-                  or reported.capture(status, content_type,
-                                      header["Content-Encoding"])
+                  or reported.capture(status, content_type, encoding)
 
   local plan = error_plan.of(conf, status, content_type, content_length)
   if plan then
@@ -163,7 +188,7 @@ local function header_filter(_, conf)
       kong.response.set_header("x-should-retry", "false")
     end
 
-  elseif call.removes_usage and stream and not header["Content-Encoding"] then
+  elseif call.removes_usage and stream and not encoding then
     content_length = nil
     kong.response.clear_header("Content-Length")
     call.filter = usage_filter.new()
@@ -229,7 +254,7 @@ end
 
 
 local function body_filter()
-  local call = kong.ctx.plugin
+  local call = call_at_hand()
   local arg = ngx.arg
   local chunk, eof = arg[1] or "", arg[2]
 
@@ -263,7 +288,7 @@ end
 -- The filter holds back at most the beginning of one event. When something
 -- fails, the client gets it with the chunk as it came.
 local function pass_held_bytes()
-  local call = kong.ctx.plugin
+  local call = call_at_hand()
   local filter = call.filter
   call.filter = nil
 
@@ -326,7 +351,7 @@ local function log(call, conf)
   end
 
   local request = call.request_body
-  local asked = shared_reading.of_call()
+  local asked = call.asked or shared_reading.of_call()
   local request_bytes = asked.request_bytes or request_body.declared_size() or 0
   local content, answer
 
@@ -369,19 +394,26 @@ local function log(call, conf)
     -- Its client went away, and no server got it: nothing passed unread.
     call.unread = nil
   end
-  describe_stored(call, llm, content)
-  reading.describe(call, llm, status)
+  if call.response_number then
+    describe_stored(call, llm, content)
+  end
+  reading.describe(call, asked, llm, status)
   set_value("llm", llm)
 
+  request = is_full and request ~= "" and request or nil
   local entry = {
     seq = llm.seq,
     refused = refusal ~= nil,
-    request = is_full and request ~= "" and request or nil,
+    has_bodies = request ~= nil or content ~= nil,
+    request = request,
     response = content,
     -- What is encoded has to be inflated, whatever its bytes look like.
     is_encoded = call.is_encoded,
+    is_marked = false,
+    request_text = false,
+    response_text = false,
+    route = "",
   }
-  entry.has_bodies = entry.request ~= nil or content ~= nil
   entry_bodies.set(entry, asked.is_reading)
   if asked.is_reading then
     log_queue.add_alone(entry, llm)
@@ -396,14 +428,9 @@ local function release(call)
     call.response:free()
   end
 
-  shared_reading.leave(shared_reading.of_call())
+  shared_reading.leave(call.asked or shared_reading.of_call())
   stored_responses.leave(call)
-  call.response = nil
-  call.request_body = nil
-  call.meter = nil
-  call.watch = nil
-  call.filter = nil
-  call.error_plan = nil
+  kong.ctx.plugin.call = nil
 end
 
 
@@ -447,16 +474,16 @@ end)
 -- For a plugin in front of this one, while whose access the client went away:
 -- then Kong comes to no phase of this one. What is known goes into the entry.
 LlmAudit.log_unreached = guarded("log", function()
-  log(kong.ctx.plugin, { capture = "metadata", anonymous_per_minute = 0 })
+  log(call_at_hand(), { capture = "metadata", anonymous_per_minute = 0 })
 end)
 
 -- What was kept is let go even when the entry could not be made.
 LlmAudit.log = guarded("log", function(_, conf)
-  local call = kong.ctx.plugin
+  local call = call_at_hand()
   log(call, conf)
   release(call)
 end, function()
-  release(kong.ctx.plugin)
+  release(call_at_hand())
 end)
 
 

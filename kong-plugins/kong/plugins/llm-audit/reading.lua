@@ -30,6 +30,8 @@ local MIB = 1048576
 -- APIs that report the usage of a stream only when asked.
 local ASKED_FOR_USAGE = { chat = true, completions = true }
 
+local NOTHING_FOUND = {}
+
 local M = {}
 
 
@@ -147,9 +149,9 @@ local function read_other(conf, call, asked)
 end
 
 
+-- @param asked what is known of the request, see llm_gateway.reading
 -- @return nil, or how to answer instead of the server: { status, message, err }
-function M.read(conf, call)
-  local asked = shared_reading.of_call()
+function M.read(conf, call, asked)
   shared_reading.api_of(asked)
   if kong.request.get_method() == "POST" then
     return read_post(conf, call, asked)
@@ -168,7 +170,7 @@ end
 -- @return what measures the answer as it passes, for calls of which the server
 -- may report no tokens; nil where there is nothing to be measured
 function M.new_meter(call, status)
-  local asked = shared_reading.of_call()
+  local asked = call.asked
   if not is_json(asked) or call.is_encoded or status < 200 or status > 299
     or kong.response.get_source() ~= "service"
   then
@@ -207,9 +209,8 @@ end
 
 -- Puts into the entry what is known of the request, and an estimate of its
 -- tokens if the server reported none, neither here nor before.
-function M.describe(call, llm, status)
-  local asked = shared_reading.of_call()
-  local found = asked.found or {}
+function M.describe(call, asked, llm, status)
+  local found = asked.found or NOTHING_FOUND
 
   llm.api = shared_reading.api_of(asked)
   llm.model_asked = found.model_asked

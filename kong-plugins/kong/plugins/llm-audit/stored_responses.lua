@@ -32,6 +32,10 @@ local ngx = ngx
 -- milliseconds.
 local MAX_WHOLE_BYTES = 1048576
 
+-- In the path of every call that has to do with stored responses. A look for
+-- it is less work for all others than the patterns are.
+local RESPONSES = "/v1/responses"
+
 local owners = response_owners.new(ngx.shared.llm_gateway)
 
 local M = {}
@@ -53,8 +57,12 @@ local function not_found(id)
 end
 
 
+-- @return the id in the path, nil where there is none; and the path
 local function id_of_path()
-  return match(forwarded.path(), "/v1/responses/([^/]+)")
+  local path = forwarded.path()
+
+  return find(path, RESPONSES, 1, true)
+         and match(path, RESPONSES .. "/([^/]+)") or nil, path
 end
 
 
@@ -74,9 +82,10 @@ end
 
 
 -- @return whether an answer with this status may have made a response
-local function makes_response(status)
-  return status == 200 and kong.request.get_method() == "POST"
-         and find(forwarded.path(), "/v1/responses/?$") ~= nil
+local function makes_response(status, path)
+  return status == 200 and find(path, RESPONSES, 1, true)
+         and find(path, RESPONSES .. "/?$") ~= nil
+         and kong.request.get_method() == "POST"
 end
 
 
@@ -85,13 +94,13 @@ end
 -- @return seen(chunk), to be called with the answer's chunks; nil where there
 -- is nothing to be seen
 function M.watch(call, status, content_type, content_encoding, keeps_ends)
-  local id = id_of_path()
+  local id, path = id_of_path()
   if id and status >= 200 and status <= 299 then
     call.response_number = owners:number_of(id)
     if not call.response_number or owners:is_counted(call.response_number) then
       return nil
     end
-  elseif id or not makes_response(status) then
+  elseif id or not makes_response(status, path) then
     return nil
   end
 
