@@ -46,6 +46,8 @@ build = {
       "kong/plugins/llm-audit/guard.lua",
     ["kong.plugins.llm-audit.handler"] =
       "kong/plugins/llm-audit/handler.lua",
+    ["kong.plugins.llm-audit.json_length"] =
+      "kong/plugins/llm-audit/json_length.lua",
     ["kong.plugins.llm-audit.log_queue"] =
       "kong/plugins/llm-audit/log_queue.lua",
     ["kong.plugins.llm-audit.queue_keeper"] =

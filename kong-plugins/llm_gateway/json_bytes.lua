@@ -40,6 +40,7 @@ local BLOB_HEAD_BYTES = 64
 
 local QUOTE = byte('"')
 local BACKSLASH = byte("\\")
+local COMMA = byte(",")
 
 -- Bytes by what they may be: a look into a table is what LuaJIT makes the
 -- shortest loops of.
@@ -54,6 +55,8 @@ end
 
 local is_space = bytes_that_match("[ \t\r\n]")
 local is_scalar = bytes_that_match("[%w+.-]")
+-- neither of a string nor a bracket
+local is_between = bytes_that_match('[^"%[%]{}]')
 -- of a string, without meaning for its end
 local is_plain = bytes_that_match('[^"\\]')
 -- with the backslash, for a slash may be escaped
@@ -87,6 +90,16 @@ local M = {
 -- @return position of the first byte that is no white space, n if there is none
 function M.skip_space(p, i, n)
   while i < n and is_space[p[i]] do
+    i = i + 1
+  end
+
+  return i
+end
+
+
+-- @return position of the next quote or bracket, n if there is none
+function M.skip_between(p, i, n)
+  while i < n and is_between[p[i]] do
     i = i + 1
   end
 
@@ -180,6 +193,27 @@ function M.skip_structure(p, i, n, depth, max_depth)
     if place == INSIDE or depth == 1 or depth > max_depth then
       return i, depth, place
     end
+  end
+
+  return i, depth, place
+end
+
+
+-- Goes on in an array or an object until a comma that stands right in it.
+-- @param depth 2 is in it; it ends where the depth gets 1
+-- @param place where the last piece of it ended: OUTSIDE, INSIDE or ESCAPE
+-- @return position of the comma, behind the end, or n; depth, and place
+function M.next_comma(p, i, n, depth, place)
+  while i < n and depth > 1 do
+    local code = p[i]
+    if code == COMMA and depth == 2 and place == OUTSIDE then
+      break
+    end
+
+    local at = place + code
+    depth = depth + depth_change[at]
+    place = next_place[at]
+    i = i + 1
   end
 
   return i, depth, place

@@ -36,19 +36,21 @@ local pcall = pcall
 -- A large body is looked at in so many pieces before other calls get a turn.
 local PIECES_A_TURN = 4
 
+-- A large body is copied in so many pieces before others get a turn: copying a
+-- piece is some tenth of the work of looking at it.
+local COPIES_A_TURN = 16
+
 -- APIs whose requests are forms with a file; servers look at nothing else.
 local TAKES_FORM = { transcriptions = true, translations = true }
 
 -- No request has more (bearer.lua).
 local MAX_HEADERS = 1000
 
--- What a turn may take.
+-- What a turn takes as a rule, and how long nobody works after one. Less than
+-- a millisecond nginx does not wait, and without OpenResty's patch it complains
+-- about 0.
 local TURN_SECONDS = 0.004
-
--- Not 0: nginx without OpenResty's patch complains about that. And no longer
--- than nobody notices, however many large bodies there are.
-local SHORTEST_WAIT_SECONDS = 0.001
-local LONGEST_WAIT_SECONDS = 0.1
+local REST_SECONDS = 0.001
 
 -- Room for what is known of a call: a table that grows is filled anew each
 -- time.
@@ -90,20 +92,34 @@ end
 
 -- --- large bodies -----------------------------------------------------------
 
--- When this worker may do the next piece of long work.
-local next_turn = 0
+-- From when on a call of this worker may do a piece of long work.
+local free_at = 0
 
 
--- Lets events of other calls pass before a piece of work. Timers that expire
--- together run one after the other with nothing in between, so each piece gets
--- a time of its own.
--- @param seconds that the work may take
-function M.await_turn(seconds)
-  local now = ngx.now()
-  local at = min(max(now, next_turn), now + LONGEST_WAIT_SECONDS)
-  next_turn = at + seconds
+-- A call has done a piece of long work. Whoever waits goes on after events of
+-- other calls have passed: timers that expire together run one after the other
+-- with nothing in between.
+function M.end_turn()
+  ngx.update_time()
+  free_at = ngx.now() + REST_SECONDS
+end
 
-  ngx.sleep(max(at - now, SHORTEST_WAIT_SECONDS))
+
+-- To be called between two pieces of long work of a call. Lets events of other
+-- calls pass; of several calls with long work one does a piece at a time.
+function M.await_turn()
+  M.end_turn()
+
+  repeat
+    local wait = free_at - ngx.now()
+    if wait > 2 * TURN_SECONDS then
+      -- The clock was set back.
+      free_at = 0
+    end
+    ngx.sleep(max(min(wait, TURN_SECONDS), REST_SECONDS))
+  until ngx.now() >= free_at
+  -- Until it says that it is done.
+  free_at = ngx.now() + TURN_SECONDS
 end
 
 
@@ -208,12 +224,33 @@ local function feed_pieces(reader, body)
 
   for piece in body:pieces() do
     if pieces == PIECES_A_TURN then
-      M.await_turn(TURN_SECONDS)
+      M.await_turn()
       pieces = 0
     end
     reader:feed(piece)
     pieces = pieces + 1
   end
+  M.end_turn()
+end
+
+
+-- @return called for each piece that is copied, lets others have a turn
+local function copy_pause()
+  local pieces = 0
+
+  return function()
+    pieces = pieces + 1
+    if pieces == COPIES_A_TURN then
+      M.await_turn()
+      pieces = 0
+    end
+  end
+end
+
+
+-- @return all of a body that is no longer than `most`, else its head
+function M.text(asked, most)
+  return asked.body:text(most, copy_pause())
 end
 
 
@@ -263,7 +300,7 @@ function M.change(asked, changes)
 
   local all = request.merge(asked.changes, changes)
   asked.changes = all
-  local ok, err = pcall(asked.body.change, asked.body, all)
+  local ok, err = pcall(asked.body.change, asked.body, all, copy_pause())
   if not ok then
     return { status = 500, message = "the request could not be handed on",
              err = err }

@@ -8,6 +8,8 @@
 -- It blocks for as long as the page cache takes to copy what is asked for,
 -- which is what Kong's own function does.
 
+local buffer = require "string.buffer"
+
 local concat = table.concat
 local error = error
 local io_open = io.open
@@ -140,8 +142,34 @@ function Body:pieces()
 end
 
 
+-- @param most bytes
+-- @param pause called after each piece; may yield
+-- @return the first bytes of the body, copied in pieces
+function Body:text(most, pause)
+  local size = min(most, self.size)
+  if self.data or size <= PIECE_BYTES then
+    return self:read(1, size)
+  end
+
+  local out = buffer.new(size)
+  local from = 1
+  while from <= size do
+    local piece = self:read(from, min(PIECE_BYTES, size - from + 1))
+    out:put(piece)
+    from = from + #piece
+    pause()
+  end
+
+  local text = out:tostring()
+  out:free()
+
+  return text
+end
+
+
 -- @param put called with the text of the changed body, in pieces
-local function write_changed(self, changes, put)
+-- @param pause called after each piece of the body; may yield
+local function write_changed(self, changes, put, pause)
   local from = 1
 
   local function copy_until(to)
@@ -149,6 +177,7 @@ local function write_changed(self, changes, put)
       local piece = self:read(from, min(PIECE_BYTES, to - from + 1))
       put(piece)
       from = from + #piece
+      pause()
     end
   end
 
@@ -166,12 +195,13 @@ end
 -- pieces and must not be sent.
 -- @param changes list of { from, to, text } in the order of the body: `text`
 -- takes the place of those bytes; `to` is from - 1 where nothing goes
-function Body:change(changes)
+-- @param pause called after each piece; may yield
+function Body:change(changes, pause)
   if self.size <= SMALL_BYTES then
     local parts = {}
     write_changed(self, changes, function(text)
       parts[#parts + 1] = text
-    end)
+    end, pause)
     kong.service.request.set_raw_body(concat(parts))
     return
   end
@@ -180,7 +210,7 @@ function Body:change(changes)
   -- one, which stays readable where it is open.
   file_of(self)
   ngx.req.init_body(PIECE_BYTES)
-  write_changed(self, changes, ngx.req.append_body)
+  write_changed(self, changes, ngx.req.append_body, pause)
   ngx.req.finish_body()
 end
 

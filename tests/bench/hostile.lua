@@ -1,87 +1,80 @@
--- How long the gateway looks at a request, for bodies that are made to take
--- long: processor time a MiB, the best of five rounds, and the memory above
--- the body's own.
+-- How long the gateway works at a request, for bodies that are made to take
+-- long: processor time a MiB for reading it and for making it short enough for
+-- the log entry, the longest time without a turn for other calls, and the most
+-- memory above the body's own. Of each the best of five rounds, of memory the
+-- worst.
 --
 --   luajit tests/bench/hostile.lua [MIB]    from anywhere; 8 MiB unless told
 
 local here = arg[0]:match("^(.*)/[^/]*$") or "."
 package.path = here .. "/../../kong-plugins/?.lua;" .. package.path
 
+local hostile = require "spec.helpers.hostile"
 local request = require "llm_gateway.request"
+local request_text = require "kong.plugins.llm-audit.request_text"
 
 local MIB = 1048576
 local SIZE = (tonumber(arg[1]) or 8) * MIB
-local PIECE_BYTES = 262144
+local KEPT_BYTES = MIB
 local ROUNDS = 5
 
+-- As llm_gateway.reading has it.
+local PIECE_BYTES = 262144
+local PIECES_A_TURN = 4
 
-local function fill(text, size)
-  return text:rep(math.max(1, math.floor((size or SIZE) / #text)))
-end
 
+-- @return reading, its seconds, seconds of making it short, the longest turn
+local function work(body)
+  local longest, started = 0, os.clock()
+  local begun = started
 
-local function distinct_keys()
-  local keys = {}
-  for i = 1, SIZE / 24 do
-    keys[i] = ('"\\u0073tre%08d":0'):format(i)
+  local function pause()
+    local now = os.clock()
+    longest = math.max(longest, now - started)
+    started = now
   end
-  return "{" .. table.concat(keys, ",") .. "}"
-end
 
-
-local LEVELS = ("["):rep(890) .. ("]"):rep(890) .. ","
-
-local BODIES = {
-  { "chat messages", '{"messages":[' .. fill('{"role":"user","content":'
-    .. '"How are you?\\nFine, thank you for asking."},') .. "0]," },
-  { "one long text", '{"prompt":"' .. fill("lorem ipsum dolor sit ") .. '",' },
-  { "a picture", '{"a":[{"url":"data:image/png;base64,' .. fill("iVBORw0K")
-    .. '"}],' },
-  { "token ids", '{"prompt":[' .. fill("15043,29892,") .. "1]," },
-  { "keys with escapes, all different", distinct_keys() .. " " },
-  { "[{},{},...]", '{"a":[' .. fill("{},") .. "0]," },
-  { "lists in lists", '{"a":[' .. fill(LEVELS) .. "0]," },
-  { "lists without end", '{"a":' .. fill("[") .. "," },
-  { "empty strings", '{"a":[' .. fill('"",') .. "0]," },
-  { "short strings", '{"a":[' .. fill('"ab\\"c",') .. "0]," },
-  { "nothing but \\\"", '{"a":"' .. fill('\\"') .. '",' },
-  { "nothing but \\\\", '{"a":"' .. fill("\\\\") .. '",' },
-  { "nothing but \\u0041", '{"a":"' .. fill("\\u0041") .. '",' },
-  { "blanks in front", fill(" \n") .. "{" },
-  { "blanks inside", "{" .. fill(" \n") },
-  { "one number", '{"a":' .. fill("1") .. "," },
-  { "one key", '{"' .. fill("k") .. '":1,' },
-}
-
-
-local function read(body)
   local reader = request.new()
   for from = 1, #body, PIECE_BYTES do
     reader:feed(body:sub(from, from + PIECE_BYTES - 1))
+    if (from - 1) / PIECE_BYTES % PIECES_A_TURN == PIECES_A_TURN - 1 then
+      pause()
+    end
   end
+  local reading = reader:finish(#body)
+  pause()
 
-  return reader:finish(#body)
+  local read = started
+  local short = request_text.shorten(body, KEPT_BYTES, pause)
+  assert(#short <= KEPT_BYTES)
+  pause()
+
+  return reading, read - begun, started - read, longest
 end
 
 
-print(("%-34s %8s %10s %10s  %s"):format("body", "MiB", "ms a MiB", "KiB more",
-                                         "read as"))
-for _, case in ipairs(BODIES) do
-  local body = case[2] .. '"model":"m","stream":true}'
-  local best, more = math.huge, 0
+print(("%-34s %6s %9s %9s %9s %9s  %s"):format(
+  "body", "MiB", "read", "shorten", "turn", "KiB more", "read as"))
+print(("%-34s %6s %9s %9s %9s"):format("", "", "ms a MiB", "ms a MiB", "ms"))
+for _, case in ipairs(hostile.bodies(SIZE)) do
+  local body = case[2]
+  local read, shorten, turn, more = math.huge, math.huge, math.huge, 0
   local reading
 
   for _ = 1, ROUNDS do
     collectgarbage()
     collectgarbage()
     local before = collectgarbage("count")
-    local started = os.clock()
-    reading = read(body)
-    best = math.min(best, os.clock() - started)
+    local found, reading_took, shortening_took, longest = work(body)
+    reading = found
+    read = math.min(read, reading_took)
+    shorten = math.min(shorten, shortening_took)
+    turn = math.min(turn, longest)
     more = math.max(more, collectgarbage("count") - before)
   end
 
-  print(("%-34s %8.2f %10.2f %10.0f  %s"):format(
-    case[1], #body / MIB, best * 1000 / (#body / MIB), more,
+  local mib = #body / MIB
+  print(("%-34s %6.2f %9.2f %9.2f %9.2f %9.0f  %s"):format(
+    case[1], mib, read * 1000 / mib, shorten * 1000 / mib, turn * 1000, more,
     reading.unread or reading.stream_asked and "a stream" or "no JSON"))
 end

@@ -1,7 +1,11 @@
 local cjson = require "cjson"
+local hostile = require "spec.helpers.hostile"
+local json_bytes = require "llm_gateway.json_bytes"
 local request_text = require "kong.plugins.llm-audit.request_text"
 
-local shorten = request_text.shorten
+local function shorten(body, limit)
+  return request_text.shorten(body, limit, function() end)
+end
 
 local MEBIBYTE = 1048576
 
@@ -164,6 +168,77 @@ describe("a request body that does not fit", function()
         chat((message('"x"') .. ","):rep(200) .. message('"y"')),
       }) do
         assert.is_true(#shorten(body, limit) <= limit)
+      end
+    end
+  end)
+end)
+
+
+-- What is counted is work, not time: the bytes that loops go over.
+describe("a large body that is made short", function()
+  local NAMES = { "skip_between", "skip_space", "skip_string",
+                  "skip_structure", "next_comma" }
+  local LENGTH = "kong.plugins.llm-audit.json_length"
+  local TEXT = "kong.plugins.llm-audit.request_text"
+  local before = {}
+  local looked_at, counted
+
+  setup(function()
+    for _, name in ipairs({ LENGTH, TEXT }) do
+      before[name] = package.loaded[name]
+      package.loaded[name] = nil
+    end
+    for _, name in ipairs(NAMES) do
+      local skip = json_bytes[name]
+      before[name] = skip
+      json_bytes[name] = function(p, i, ...)
+        local to, second, third = skip(p, i, ...)
+        looked_at = looked_at + to - i
+        return to, second, third
+      end
+    end
+    counted = require(TEXT)
+  end)
+
+  teardown(function()
+    for _, name in ipairs({ LENGTH, TEXT }) do
+      package.loaded[name] = before[name]
+    end
+    for _, name in ipairs(NAMES) do
+      json_bytes[name] = before[name]
+    end
+  end)
+
+  for _, case in ipairs(hostile.bodies(4 * MEBIBYTE)) do
+    it("lets others have a turn: " .. case[1], function()
+      local body = case[2]
+      local most, all = 0, 0
+      looked_at = 0
+      local function count()
+        most = math.max(most, looked_at)
+        all = all + looked_at
+        looked_at = 0
+      end
+
+      local short = counted.shorten(body, MEBIBYTE, count)
+      count()
+      assert.is_true(#short <= MEBIBYTE)
+      assert.is_true(most <= counted.WORK_A_TURN + 65536, most)
+      -- What is above the body is what places of texts are worth.
+      assert.is_true(all <= 3 * #body, all / #body)
+    end)
+  end
+
+  it("is JSON if it was, with the mark where something was", function()
+    for _, case in ipairs(hostile.bodies(2 * MEBIBYTE)) do
+      local short = shorten(case[2], MEBIBYTE)
+      local name = case[1]
+      if name ~= "lists without end" and name ~= "one number"
+        and name ~= "keys with escapes, all different"
+        and name ~= "lists in lists"
+      then
+        local read = cjson.decode(short)
+        assert.is_true(read.stream, name)
       end
     end
   end)

@@ -87,7 +87,10 @@ function M.new(changes)
     shared = {},
     arg = {},
     req = {},
-    sleep = function() end,
+    sleep = function(seconds)
+      gateway.time = gateway.time + seconds
+    end,
+    update_time = function() end,
   }
   _G.kong = {
     ctx = {},

@@ -52,6 +52,7 @@ function M.new(list, upstreams)
   _G.ngx = {
     now = os.clock,
     sleep = function() end,
+    update_time = function() end,
     req = { read_body = function() end },
     var = {},
     ctx = {},

@@ -16,16 +16,11 @@ local shared_reading = require "llm_gateway.reading"
 local stored_responses = require "kong.plugins.llm-audit.stored_responses"
 
 local kong = kong
-local min = math.min
 local ngx = ngx
 local type = type
 
--- What a MiB of a body that is made short may take.
-local SHORTEN_SECONDS_PER_MIB = 0.008
-
 -- Of larger ones the head is kept: what else would be takes all of it to tell.
 local MAX_SHORTEN_BYTES = 67108864
-local MIB = 1048576
 
 -- APIs that report the usage of a stream only when asked.
 local ASKED_FOR_USAGE = { chat = true, completions = true }
@@ -49,7 +44,8 @@ end
 -- Keeps what goes into the entry.
 -- @param is_refused whether nobody will answer: then the head does, and no
 -- work is spent on it
-local function keep_body(conf, call, body, is_refused)
+local function keep_body(conf, call, asked, is_refused)
+  local body = asked.body
   local keep = conf.capture == "full" and conf.max_request_body_size or 0
 
   if keep == 0 then
@@ -57,19 +53,18 @@ local function keep_body(conf, call, body, is_refused)
   elseif body.size <= keep or is_refused then
     call.request_body = body:read(1, keep)
   else
-    if body.size > MIB then
-      shared_reading.await_turn(min(body.size, MAX_SHORTEN_BYTES) / MIB
-                                * SHORTEN_SECONDS_PER_MIB)
-    end
-    local whole = body:read(1, MAX_SHORTEN_BYTES)
-    call.request_body = request_text.shorten(whole, keep)
+    local whole = shared_reading.text(asked, MAX_SHORTEN_BYTES)
+    call.request_body = request_text.shorten(whole, keep,
+                                             shared_reading.await_turn)
+    shared_reading.end_turn()
   end
 end
 
 
 -- Opens the body only to keep it.
 local function note_body(conf, call, asked)
-  keep_body(conf, call, shared_reading.open(asked))
+  shared_reading.open(asked)
+  keep_body(conf, call, asked)
   shared_reading.close(asked)
 end
 
@@ -93,7 +88,7 @@ local function read_body(conf, call, asked, is_coded)
     return refusal(conf, "no_length"), "no_length"
   end
 
-  local body = shared_reading.open(asked)
+  shared_reading.open(asked)
   local found = call.expects == "form" and shared_reading.read_form(asked)
                 or call.expects == "json" and shared_reading.read_json(asked)
                 or {}
@@ -102,7 +97,7 @@ local function read_body(conf, call, asked, is_coded)
   if not answer and asked.api == "responses" and found.previous_response_id then
     answer = stored_responses.refusal(found.previous_response_id)
   end
-  keep_body(conf, call, body, answer ~= nil)
+  keep_body(conf, call, asked, answer ~= nil)
   if not answer and not is_coded and found.is_json then
     answer = change(conf, call, asked)
   end

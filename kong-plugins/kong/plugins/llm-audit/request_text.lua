@@ -10,19 +10,21 @@
 --   question is at the end; then elements from the middle of the longest list.
 --   What is no JSON keeps its head.
 --
--- Work: each byte is looked at for the next quote or bracket, twice at most:
--- 0.2 to 7 ms for each MiB, and never more than MAX_TOKENS of them.
--- Memory: once more the body, less what is left out.
+-- Work: each byte is looked at twice at most, 1 to 4 ns a time; who calls is
+-- asked to pause on the way, so that no other call waits for all of it.
+-- Memory: the body once more, less what is left out.
 
+local buffer = require "string.buffer"
 local ffi = require "ffi"
+local json_length = require "kong.plugins.llm-audit.json_length"
 
 local byte = string.byte
 local cast = ffi.cast
-local concat = table.concat
 local find = string.find
 local floor = math.floor
 local format = string.format
 local gsub = string.gsub
+local ipairs = ipairs
 local match = string.match
 local max = math.max
 local min = math.min
@@ -37,129 +39,49 @@ local KEPT_BYTES = 512
 -- What stays of base64: a data URL says in front what it is.
 local KEPT_OF_BASE64 = 64
 
--- Brackets and strings of a body, at 0.1 µs each. A conversation of 20 MB has
--- some hundred thousand. What has more keeps its head.
-local MAX_TOKENS = 300000
-
-local QUOTE = byte('"')
 local BACKSLASH = byte("\\")
-local OPEN_BRACE = byte("{")
-local OPEN_BRACKET = byte("[")
+local LETTER_U = byte("u")
 
 local MARK = "[%d bytes left out]"
 
--- Classes of bytes. A loop over them that LuaJIT compiles takes 1 ns a byte, a
--- pattern with a set of characters 30.
-local is_plain = ffi.new("bool[256]")
-local is_blank = ffi.new("bool[256]")
-
-for code = 0, 255 do
-  is_plain[code] = not find(string.char(code), '["%[%]{}]')
-  is_blank[code] = find(string.char(code), "[ \t\r\n]") ~= nil
-end
+-- Work between two pauses, in bytes that are looked at: one to two
+-- milliseconds. A place that may be cut is as much work as so many bytes.
+local WORK_A_TURN = 524288
+local WORK_OF_A_PLACE = 2048
 
 local M = {}
 
 
--- @return position of the first byte from `pos` on that is not of `class`; nil
--- when there is none
-local function after_span(text, pos, class)
-  local bytes = cast("const uint8_t *", text)
-  local size = #text
-
-  for i = pos - 1, size - 1 do
-    if not class[bytes[i]] then
-      return i + 1
-    end
+-- @return whether a backslash begins an escape: it is not itself escaped
+local function begins_escape(text, pos)
+  local before = pos - 1
+  while byte(text, before) == BACKSLASH do
+    before = before - 1
   end
 
-  return nil
-end
-
-
--- @param pos position of the opening quote
--- @return position of the closing one
-local function string_end(text, pos)
-  local at = find(text, '"', pos + 1, true)
-
-  while at do
-    local before = at - 1
-    while byte(text, before) == BACKSLASH do
-      before = before - 1
-    end
-    -- an even number of backslashes escapes only one another
-    if (at - before) % 2 == 1 then
-      return at
-    end
-    at = find(text, '"', at + 1, true)
-  end
-
-  return nil
-end
-
-
--- Walks all strings and brackets of a text that holds one JSON value.
--- @param on_string(from, to, depth) gets the positions of its quotes
--- @param on_bracket(pos, depth, is_open)
--- @param on_gap(from, to) gets long stretches in between
--- @return whether the brackets add up
-local function walk(text, on_string, on_bracket, on_gap)
-  local depth = 0
-  local pos = 1
-  local tokens = 0
-
-  while true do
-    local at = after_span(text, pos, is_plain)
-    if not at then
-      return depth == 0 and tokens > 0
-    end
-
-    tokens = tokens + 1
-    if tokens > MAX_TOKENS or depth == 0 and tokens > 1 then
-      return false
-    end
-    if at - pos >= LONG_BYTES then
-      on_gap(pos, at - 1)
-    end
-
-    local found = byte(text, at)
-    if found == QUOTE then
-      local last = string_end(text, at)
-      if not last or depth == 0 then
-        return false
-      end
-      on_string(at, last, depth)
-      at = last
-    elseif found == OPEN_BRACE or found == OPEN_BRACKET then
-      depth = depth + 1
-      on_bracket(at, depth, true)
-    else
-      on_bracket(at, depth, false)
-      depth = depth - 1
-    end
-
-    pos = at + 1
-  end
-end
-
-
-local function nothing()
+  return (pos - before) % 2 == 1
 end
 
 
 -- @return the last position up to `pos` before which a JSON string may be cut:
 -- not in an escape, not in a character
 local function boundary(text, pos)
-  local from = max(pos - 6, 1)
-  local escape = match(sub(text, from, pos - 1), "^.*()\\")
-  if escape then
-    pos = from + escape - 1
-    while byte(text, pos - 1) == BACKSLASH do
-      pos = pos - 1
+  local window = max(pos - 5, 1)
+  local at = match(sub(text, window, pos - 1), "^.*()\\")
+
+  if at then
+    at = window + at - 1
+    local length = byte(text, at + 1) == LETTER_U and 6 or 2
+    if at + length > pos and begins_escape(text, at) then
+      pos = at
     end
+  end
+
+  if byte(text, pos) == BACKSLASH then
     -- nor between the halves of a surrogate pair
-    return find(sub(text, pos - 6, pos - 1), "^\\u[dD][89abAB]%x%x$")
-           and pos - 6 or pos
+    local is_half = find(sub(text, pos - 6, pos - 1),
+                         "^\\u[dD][89abAB]%x%x$") ~= nil
+    return is_half and begins_escape(text, pos - 6) and pos - 6 or pos
   end
 
   for _ = 1, 3 do
@@ -187,7 +109,7 @@ end
 -- @return what is to be cut from the string between two quotes, as an edit, so
 -- that `head` bytes in front and `tail` at the end stay
 local function cut_string(text, from, to, head, tail)
-  local first = max(boundary(text, from + 1 + head), from + 1)
+  local first = boundary(text, from + 1 + head)
   local last = boundary(text, to - tail) - 1
 
   return { from = first, to = last, mark = format(MARK, last - first + 1) }
@@ -200,63 +122,37 @@ end
 
 
 local function apply(text, edits)
-  local parts = {}
-  local pos = 1
+  if not edits[1] then
+    return text
+  end
 
+  local bytes = cast("const char *", text)
+  local out = buffer.new()
+  local from = 0
   for _, edit in ipairs(edits) do
-    parts[#parts + 1] = sub(text, pos, edit.from - 1)
-    parts[#parts + 1] = edit.mark
-    pos = edit.to + 1
+    out:putcdata(bytes + from, edit.from - 1 - from)
+    out:put(edit.mark)
+    from = edit.to
   end
-  parts[#parts + 1] = sub(text, pos)
+  out:putcdata(bytes + from, #text - from)
 
-  return concat(parts)
+  local result = out:tostring()
+  out:free()
+
+  return result
 end
 
 
--- Finds runs of blanks: a long one has a blank at one of the places that are
--- looked at.
-local function find_blanks(text, from, to, found)
-  local pos = from
-
-  while pos <= to do
-    if is_blank[byte(text, pos)] then
-      local first = pos
-      while first > from and is_blank[byte(text, first - 1)] do
-        first = first - 1
-      end
-      local last = min((after_span(text, pos, is_blank) or to + 1) - 1, to)
-      if last - first >= LONG_BYTES then
-        found(first, last)
-      end
-      pos = last
-    end
-    pos = pos + LONG_BYTES / 2
-  end
-end
-
-
--- Cuts long strings and blanks.
--- @return the text, shorter or not; nil when it is no JSON
-local function cut_strings(text, limit)
-  local places, edits = {}, {}
+-- Cuts what nobody reads, and then long texts until enough is cut.
+-- @param places see json_length
+-- @return the text, shorter or not, and where the byte `pos` of it is now; what
+-- was cut behind it does not matter
+local function cut_places(text, places, limit, work, pos)
   local surplus = #text - limit
-
-  local is_json = walk(text, function(from, to)
-    if to - from - 1 >= LONG_BYTES then
-      places[#places + 1] = { from = from, to = to }
-    end
-  end, nothing, function(from, to)
-    find_blanks(text, from, to, function(first, last)
-      places[#places + 1] = { from = first, to = last, is_blank = true }
-    end)
-  end)
-  if not is_json then
-    return nil
-  end
 
   for _, place in ipairs(places) do
     local from, to = place.from, place.to
+    work(WORK_OF_A_PLACE)
     if place.is_blank then
       place.edit = { from = from, to = to, mark = " " }
     elseif is_base64(text, from, to) then
@@ -272,6 +168,7 @@ local function cut_strings(text, limit)
       break
     end
     if not place.edit then
+      work(WORK_OF_A_PLACE)
       -- No more than what is too much: the last one may keep most of itself.
       local length = place.to - place.from - 1
       local kept = max(length - surplus - #MARK - 32, 2 * KEPT_BYTES)
@@ -284,82 +181,72 @@ local function cut_strings(text, limit)
     end
   end
 
+  local edits = {}
+  local moved = pos
   for _, place in ipairs(places) do
-    edits[#edits + 1] = place.edit
+    local edit = place.edit
+    edits[#edits + 1] = edit
+    if edit and pos and edit.to < pos then
+      moved = moved - saved(edit)
+    end
   end
 
-  return apply(text, edits)
-end
-
-
--- The elements of the longest list that is a member of the outermost object.
-local function longest_list(text)
-  local longest, current = nil, nil
-
-  walk(text, function(from, to, depth)
-    if current and depth == 2 then
-      current[#current + 1] = { from = from, to = to }
-    end
-  end, function(pos, depth, is_open)
-    if depth == 2 then
-      if is_open then
-        current = byte(text, pos) == OPEN_BRACKET and { from = pos } or nil
-      elseif current then
-        current.size = pos - current.from
-        if not longest or current.size > longest.size then
-          longest = current
-        end
-        current = nil
-      end
-
-    elseif depth == 3 and current then
-      if is_open then
-        current[#current + 1] = { from = pos }
-      else
-        current[#current].to = pos
-      end
-    end
-  end, nothing)
-
-  return longest
+  return apply(text, edits), moved
 end
 
 
 -- Takes elements from the middle of a list: the first, which as a rule is the
 -- system's, and the last ones stay.
-local function cut_elements(text, limit)
-  local list = longest_list(text)
-  if not list or #list < 3 then
+-- @param open position of the list's bracket
+local function cut_elements(text, open, limit, work)
+  -- with the mark, and its quotes
+  local bytes = #text - limit + #MARK + 24
+  local from, to = json_length.new(text, LONG_BYTES, work):middle(open, bytes)
+  if not from then
     return text
   end
 
-  local surplus = #text - limit
-  local last = 1
-  local edit
-  repeat
-    last = last + 1
-    edit = { from = list[2].from, to = list[last].to }
-    edit.mark = '"' .. format(MARK, edit.to - edit.from + 1) .. '"'
-  until saved(edit) >= surplus or last == #list - 1
+  return apply(text, { { from = from, to = to,
+                         mark = '"' .. format(MARK, to - from + 1) .. '"' } })
+end
 
-  return saved(edit) > 0 and apply(text, { edit }) or text
+
+local function shorten(body, limit, work)
+  local look = json_length.new(body, LONG_BYTES, work)
+  if not look:look() then
+    return body
+  end
+
+  local list = look.list
+  local text, open = cut_places(body, look.places, limit, work,
+                                list and list.from)
+  if #text > limit and open then
+    text = cut_elements(text, open, limit, work)
+  end
+
+  return text
 end
 
 
 -- @param body a request body that is longer than `limit`
+-- @param pause called after every WORK_A_TURN; may yield
 -- @return at most `limit` bytes of it
-function M.shorten(body, limit)
-  local text = body
-
-  if find(body, "^\239?\187?\191?[ \t\r\n]*[{%[]") and limit >= LONG_BYTES then
-    text = cut_strings(body, limit) or body
-    if #text > limit then
-      text = cut_elements(text, limit)
+function M.shorten(body, limit, pause)
+  local left = WORK_A_TURN
+  local function work(bytes)
+    left = left - bytes
+    if left <= 0 then
+      left = WORK_A_TURN
+      pause()
     end
   end
 
+  local text = limit >= LONG_BYTES and shorten(body, limit, work) or body
+
   return #text <= limit and text or sub(text, 1, limit)
 end
+
+M.WORK_A_TURN = WORK_A_TURN
 
 
 return M
