@@ -37,15 +37,11 @@ pub(super) fn to_json(content_type: &str, body: &[u8]) -> Option<String> {
 
 /// The boundary of `multipart/form-data`.
 fn boundary(content_type: &str) -> Option<&str> {
-    let (kind, parameters) = content_type.split_once(';')?;
+    let (kind, _) = content_type.split_once(';')?;
     if !kind.trim().eq_ignore_ascii_case("multipart/form-data") {
         return None;
     }
-    parameters.split(';').find_map(|parameter| {
-        let (name, value) = parameter.split_once('=')?;
-        let value = value.trim().trim_matches('"');
-        (name.trim().eq_ignore_ascii_case("boundary") && !value.is_empty()).then_some(value)
-    })
+    parameter(content_type, "boundary").filter(|boundary| !boundary.is_empty())
 }
 
 fn write_field(out: &mut String, part: &[u8]) {
@@ -74,12 +70,38 @@ fn write_field(out: &mut String, part: &[u8]) {
     }
 }
 
-/// A parameter of `Content-Disposition`, in quotes as a rule.
+/// A parameter of a header, in quotes as a rule. What stands in the quotes of another one is none.
 fn parameter<'h>(header: &'h str, wanted: &str) -> Option<&'h str> {
-    header.split(';').skip(1).find_map(|parameter| {
-        let (name, value) = parameter.split_once('=')?;
-        name.trim().eq_ignore_ascii_case(wanted).then(|| value.trim().trim_matches('"'))
-    })
+    let (_, mut rest) = header.split_once(';')?;
+    loop {
+        let (name, behind) = rest.split_once('=')?;
+        // A parameter without a value ends at its semicolon.
+        if let Some((_, next)) = name.split_once(';') {
+            rest = next.len().checked_add(1 + behind.len()).and_then(|length| rest.get(rest.len() - length..))?;
+            continue;
+        }
+        let behind = behind.trim_start();
+        let value = match behind.strip_prefix('"') {
+            Some(quoted) => quoted.get(..closing_quote(quoted)).unwrap_or(quoted),
+            None => behind.split(';').next().unwrap_or_default().trim_end(),
+        };
+        if name.trim().eq_ignore_ascii_case(wanted) {
+            return Some(value);
+        }
+        let used = if behind.starts_with('"') { value.len() + 1 } else { value.len() };
+        (_, rest) = behind.get(used..)?.split_once(';')?;
+    }
+}
+
+/// Where a quoted text ends: at the first quote that no backslash escapes.
+fn closing_quote(quoted: &str) -> usize {
+    let mut is_escaped = false;
+    let end = quoted.bytes().position(|byte| {
+        let ends = byte == b'"' && !is_escaped;
+        is_escaped = byte == b'\\' && !is_escaped;
+        ends
+    });
+    end.unwrap_or(quoted.len())
 }
 
 #[cfg(test)]
@@ -99,6 +121,41 @@ mod tests {
         assert_eq!(to_json("Multipart/Form-Data; charset=x; BOUNDARY=\"zz\"", FORM), to_json(KIND, FORM));
         let lines = String::from_utf8_lossy(FORM).replace("\r\n", "\n");
         assert!(to_json(KIND, lines.as_bytes()).unwrap().starts_with(r#"{"model":"whisper","file":"["#));
+    }
+
+    #[test]
+    fn the_plugin_and_the_collector_read_forms_alike() {
+        let file = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/forms.json");
+        let cases: serde_json::Value = serde_json::from_slice(&std::fs::read(file).unwrap()).unwrap();
+        for case in cases.as_array().unwrap() {
+            let text = |name: &str| case[name].as_str().unwrap();
+            let fields = to_json(text("content_type"), text("body").as_bytes());
+            if case["unread"].is_null() {
+                let fields: serde_json::Value = serde_json::from_str(&fields.unwrap()).unwrap();
+                let model = fields["model"].as_str().filter(|model| !model.is_empty());
+                assert_eq!(model, case["model"].as_str(), "{}", text("name"));
+                let stream = matches!(fields["stream"].as_str(), Some("true" | "1"));
+                assert_eq!(stream, case["stream"], "{}", text("name"));
+            }
+        }
+        assert!(cases.as_array().unwrap().len() > 40);
+    }
+
+    #[test]
+    fn a_parameter_is_found_where_it_is_one() {
+        for (header, wanted) in [
+            (r#"form-data; name="a""#, Some("a")),
+            (r#"form-data; filename="x; name=b"; name="a""#, Some("a")),
+            (r#"form-data; filename="x\"; name=\"b"; name="a""#, Some("a")),
+            (r#"form-data; x; NAME = a ; y=1"#, Some("a")),
+            (r#"form-data; x;; name="a;b"#, Some("a;b")),
+            (r#"form-data; filename="x; name=b"#, None),
+            ("name=a", None),
+            ("", None),
+            ("; ;;=;=\"", None),
+        ] {
+            assert_eq!(parameter(header, "name"), wanted, "{header}");
+        }
     }
 
     #[test]
