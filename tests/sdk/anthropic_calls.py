@@ -1,6 +1,6 @@
 """Calls a gateway with Anthropic's SDK as a user would, and prints what the SDK made of the answers, as one JSON object.
 
-The settings come in the environment: BASE_URL, KEY, WRONG_KEY, KEY_OVER_THE_LIMIT.
+The settings come in the environment: BASE_URL, KEY, WRONG_KEY, KEY_OVER_THE_LIMIT, MARK.
 """
 
 import json
@@ -83,6 +83,15 @@ def main():
         "vllm_bad_model": error(lambda: sdk.messages.create(**call("messages-bad-model-error"))),
         "vllm_gone": error(
             lambda: sdk.messages.create(model=MODEL, max_tokens=9, messages=QUESTION, extra_headers={"x-sim-break": "rst:0"})
+        ),
+        # With the tries that the SDK makes by itself: it is to be told not to.
+        "vllm_hangs": error(
+            lambda: sdk.with_options(max_retries=2).messages.create(
+                model=MODEL,
+                max_tokens=9,
+                messages=QUESTION,
+                extra_headers={"x-sim-delay-ms": "20000", "x-e2e-raw": os.environ["MARK"]},
+            )
         ),
     }
     print(json.dumps(results))

@@ -1,6 +1,6 @@
 """Calls a gateway with OpenAI's SDK as a user would, and prints what the SDK made of the answers, as one JSON object.
 
-The settings come in the environment: BASE_URL, KEY, WRONG_KEY, KEY_OVER_THE_LIMIT.
+The settings come in the environment: BASE_URL, KEY, WRONG_KEY, KEY_OVER_THE_LIMIT, MARK.
 """
 
 import json
@@ -21,6 +21,10 @@ def client(key):
 
 def recorded(name):
     return {"x-fixture": name}
+
+
+def hanging():
+    return {"x-sim-delay-ms": "20000", "x-e2e-raw": os.environ["MARK"]}
 
 
 def kong_id(headers):
@@ -153,6 +157,8 @@ def main():
         "vllm_too_long": error(ask(sdk, extra_headers=recorded("err-context-too-long"))),
         "vllm_dead": error(ask(sdk, extra_headers=recorded("engine-dead-next-request"))),
         "vllm_gone": error(ask(sdk, extra_headers={"x-sim-break": "rst:0"})),
+        # With the tries that the SDK makes by itself: it is to be told not to.
+        "vllm_hangs": error(ask(sdk.with_options(max_retries=2), extra_headers=hanging())),
     }
     print(json.dumps(results))
 

@@ -28,6 +28,7 @@ async fn run(session: &Session, script: &str, user: &User, limited: &User) -> Va
         .env("KEY", &user.key)
         .env("WRONG_KEY", wrong_key)
         .env("KEY_OVER_THE_LIMIT", &limited.key)
+        .env("MARK", mark_of(user))
         .stdin(Stdio::null())
         .kill_on_drop(true)
         .output();
@@ -35,6 +36,17 @@ async fn run(session: &Session, script: &str, user: &User, limited: &User) -> Va
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{script}: {stderr}");
     serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{script}: {error}: {stderr}"))
+}
+
+/// Marks the calls of a user whose model server does not answer in time.
+fn mark_of(user: &User) -> String {
+    format!("hangs-{}", user.name)
+}
+
+/// The model server was asked once, although the SDK would have asked three times by itself.
+fn assert_asked_once(session: &Session, user: &User) {
+    let asked = session.gateway.seen(|seen| seen.header("x-e2e-raw") == Some(&mark_of(user)));
+    assert_eq!(asked.len(), 1, "{asked:?}");
 }
 
 /// Somebody who may make one call an hour, and has made it.
@@ -94,6 +106,7 @@ async fn openais_sdk_finds_what_it_expects() {
         ("no_such_path", gateway("NotFoundError", 404, json!("unknown_url"), invalid)),
         ("wrong_base_url", gateway("NotFoundError", 404, json!("unknown_url"), invalid)),
         ("vllm_gone", gateway("InternalServerError", 502, Value::Null, "server_error")),
+        ("vllm_hangs", gateway("InternalServerError", 504, Value::Null, "server_error")),
         ("vllm_bad_model", json!({"class": "NotFoundError", "status": 404, "type": "NotFoundError"})),
         ("vllm_too_long", json!({"class": "BadRequestError", "status": 400})),
         ("vllm_dead", json!({"class": "InternalServerError", "status": 500})),
@@ -101,6 +114,7 @@ async fn openais_sdk_finds_what_it_expects() {
         assert_has(call, &seen[call], wanted);
         assert_row(&session, &seen[call], json!({"status": seen[call]["status"]})).await;
     }
+    assert_asked_once(&session, &user);
     assert!(seen["over_the_limit"]["retry_after"].as_str().is_some_and(|seconds| seconds.parse::<u32>().is_ok()));
     assert!(seen["wrong_base_url"]["message"].as_str().unwrap().contains("base_url"), "{}", seen["wrong_base_url"]);
     assert_row(&session, &seen["over_the_limit"], json!({"consumer_username": limited.name})).await;
@@ -135,9 +149,11 @@ async fn anthropics_sdk_finds_what_it_expects() {
         ("no_such_path", json!({"class": "NotFoundError", "status": 404})),
         ("vllm_bad_model", json!({"class": "NotFoundError", "status": 404, "type": "NotFoundError"})),
         ("vllm_gone", json!({"class": "InternalServerError", "status": 502, "type": "api_error"})),
+        ("vllm_hangs", json!({"status": 504, "type": "timeout_error"})),
     ] {
         assert_has(call, &seen[call], wanted);
         assert_row(&session, &seen[call], json!({"status": seen[call]["status"]})).await;
     }
+    assert_asked_once(&session, &user);
     assert!(seen["over_the_limit"]["retry_after"].is_string(), "{}", seen["over_the_limit"]);
 }
