@@ -9,6 +9,7 @@
 --   found            what the body asks for, see llm_gateway.request and
 --                    llm_gateway.form; nil until it was read
 --   is_reading       the call ended while its body was awaited
+--   is_late          its body did not come in time
 --   holding          its room among large bodies, see upload_room
 --   refused_by       which plugin answered in place of the model server
 --
@@ -56,7 +57,13 @@ local REST_SECONDS = 0.001
 -- time.
 local FIELDS = 16
 
-local M = {}
+local M = {
+  -- What M.open raises where a body does not come: how to answer. nginx hangs
+  -- up instead of answering where a phase ends with 408: llm-audit makes it one
+  -- when the headers leave, and nginx's log has a line that says so.
+  LATE = { status = 400, message = "its body took longer than a body of its "
+                                   .. "size may take" },
+}
 
 
 -- @return what is known of the call at hand: the same table for all plugins,
@@ -176,7 +183,8 @@ function M.hides_length()
 end
 
 
--- Waits until the body is there. Raises when it cannot be had.
+-- Waits until the body is there. Raises when it cannot be had, and M.LATE when
+-- it does not come.
 -- @return the body
 function M.open(asked)
   if asked.body then
@@ -193,7 +201,8 @@ function M.open(asked)
     error(body)
   end
   if not body then
-    error(err)
+    asked.is_late = not err
+    error(err or M.LATE)
   end
 
   asked.body = body

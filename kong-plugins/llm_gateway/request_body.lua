@@ -7,6 +7,10 @@
 --
 -- It blocks for as long as the page cache takes to copy what is asked for,
 -- which is what Kong's own function does.
+--
+-- nginx bounds the time between two reads only: a client that sends a byte now
+-- and then would hold its connection, and room, for days. So a body has to be
+-- there in M.seconds, and in more if it is large.
 
 local buffer = require "string.buffer"
 
@@ -27,7 +31,16 @@ local PIECE_BYTES = 262144
 -- A changed body up to this size is handed to nginx as one string.
 local SMALL_BYTES = 65536
 
-local M = {}
+-- No line that people work over is slower.
+local BYTES_A_SECOND = 131072
+
+-- What a body that hides its size may have.
+local HIDDEN_BYTES = 16777216
+
+local M = {
+  -- How long any body may take, 0: for ever. llm-audit sets it.
+  seconds = 60,
+}
 
 local Body = {}
 Body.__index = Body
@@ -39,9 +52,38 @@ function M.declared_size()
 end
 
 
+-- @return whether the body came in time; raises when it cannot be read
+local function await_body(seconds)
+  local thread = ngx.thread
+  local is_there = false
+
+  local reader = thread.spawn(function()
+    ngx.req.read_body()
+    is_there = true
+  end)
+  if is_there then
+    -- as a rule it comes with the head
+    return true
+  end
+
+  local clock = thread.spawn(function()
+    ngx.sleep(seconds)
+  end)
+  local ok, err = thread.wait(reader, clock)
+  thread.kill(clock)
+  thread.kill(reader)
+  if not ok then
+    error(err)
+  end
+
+  return is_there
+end
+
+
 -- Waits until nginx has the whole body; Kong does so anyway before it calls
 -- the upstream server, unless the route has request_buffering off.
--- @return the body, with its true `size`; or nil and an error
+-- @return the body, with its true `size`; nil and an error; nil and nil when it
+-- did not come in time
 function M.open()
   local declared = M.declared_size()
   if declared == 0 or not (declared or ngx.var.http_transfer_encoding) then
@@ -50,7 +92,13 @@ function M.open()
     return setmetatable({ data = "", size = 0 }, Body)
   end
 
-  ngx.req.read_body()
+  if M.seconds == 0 then
+    ngx.req.read_body()
+  elseif not await_body(M.seconds
+                        + (declared or HIDDEN_BYTES) / BYTES_A_SECOND)
+  then
+    return nil
+  end
 
   local data = ngx.req.get_body_data()
   if data then

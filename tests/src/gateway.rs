@@ -157,6 +157,22 @@ impl Session {
         said
     }
 
+    /// Changes settings of a plugin for which the installation has none of its own. It needs a session [of one's
+    /// own](Self::alone), which puts them back.
+    pub async fn set_plugin(&self, name: &str, config: Value) {
+        assert!(matches!(self._turn, Turn::Alone(_)), "other tests are running");
+        let plugins = format!("{}/plugins", self.gateway.admin_url);
+        let client = reqwest::Client::new();
+        let list = client.get(&plugins).send().await.expect("an answer").bytes().await.expect("plugins");
+        let list: Value = serde_json::from_slice(&list).expect("plugins");
+        let all = list["data"].as_array().expect("plugins");
+        let plugin = all.iter().find(|plugin| plugin["name"] == name && plugin["consumer"].is_null()).expect("the plugin");
+        let url = format!("{plugins}/{}", plugin["id"].as_str().expect("an id"));
+        let body = serde_json::json!({ "config": config }).to_string();
+        let changed = client.patch(url).header("content-type", "application/json").body(body).send().await.expect("an answer");
+        assert_eq!(changed.status(), 200, "{}", changed.text().await.unwrap_or_default());
+    }
+
     /// Runs `deploy/kong/configure.sh` with the usual settings and further arguments.
     pub async fn configure_again(&self, arguments: &[&str]) -> Said {
         self.gateway.script("deploy/kong/configure.sh", arguments, &[], "").await

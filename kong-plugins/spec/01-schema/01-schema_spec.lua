@@ -38,6 +38,7 @@ describe("schema", function()
     assert.same({
       max_request_body_size = 1048576,
       upload_room_mb = 0,
+      body_seconds = 60,
       max_response_body_size = 1048576,
       capture = "full",
       include_usage = true,

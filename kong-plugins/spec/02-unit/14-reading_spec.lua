@@ -100,6 +100,38 @@ describe("llm-audit", function()
       end
     end)
 
+    it("has an end for a body that does not come", function()
+      for size, seconds in pairs({ [10] = 60, [13107200] = 160,
+                                   hidden = 188 }) do
+        local result = call({
+          body = BODY, never_comes = true, chunked = size == "hidden",
+          headers = { ["Content-Length"] = size ~= "hidden" and tostring(size)
+                                           or nil },
+        })
+        local sleeps = ngx.thread.sleeps
+        assert.equal(seconds, math.floor(sleeps[#sleeps]))
+        -- made 408 when the headers leave
+        assert.equal(400, result.refusal.exit)
+        assert.equal(408, kong.response.get_status())
+        local err = cjson.decode(result.client.body).error
+        assert.equal("invalid_request_error", err.type)
+        assert.matches("did not arrive in time", err.message)
+        assert.is_nil(result.llm.unread)
+        assert.is_false(result.was_read)
+      end
+      local threads = ngx.thread
+      assert.equal(2 * #threads.sleeps, threads.killed)
+
+      call({ body = BODY })
+      assert.equal(3, #threads.sleeps)
+    end)
+
+    it("waits for a body as long as nginx does, if it is to", function()
+      running = gateway.new({ body_seconds = 0 })
+      call({ body = BODY })
+      assert.equal(0, #ngx.thread.sleeps)
+    end)
+
     it("sees whether a stored answer is asked for as a stream", function()
       for value, expected in pairs({ ["true"] = true, ["1"] = true,
                                      ["false"] = false, ["x"] = false }) do

@@ -154,6 +154,15 @@ describe("llm-router", function()
     error_of(chat(nil, BOB, { http_version = 2 }), 411)
   end)
 
+  it("waits for no body for ever", function()
+    local late = chat('{"model":"small"}', BOB, { never_comes = true })
+    -- llm-audit makes it 408
+    local err = error_of(late, 400)
+    assert.is_true(late.asked.is_late)
+    assert.matches("did not arrive in time", err.error.message)
+    assert.same({ 60 }, { math.floor(ngx.thread.sleeps[1]) })
+  end)
+
   it("reads the model of a form", function()
     local function body(fields)
       local parts = {}

@@ -16,6 +16,7 @@ local DEFAULTS = {
   openai_errors = true,
   anonymous_per_minute = 60,
   upload_room_mb = 0,
+  body_seconds = 60,
 }
 
 local MODULE = "kong.plugins.llm-audit."
@@ -91,6 +92,7 @@ function M.new(changes)
       gateway.time = gateway.time + seconds
     end,
     update_time = function() end,
+    thread = require("spec.helpers.threads").new(),
   }
   _G.kong = {
     ctx = {},
@@ -163,6 +165,9 @@ local function serve_request(gateway, request)
 
   local was_read = false
   ngx.req.read_body = function()
+    if request.never_comes then
+      coroutine.yield("a body")
+    end
     was_read = true
   end
   ngx.req.get_body_data = function()
@@ -240,6 +245,9 @@ local function serve_response(response)
 
   kong.response.get_status = function()
     return response.status or 200
+  end
+  kong.response.set_status = function(status)
+    response.status = status
   end
   kong.response.get_source = function()
     return response.source or "service"

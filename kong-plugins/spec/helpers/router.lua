@@ -53,7 +53,8 @@ function M.new(list, upstreams)
     now = os.clock,
     sleep = function() end,
     update_time = function() end,
-    req = { read_body = function() end },
+    thread = require("spec.helpers.threads").new(),
+    req = {},
     var = {},
     ctx = {},
     shared = { llm_gateway = M.dict() },
@@ -92,7 +93,7 @@ function M.new(list, upstreams)
 end
 
 
--- @param request { method, path, headers, body, in_file, consumer,
+-- @param request { method, path, headers, body, in_file, never_comes, consumer,
 -- http_version }
 -- @return table: exit (status, body, headers) when the plugin answered,
 -- upstream or target, body and headers as they go to the server, asked
@@ -115,6 +116,11 @@ function M:call(request)
                              return header and headers[header:gsub("_", "-")]
                            end })
   local path
+  ngx.req.read_body = function()
+    if request.never_comes then
+      coroutine.yield("a body")
+    end
+  end
   ngx.req.get_body_data = function()
     return not request.in_file and request.body or nil
   end

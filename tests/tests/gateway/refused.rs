@@ -1,7 +1,7 @@
 //! Calls that the gateway or the model server refuses: what the SDKs read, and what is logged.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use gateway_tests::fixtures;
 use gateway_tests::gateway::{Reply, Session, User};
@@ -46,8 +46,8 @@ async fn assert_logged(session: &Session, reply: &Reply, consumer: &str, endpoin
     }
 }
 
-/// Sends a request in pieces until an answer comes; returns its status and body.
-async fn send_until_answered(session: &Session, head: String, piece: &[u8], pieces: usize) -> (u16, Value) {
+/// Sends a request in pieces until an answer comes, with a pause behind each; returns its status and body.
+async fn send_until_answered(session: &Session, head: String, piece: &[u8], pieces: usize, pause: Duration) -> (u16, Value) {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     let address = session.gateway.proxy_url.trim_start_matches("http://");
     let (mut reader, mut writer) = tokio::net::TcpStream::connect(address).await.unwrap().into_split();
@@ -59,6 +59,7 @@ async fn send_until_answered(session: &Session, head: String, piece: &[u8], piec
             if writer.write_all(&piece).await.is_err() {
                 break;
             }
+            tokio::time::sleep(pause).await;
         }
         writer
     });
@@ -95,7 +96,7 @@ async fn a_request_that_is_too_large_gives_413_whether_it_tells_its_length_or_no
             "POST {path} HTTP/1.1\r\nHost: gateway\r\nContent-Type: application/json\r\nX-API-Key: {}\r\n{length}\r\n\r\n",
             user.key
         );
-        let (status, body) = send_until_answered(&session, head, piece, pieces).await;
+        let (status, body) = send_until_answered(&session, head, piece, pieces, Duration::ZERO).await;
         assert_eq!(status, 413, "{body}");
         let error = &body["error"];
         if path == MESSAGES {
@@ -109,6 +110,37 @@ async fn a_request_that_is_too_large_gives_413_whether_it_tells_its_length_or_no
         }
         assert!(error["message"].as_str().unwrap().starts_with("The request is larger than the gateway accepts"), "{body}");
     }
+}
+
+#[tokio::test]
+async fn a_body_that_trickles_in_has_an_end() {
+    let session = Session::alone().await;
+    session.change(&[]).await;
+    let set = |seconds: u32| session.set_plugin("llm-audit", json!({"body_seconds": seconds}));
+    set(1).await;
+    for (path, length, piece) in [
+        (CHAT, "Content-Length: 1000", &b" "[..]),
+        (MESSAGES, "Content-Length: 3", b""),
+        ("/v1/audio/transcriptions", "Content-Length: 1000", b"-"),
+    ] {
+        let user = session.user().await;
+        let head = format!(
+            "POST {path} HTTP/1.1\r\nHost: gateway\r\nContent-Type: application/json\r\nX-API-Key: {}\r\nx-e2e-raw: {}\r\n{length}\r\n\r\n",
+            user.key, user.name
+        );
+        // A tenth of what is announced, in ten seconds: each read is in time.
+        let (status, body) = send_until_answered(&session, head, piece, 100, Duration::from_millis(100)).await;
+        assert_eq!(status, 408, "{body}");
+        assert!(body["error"]["message"].as_str().is_some_and(|message| message.contains("did not arrive in time")), "{body}");
+        let row = session.row_of(&user).await;
+        assert_eq!(
+            (&row["status"], &row["error"], &row["unread"]),
+            (&json!(408), &body["error"]["message"], &json!(false)),
+            "{row}"
+        );
+        assert!(session.gateway.seen(|seen| seen.header("x-e2e-raw") == Some(&user.name)).is_empty(), "it reached vLLM");
+    }
+    set(60).await;
 }
 
 #[tokio::test]

@@ -45,6 +45,7 @@ local usage_filter = require "kong.plugins.llm-audit.usage_filter"
 local new_table = require "table.new"
 
 local concat = table.concat
+local error = error
 local find = string.find
 local floor = math.floor
 local ipairs = ipairs
@@ -128,7 +129,17 @@ local function access(_, conf)
     return refusal
   end
 
-  return reading.read(conf, call, asked)
+  request_body.seconds = conf.body_seconds
+  local ok, answer = pcall(reading.read, conf, call, asked)
+  if not ok then
+    if answer ~= shared_reading.LATE then
+      error(answer, 0)
+    end
+    -- nobody got it, unread or not
+    call.unread = nil
+  end
+
+  return answer
 end
 
 
@@ -154,6 +165,9 @@ end
 local function header_filter(_, conf)
   local call = call_at_hand()
   local header = ngx.header
+  if shared_reading.of_call().is_late then
+    kong.response.set_status(408)
+  end
   local status = kong.response.get_status()
   local content_type = header["Content-Type"]
   local content_length = tonumber(header["Content-Length"])

@@ -68,6 +68,14 @@ return {
               required = true,
               default = 0,
               between = { 0, 1048576 }, }, },
+          { body_seconds = {
+              description = "How long a request body may take to arrive, plus "
+                            .. "a second for each 128 KiB of it; 0: for ever. "
+                            .. "What takes longer gets 408.",
+              type = "integer",
+              required = true,
+              default = 60,
+              between = { 0, 86400 }, }, },
           { openai_errors = {
               description = "Whether to give errors that Kong itself answers "
                             .. "with the shape that the SDKs of OpenAI and "

@@ -16,9 +16,11 @@ local request = require "llm_gateway.request"
 local upload_room = require "llm_gateway.upload_room"
 
 local byte = string.byte
+local error = error
 local find = string.find
 local kong = kong
 local lower = string.lower
+local pcall = pcall
 local sub = string.sub
 
 local QUOTE = byte('"')
@@ -70,6 +72,16 @@ local function too_large(err)
     anthropic_type = err.status == 429 and "rate_limit_error"
                      or "overloaded_error",
     headers = err.headers,
+  }
+end
+
+
+local function too_late(err)
+  return {
+    status = err.status,
+    message = "The request did not arrive in time: " .. err.message .. ".",
+    type = "invalid_request_error",
+    anthropic_type = "invalid_request_error",
   }
 end
 
@@ -166,9 +178,14 @@ function M.read(asked)
 
   local call = kong.ctx.plugin
   call.is_reading = true
-  local name
-  name, err = read(asked)
+  local ok, name
+  ok, name, err = pcall(read, asked)
   call.is_reading = nil
+  if not ok and name ~= reading.LATE then
+    error(name, 0)
+  elseif not ok then
+    return nil, too_late(name)
+  end
   reading.rest(asked)
 
   return name, err
