@@ -57,6 +57,8 @@ local REASONS = {
   option_too_long = "stream or stream_options is longer than "
                     .. json_outline.MAX_VALUE_BYTES .. " bytes",
   encoded = "a request with Content-Encoding is not read; send it as it is",
+  odd_path = "the path has an escaped slash, backslash, percent sign or zero "
+             .. "byte",
   no_length = "an HTTP/2 request has to tell its Content-Length",
 }
 

@@ -209,6 +209,31 @@ describe("llm-audit", function()
       end)
     end
 
+    it("refuses paths that servers read differently", function()
+      for path, reason in pairs({
+        ["/v1/chat%2Fcompletions"] = "odd_path",
+        ["/v1/responses%2fresp_1"] = "odd_path",
+        ["/v1/x/..%5cchat/completions"] = "odd_path",
+        ["/v1/chat/completions%00"] = "odd_path",
+        ["/v1/ch%2561t/completions"] = "odd_path",
+        ["/v1/models/Qwen%2FQwen3-8B"] = false,
+        ["/v1/chat/completions%20"] = false,
+      }) do
+        for _, method in ipairs({ "POST", "GET" }) do
+          running = gateway.new()
+          local result = call({ path = path, method = method, body = "" })
+          assert.equal(reason and 400, result.refusal and result.refusal.exit
+                                       or false, path)
+          assert.is_nil(result.llm.unread)
+
+          running = gateway.new({ strict_requests = false })
+          result = call({ path = path, method = method, body = "" })
+          assert.is_nil(result.refusal)
+          assert.equal(reason or nil, result.llm.unread)
+        end
+      end
+    end)
+
     it("takes identity for no encoding", function()
       for _, coding in ipairs({ "identity", "Identity", "" }) do
         local result = call({ body = BODY,

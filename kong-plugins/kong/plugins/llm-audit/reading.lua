@@ -8,6 +8,7 @@
 
 local estimate = require "kong.plugins.llm-audit.estimate"
 local form = require "llm_gateway.form"
+local forwarded = require "llm_gateway.forwarded"
 local request = require "llm_gateway.request"
 local request_body = require "llm_gateway.request_body"
 local request_text = require "kong.plugins.llm-audit.request_text"
@@ -15,6 +16,7 @@ local route = require "llm_gateway.route"
 local shared_reading = require "llm_gateway.reading"
 local stored_responses = require "kong.plugins.llm-audit.stored_responses"
 
+local find = string.find
 local kong = kong
 local ngx = ngx
 local type = type
@@ -144,15 +146,36 @@ local function read_other(conf, call, asked)
 end
 
 
+-- Servers undo such escapes, before or after they look for the API; here the
+-- path would be that of another, or of none. Names of models have slashes.
+local function is_odd_path(asked)
+  local path = forwarded.path()
+
+  return find(path, "%", 1, true) ~= nil and asked.api ~= "models"
+         and (find(path, "%%2[5Ff]") or find(path, "%%5[Cc]")
+              or find(path, "%00", 1, true)) ~= nil
+end
+
+
 -- @param asked what is known of the request, see llm_gateway.reading
 -- @return nil, or how to answer instead of the server: { status, message, err }
 function M.read(conf, call, asked)
   shared_reading.api_of(asked)
-  if kong.request.get_method() == "POST" then
-    return read_post(conf, call, asked)
+
+  local is_odd = is_odd_path(asked)
+  local answer = refusal(conf, is_odd and "odd_path")
+  if answer then
+    return answer
   end
 
-  return read_other(conf, call, asked)
+  if kong.request.get_method() == "POST" then
+    answer = read_post(conf, call, asked)
+  else
+    answer = read_other(conf, call, asked)
+  end
+  call.unread = call.unread or is_odd and "odd_path" or nil
+
+  return answer
 end
 
 
