@@ -22,6 +22,7 @@ pub mod prices;
 pub mod readers;
 pub mod refused;
 pub mod rejected;
+pub mod responses;
 pub mod retention;
 pub mod search;
 pub mod session;

@@ -12,6 +12,11 @@ pub fn vllm() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/vllm")
 }
 
+/// The folder of recorded exchanges with vLLM 0.33.
+pub fn vllm_033() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/vllm-0.33")
+}
+
 /// The names of all recorded exchanges with vLLM, in order.
 pub fn vllm_names() -> Vec<String> {
     let mut names: Vec<String> = std::fs::read_dir(vllm())

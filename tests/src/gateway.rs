@@ -196,6 +196,14 @@ impl Session {
         self.gateway.new_user().await
     }
 
+    /// The identity of a user in Kong.
+    pub async fn consumer_id(&self, user: &User) -> String {
+        let url = format!("{}/consumers/{}", self.gateway.admin_url, user.name);
+        let consumer = reqwest::get(url).await.expect("an answer").bytes().await.expect("a consumer");
+        let consumer: Value = serde_json::from_slice(&consumer).expect("a consumer");
+        consumer["id"].as_str().expect("an id").to_owned()
+    }
+
     /// A user whose key is given.
     pub async fn user_with_key(&self, key: &str) -> User {
         let name = self.gateway.new_name();
@@ -311,6 +319,14 @@ impl Gateway {
         let output = output.unwrap_or_else(|_| panic!("{path} does not end")).expect("its output");
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         Said { success: output.status.success(), stdout: text(&output.stdout), stderr: text(&output.stderr) }
+    }
+
+    /// A metric of the collector; 0 where it is not there yet.
+    pub async fn collector_metric(&self, name: &str) -> f64 {
+        let text =
+            reqwest::get(format!("{}/metrics", self.collector_url)).await.expect("an answer").text().await.expect("metrics");
+        let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        value.map_or(0.0, |value| value.parse().expect("a number"))
     }
 
     fn new_name(&self) -> String {

@@ -11,12 +11,13 @@ use actix_web::web::{Data, Payload};
 use actix_web::{HttpRequest, HttpResponse};
 use chrono::{DateTime, Utc};
 use log::warn;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use super::{BODY_TIMEOUT, Receiver, Refusal, is_authorized};
 use crate::measure::nodes::Gauges;
 use crate::store::pool::StoreError;
 use crate::store::refused::{self, Refused};
+use crate::store::responses::{self, Response};
 use crate::store::workers::{self, Worker};
 
 /// Largest body. A node of 256 workers with 500 counts stays below 100 KB.
@@ -29,6 +30,8 @@ const MAX_NAME_BYTES: usize = 128;
 const MAX_WORKERS: usize = 1_024;
 /// Counts of refused calls that are taken from one body; the plugin sends 500.
 const MAX_COUNTS: usize = 1_000;
+/// Stored responses that are taken from one body; the plugin sends 300, and asks for 100.
+const MAX_RESPONSES: usize = 1_000;
 /// Numbers beyond this are no counts: 2^53, the last that every JSON reader holds exactly.
 const MAX_NUMBER: i64 = 1 << 53;
 /// Minutes that are older are not what a node can have kept.
@@ -41,12 +44,22 @@ struct Told {
     node: String,
     workers: Vec<ToldWorker>,
     refused_calls: Vec<ToldCount>,
+    responses_made: Vec<ToldResponse>,
+    responses_asked: Vec<String>,
     gauges: Gauges,
 }
 
 impl Default for Told {
     fn default() -> Self {
-        Self { v: VERSION, node: String::new(), workers: Vec::new(), refused_calls: Vec::new(), gauges: Gauges::default() }
+        Self {
+            v: VERSION,
+            node: String::new(),
+            workers: Vec::new(),
+            refused_calls: Vec::new(),
+            responses_made: Vec::new(),
+            responses_asked: Vec::new(),
+            gauges: Gauges::default(),
+        }
     }
 }
 
@@ -89,6 +102,31 @@ impl ToldCount {
     }
 }
 
+/// A stored response and who made it; what a node is told of one looks alike.
+#[derive(Debug, Deserialize, Serialize)]
+struct ToldResponse {
+    id: String,
+    maker: String,
+    #[serde(default)]
+    counted: bool,
+}
+
+impl ToldResponse {
+    fn checked(self) -> Option<Response> {
+        let Self { id, maker, counted } = self;
+        // Without keys everybody is nobody.
+        (is_name(&id) && (maker.is_empty() || is_name(&maker))).then_some(Response { id, maker, counted })
+    }
+}
+
+/// The answer.
+#[derive(Debug, Serialize)]
+struct Answer {
+    v: u64,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    responses: Vec<ToldResponse>,
+}
+
 fn is_name(name: &str) -> bool {
     !name.is_empty() && name.len() <= MAX_NAME_BYTES && !name.contains('\0')
 }
@@ -105,6 +143,9 @@ fn read(body: &[u8]) -> Result<Told, Refusal> {
     if told.workers.len() > MAX_WORKERS || told.refused_calls.len() > MAX_COUNTS {
         return Err(Refusal::NotABatch(format!("more than {MAX_WORKERS} workers or {MAX_COUNTS} counts in one report")));
     }
+    if told.responses_made.len() > MAX_RESPONSES || told.responses_asked.len() > MAX_RESPONSES {
+        return Err(Refusal::NotABatch(format!("more than {MAX_RESPONSES} stored responses in one report")));
+    }
     Ok(told)
 }
 
@@ -118,11 +159,14 @@ pub(super) async fn tell(request: HttpRequest, payload: Payload, receiver: Data<
     let body = body.map_err(|_| Refusal::TooLarge(MAX_BODY_BYTES))?.map_err(|error| Refusal::Broken(error.to_string()))?;
     let told = read(&body)?;
     receiver.pipeline.metrics.nodes.observe(&told.node, &told.gauges);
-    note(&receiver, told).await.map_err(|error| Refusal::Unavailable(error.to_string()))?;
-    Ok(HttpResponse::Ok().insert_header((CONTENT_TYPE, "application/json")).body(format!("{{\"v\":{VERSION}}}")))
+    let asked = note(&receiver, told).await.map_err(|error| Refusal::Unavailable(error.to_string()))?;
+    let responses = asked.into_iter().map(|Response { id, maker, counted }| ToldResponse { id, maker, counted }).collect();
+    let answer = serde_json::to_string(&Answer { v: VERSION, responses }).map_err(|error| Refusal::Broken(error.to_string()))?;
+    Ok(HttpResponse::Ok().insert_header((CONTENT_TYPE, "application/json")).body(answer))
 }
 
-async fn note(receiver: &Receiver, told: Told) -> Result<(), StoreError> {
+/// Returns what is known of the responses that the node asks for.
+async fn note(receiver: &Receiver, told: Told) -> Result<Vec<Response>, StoreError> {
     let now = Utc::now();
     let (all_workers, all_counts) = (told.workers.len(), told.refused_calls.len());
     let sound: Vec<Worker> = told.workers.into_iter().filter_map(ToldWorker::checked).collect();
@@ -133,7 +177,12 @@ async fn note(receiver: &Receiver, told: Told) -> Result<(), StoreError> {
     }
     let connection = receiver.pipeline.store.database().connection().await?;
     workers::note(&connection, &told.node, &sound).await?;
-    refused::report(&connection, &told.node, &counts).await
+    refused::report(&connection, &told.node, &counts).await?;
+    // A node that asks for what it tells in the same report is answered with it.
+    let made: Vec<Response> = told.responses_made.into_iter().filter_map(ToldResponse::checked).collect();
+    responses::note(&connection, &made).await?;
+    let asked: Vec<String> = told.responses_asked.into_iter().filter(|id| is_name(id)).collect();
+    responses::find(&connection, &asked).await
 }
 
 #[cfg(test)]
@@ -174,6 +223,25 @@ mod tests {
         ] {
             assert_eq!(worker(value.clone()), None, "{value}");
         }
+    }
+
+    #[test]
+    fn stored_responses_have_names_and_are_not_too_many() {
+        let response = |value: serde_json::Value| serde_json::from_value::<ToldResponse>(value).unwrap().checked();
+        let sound = response(json!({"id": "resp_1", "maker": "m", "counted": true})).unwrap();
+        assert_eq!(sound, Response { id: "resp_1".to_owned(), maker: "m".to_owned(), counted: true });
+        assert!(!response(json!({"id": "resp_1", "maker": ""})).unwrap().counted);
+        for value in [
+            json!({"id": "", "maker": "m"}),
+            json!({"id": "a\u{0}", "maker": "m"}),
+            json!({"id": "r".repeat(MAX_NAME_BYTES + 1), "maker": "m"}),
+            json!({"id": "r", "maker": "m".repeat(MAX_NAME_BYTES + 1)}),
+            json!({"id": "r", "maker": "\u{0}"}),
+        ] {
+            assert_eq!(response(value.clone()), None, "{value}");
+        }
+        let many = vec!["r"; MAX_RESPONSES + 1];
+        assert!(read(json!({"node": "n", "responses_asked": many}).to_string().as_bytes()).is_err());
     }
 
     #[test]

@@ -145,3 +145,113 @@ describe("the id of a response", function()
     end
   end)
 end)
+
+
+-- A shared dict with lists, as nginx has it.
+local function shared_dict()
+  local dict, lists = response_owners.own_dict(), {}
+
+  function dict.llen(_, list)
+    return #(lists[list] or {})
+  end
+  function dict.rpush(_, list, value)
+    lists[list] = lists[list] or {}
+    table.insert(lists[list], value)
+  end
+  function dict.lpop(_, list)
+    return table.remove(lists[list] or {}, 1)
+  end
+
+  return dict
+end
+
+
+describe("makers and the collector", function()
+  local dict, owners
+  before_each(function()
+    dict = shared_dict()
+    owners = response_owners.new(dict, 50)
+  end)
+
+  it("news are what was made and what was counted", function()
+    local number = owners:note("resp_1", "alice")
+    owners:note("resp_2", "bob")
+    assert.same({ { id = "resp_1", maker = "alice", counted = false },
+                  { id = "resp_2", maker = "bob", counted = false } },
+                owners:take_news(10))
+    assert.same({}, owners:take_news(10))
+
+    owners:count(number)
+    owners:count(number)
+    local news = owners:take_news(10)
+    assert.same({ { id = "resp_1", maker = "alice", counted = true } }, news)
+
+    owners:give_back(news, {})
+    assert.same(news, owners:take_news(10))
+  end)
+
+  it("are told of in portions, and never more than are kept", function()
+    for i = 1, 70 do
+      owners:note("resp_" .. i, "alice")
+    end
+    local first, rest = owners:take_news(3), owners:take_news(100)
+    assert.equal("resp_21", first[1].id)
+    assert.equal(3, #first)
+    assert.equal(47, #rest)
+    assert.equal("resp_70", rest[47].id)
+    assert.same({}, owners:take_news(100))
+  end)
+
+  it("are asked for once, and known then", function()
+    assert.is_true(owners:ask("resp_1", "alice"))
+    assert.is_true(response_owners.new(dict):ask("resp_1", "alice"))
+    assert.is_true(owners:ask("resp_2", "alice"))
+    local asked = owners:take_asked()
+    assert.same({ "resp_1", "resp_2" }, asked)
+    assert.same({}, owners:take_asked())
+    -- still on its way
+    assert.is_true(owners:ask("resp_1", "alice"))
+
+    owners:learn(asked, { { id = "resp_1", maker = "alice", counted = true } })
+    assert.is_true(owners:is_of("resp_1", "alice"))
+    assert.is_true(owners:is_counted(owners:number_of("resp_1")))
+    assert.is_false(owners:ask("resp_2", "alice"))
+    -- the collector has it from somebody
+    assert.same({}, owners:take_news(10))
+  end)
+
+  it("are asked for again where the collector did not answer", function()
+    owners:ask("resp_1", "alice")
+    owners:give_back({}, owners:take_asked())
+    assert.same({ "resp_1" }, owners:take_asked())
+  end)
+
+  it("are not taken from the collector where a later one is known", function()
+    owners:ask("resp_1", "alice")
+    owners:note("resp_1", "bob")
+    owners:learn(owners:take_asked(), { { id = "resp_1", maker = "alice" } })
+    assert.is_true(owners:is_of("resp_1", "bob"))
+  end)
+
+  it("are asked for by a user so often, and in all", function()
+    for i = 1, 30 do
+      assert.is_true(owners:ask("resp_" .. i, "alice"))
+    end
+    owners:ask("resp_x", "bob")
+    local asked = owners:take_asked()
+    assert.equal(21, #asked)
+    assert.equal("resp_x", asked[21])
+    for i = 1, 200 do
+      owners:ask("resp_" .. i, "user" .. i)
+    end
+    assert.equal(100, #owners:take_asked())
+  end)
+
+  it("are not asked for where there is no such id", function()
+    for _, id in ipairs({ "", "resp 1", "a/b", "\0", ("x"):rep(129) }) do
+      assert.is_false(owners:ask(id, "alice"))
+    end
+    assert.same({}, owners:take_asked())
+    assert.is_false(response_owners.new():ask("resp_1", "alice"))
+  end)
+end)

@@ -63,9 +63,9 @@ for _, capture in ipairs({ "full", "metadata" }) do
     end)
 
     it("are else those of the first that fetches it finished", function()
-      assert.is_nil(counts(call("POST", "", QUEUED)))
+      assert.is_true(call("POST", "", QUEUED)["repeat"])
       for _ = 1, 3 do
-        assert.is_nil(counts(call("GET", "/" .. ID, QUEUED)))
+        assert.is_true(call("GET", "/" .. ID, QUEUED)["repeat"])
       end
       assert.equal(49, counts(call("GET", "/" .. ID, FINISHED)))
       assert.is_true(call("GET", "/" .. ID, FINISHED)["repeat"])
@@ -113,6 +113,28 @@ for _, capture in ipairs({ "full", "metadata" }) do
       local outer = call("GET", "/" .. ID, FINISHED)
       assert.equal(49, counts(inner))
       assert.is_true(outer["repeat"])
+    end)
+
+    it("are not those of a response that goes on", function()
+      local function answer(status, tokens)
+        return '{"id":"' .. ID .. '","status":"' .. status .. '","usage":'
+               .. (tokens and '{"input_tokens":' .. tokens
+                              .. ',"output_tokens":1}' or "null") .. "}"
+      end
+
+      for _, status in ipairs({ "queued", "in_progress" }) do
+        call("POST", "", QUEUED)
+        for _, tokens in ipairs({ false, 5, 9 }) do
+          assert.is_true(call("GET", "/" .. ID,
+                              answer(status, tokens))["repeat"])
+        end
+        assert.equal(49, counts(call("GET", "/" .. ID, FINISHED)))
+      end
+
+      call("POST", "", QUEUED)
+      assert.is_true(call("POST", "/" .. ID .. "/cancel",
+                          answer("cancelled"))["repeat"])
+      assert.equal(8, counts(call("GET", "/" .. ID, answer("cancelled", 7))))
     end)
 
     it("are not taken by what looks like a usage", function()

@@ -146,3 +146,32 @@ async fn a_report_that_is_none_is_refused() {
     assert_eq!(app.database.number("SELECT count(*) FROM llm_workers").await, 0);
     app.stop().await;
 }
+
+#[tokio::test]
+async fn who_made_a_response_is_told_to_nodes_that_ask() {
+    let app = TestApp::start().await;
+    let made = |id: &str, maker: &str, counted: bool| json!({"id": id, "maker": maker, "counted": counted});
+    told(&app, &json!({"node": "a", "responses_made": [made("resp_1", "alice", false), made("resp_2", "bob", false)]})).await;
+    told(&app, &json!({"node": "a", "responses_made": [made("resp_2", "bob", true), made("", "bob", true)]})).await;
+    let asked = json!({"node": "b", "responses_asked": ["resp_2", "resp_3", "resp_1", "\u{0}"]});
+    let known = |answer: &Answer| {
+        let answer: Value = serde_json::from_str(&answer.text).unwrap();
+        let mut known = answer["responses"].as_array().unwrap().clone();
+        known.sort_by_key(|response| response["id"].to_string());
+        known
+    };
+    let answer = tell(&app, &asked).await;
+    assert_eq!(known(&answer), [made("resp_1", "alice", false), made("resp_2", "bob", true)]);
+    // What was counted stays so for its maker; an id that comes again is another response.
+    told(&app, &json!({"node": "b", "responses_made": [made("resp_2", "bob", false), made("resp_1", "carol", false)]})).await;
+    assert_eq!(known(&tell(&app, &asked).await), [made("resp_1", "carol", false), made("resp_2", "bob", true)]);
+    told(&app, &json!({"node": "b", "responses_made": [made("resp_2", "carol", false)]})).await;
+    assert_eq!(known(&tell(&app, &asked).await)[1], made("resp_2", "carol", false));
+
+    let client = app.database.connect().await;
+    client.execute("UPDATE llm_response_makers SET told_at = now() - interval '31 days'", &[]).await.unwrap();
+    told(&app, &json!({"node": "b", "responses_made": [made("resp_4", "", false)]})).await;
+    let left = client.query("SELECT id FROM llm_response_makers", &[]).await.unwrap();
+    assert_eq!(left.iter().map(|row| row.get::<_, String>(0)).collect::<Vec<_>>(), ["resp_4"]);
+    app.stop().await;
+}

@@ -121,32 +121,3 @@ async fn a_web_socket_is_refused_and_no_other_upgrade() {
         }
     }
 }
-
-#[tokio::test]
-async fn a_stored_response_is_given_to_whoever_made_it() {
-    let session = Session::begin().await;
-    let (alice, bob) = (session.user().await, session.user().await);
-    for name in ["responses", "responses-stream"] {
-        let made = session.call("/v1/responses").key(&alice.key).header("x-fixture", name);
-        let made = made.body(gateway_tests::fixtures::vllm_request(name)).send().await;
-        assert_eq!(made.status, 200);
-        let text = made.text();
-        let id = text.split_once("\"id\":\"").and_then(|(_, rest)| rest.split('"').next()).unwrap();
-        assert!(id.starts_with("resp_"), "{id}");
-        for (user, status) in [(&alice, 200), (&bob, 404)] {
-            for (method, path) in [("GET", format!("/v1/responses/{id}")), ("POST", format!("/v1/responses/{id}/cancel"))] {
-                let reply = session.call(&path).key(&user.key).header("x-fixture", "responses").method(method).send().await;
-                assert_eq!(reply.status, status, "{method} {path}: {}", reply.text());
-                assert_eq!(reply.seen(&session).is_empty(), status == 404);
-                if status == 404 {
-                    let wanted = serde_json::json!({"error": {"message": format!("Response with id '{id}' not found."),
-                        "type": "invalid_request_error", "param": "response_id", "code": 404}});
-                    assert_eq!(reply.json(), wanted);
-                    assert_eq!(reply.row(&session).await["status"], 404);
-                }
-            }
-        }
-    }
-    let nobodys = session.call("/v1/responses/resp_0123456789abcdef").key(&alice.key).method("GET").send().await;
-    assert_eq!(nobodys.status, 404, "{}", nobodys.text());
-}

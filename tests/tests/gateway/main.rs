@@ -23,5 +23,6 @@ mod refused;
 mod scripts;
 mod sdk;
 mod sizes;
+mod stored;
 // Runs last: tests start in alphabetical order, and it waits for all others.
 mod zz_secrets;

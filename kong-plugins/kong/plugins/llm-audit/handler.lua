@@ -165,7 +165,9 @@ end
 local function header_filter(_, conf)
   local call = call_at_hand()
   local header = ngx.header
-  if shared_reading.of_call().is_late then
+  -- Not there where access did not run.
+  call.asked = call.asked or shared_reading.of_call()
+  if call.asked.is_late then
     kong.response.set_status(408)
   end
   local status = kong.response.get_status()
@@ -173,8 +175,6 @@ local function header_filter(_, conf)
   local content_length = tonumber(header["Content-Length"])
   local encoding = header["Content-Encoding"]
   local stream = is_event_stream(content_type)
-  -- Not there where access did not run.
-  call.asked = call.asked or shared_reading.of_call()
 
   call.stream = stream
   call.is_encoded = encoding ~= nil
@@ -395,6 +395,7 @@ local function log(call, conf)
   if answer then
     llm.model = answer.model
     llm.usage = answer.usage
+    call.response_status = answer.status
     -- An SDK may hang up at the last event, before the last byte; a server that
     -- dies may end the body in good order. With bodies the collector sees that.
     -- Without that event it is whole where every choice said why it ended.

@@ -123,6 +123,9 @@ local function read_member(found, text, key, from, to)
   if key == "model" then
     found.model = read_string(text, from, to) or found.model
 
+  elseif key == "status" then
+    found.status = read_string(text, from, to)
+
   elseif key == "usage" and byte(text, from) == OPEN_BRACE then
     found.usage = usage_counts.read(text, from) or found.usage
 
@@ -168,6 +171,7 @@ local function read_json(found, head, tail, is_whole)
     found.usage = late.usage or found.usage
     found.billed = late.billed or found.billed
     found.model = late.model or found.model
+    found.status = late.status or found.status
   end
 
   local usage = found.usage
@@ -476,9 +480,10 @@ end
 -- @param body a capture that M.capture() has made
 -- @param is_stream whether the body is an event stream
 -- @param is_whole whether the end of the body was seen
--- @return table: model and usage, as far as they were reported; ended, whether
--- a stream's last event was the one after which nothing comes, nil when that
--- cannot be told; finished, whether it said why it ended all the same
+-- @return table: model, usage and, of JSON, status, as far as they were
+-- reported; ended, whether a stream's last event was the one after which
+-- nothing comes, nil when that cannot be told; finished, whether it said why
+-- it ended all the same
 function M.read(body, is_stream, is_whole)
   local found = {}
   local head, tail = body:ends()
@@ -491,7 +496,7 @@ function M.read(body, is_stream, is_whole)
   end
 
   return { model = found.model, usage = found.usage, ended = found.ended,
-           finished = found.finished }
+           finished = found.finished, status = found.status }
 end
 
 

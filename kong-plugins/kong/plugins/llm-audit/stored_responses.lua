@@ -11,7 +11,9 @@
 --   by its text, which a client can choose in part.
 --   Whoever takes the count tells it in `llm.usage`: with a body that is cut or
 --   left out later, it would be lost.
---   Only who reports more than zero takes it.
+--   Only who reports more than zero takes it, and only of a response that is
+--   finished: counts of one in progress may grow. Entries of others say
+--   `llm.repeat`, too: nobody has to miss their usage.
 --
 -- Not here: who is first (response_owners), answers with Content-Encoding. They
 -- do not take the count, and repeat it once it is taken.
@@ -36,9 +38,12 @@ local MAX_WHOLE_BYTES = 1048576
 -- it is less work for all others than the patterns are.
 local RESPONSES = "/v1/responses"
 
+-- What a response is as long as more comes.
+local UNFINISHED = { queued = true, in_progress = true }
+
 local owners = response_owners.new(ngx.shared.llm_gateway)
 
-local M = {}
+local M = { owners = owners }
 
 
 -- @return the answer to an id that the server does not have, as vLLM gives it
@@ -67,9 +72,22 @@ end
 
 
 -- @param id of a response that the caller wants to have or to continue
--- @return nil, or how to answer: { status, body }
+-- @return nil, or how to answer: { status, headers, body or message }
 function M.refusal(id)
-  return not owners:is_of(id, reading.caller()) and not_found(id) or nil
+  local caller = reading.caller()
+  if owners:is_of(id, caller) then
+    return nil
+  end
+
+  if not owners:number_of(id) and owners:ask(id, caller) then
+    return {
+      status = 503,
+      headers = { ["Retry-After"] = "2" },
+      message = "It is not known yet whose response this is; ask again",
+    }
+  end
+
+  return not_found(id)
 end
 
 
@@ -164,10 +182,16 @@ function M.describe(call, llm, content, is_whole)
     local has_all = content and not llm.response_truncated
                     and #content <= MAX_WHOLE_BYTES
     local body = has_all and whole(content) or call.ends
-    llm.usage = reported.read(body, call.stream, is_whole).usage
+    local answer = reported.read(body, call.stream, is_whole)
+    llm.usage = answer.usage
+    call.response_status = answer.status
   end
 
-  if llm.usage and has_tokens(llm.usage) and not owners:count(number) then
+  local counts = llm.usage and has_tokens(llm.usage)
+  local status = call.response_status
+  if UNFINISHED[status] or status == "cancelled" and not counts
+    or counts and not owners:count(number)
+  then
     llm["repeat"] = true
   end
 end

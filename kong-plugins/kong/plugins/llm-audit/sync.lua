@@ -1,6 +1,7 @@
 -- Tells the collector, once a second and from one worker of the node, what no
 -- log entry can tell: up to where each worker has counted, which refused calls
--- left no entry, and how full the queues are. Never in a request.
+-- left no entry, how full the queues are, and who made which stored response.
+-- Asks it for makers that are not known here. Never in a request.
 --
 -- `POST /sync` next to the `POST /log` of http-log, with its headers; what is
 -- sent stands in docs/contract.md. Every worker gives a sign and publishes its
@@ -12,6 +13,7 @@ local log_queue = require "kong.plugins.llm-audit.log_queue"
 local queue_keeper = require "kong.plugins.llm-audit.queue_keeper"
 local refused = require "kong.plugins.llm-audit.refused"
 local sequence = require "kong.plugins.llm-audit.sequence"
+local stored_responses = require "kong.plugins.llm-audit.stored_responses"
 
 local floor = math.floor
 local format = string.format
@@ -35,8 +37,10 @@ local INTERVAL_SECONDS = 1
 local LEASE_SECONDS = 10
 local TIMEOUT_MS = 3000
 
--- Counts of refused calls in one request: some 60 KB.
+-- Counts of refused calls in one request: some 60 KB. And stored responses, of
+-- which none takes more than 250 bytes.
 local MAX_REFUSED = 500
+local MAX_RESPONSES = 300
 
 -- A state that is older belongs to a worker that is gone.
 local STATE_SECONDS = 15
@@ -98,7 +102,13 @@ local function node_name()
 end
 
 
--- @return the request's body, and what it tells of
+-- cjson makes {} of an empty list, so a list is left out instead.
+local function list(items)
+  return items[1] ~= nil and items or nil
+end
+
+
+-- @return the request's body, and what it tells of and asks for
 local function make_body(shared)
   local workers, ended = {}, {}
   local gauges = { in_flight = 0, queue_entries = 0, queue_bytes = 0,
@@ -125,22 +135,28 @@ local function make_body(shared)
     end
   end)
 
-  local taken = refused.take(MAX_REFUSED)
-  local refused_calls
-  for i, count in ipairs(taken) do
-    refused_calls = refused_calls or {}
+  local taken = {
+    refused = refused.take(MAX_REFUSED),
+    news = stored_responses.owners:take_news(MAX_RESPONSES),
+    asked = stored_responses.owners:take_asked(),
+  }
+  local refused_calls = {}
+  for i, count in ipairs(taken.refused) do
     refused_calls[i] = { client_ip = count.client_ip, minute = count.minute,
                          status = count.status, count = count.count }
   end
 
-  -- cjson makes {} of an empty list, so a list is left out instead.
   return cjson.encode({ v = VERSION, node = node_name(),
-                        workers = workers[1] and workers,
-                        refused_calls = refused_calls, gauges = gauges }),
+                        workers = list(workers),
+                        refused_calls = list(refused_calls),
+                        responses_made = list(taken.news),
+                        responses_asked = list(taken.asked),
+                        gauges = gauges }),
          ended, taken
 end
 
 
+-- @return the answer; nil and an error
 local function post(endpoint, body)
   local http = require "resty.http"
   local headers = { ["Content-Type"] = "application/json" }
@@ -162,7 +178,28 @@ local function post(endpoint, body)
     return nil, err
   end
 
-  return answer.status < 300 or nil, "status " .. answer.status
+  if answer.status >= 300 then
+    return nil, "status " .. answer.status
+  end
+
+  local told = cjson.decode(answer.body or "")
+
+  return type(told) == "table" and told or {}
+end
+
+
+-- @param made what the collector knows of the responses asked for
+local function learn(asked, made)
+  local known = {}
+  for _, response in ipairs(type(made) == "table" and made or {}) do
+    if type(response) == "table" and type(response.id) == "string"
+      and type(response.maker) == "string"
+    then
+      known[#known + 1] = response
+    end
+  end
+
+  stored_responses.owners:learn(asked, known)
 end
 
 
@@ -195,14 +232,16 @@ local function send(shared)
   end
 
   local body, ended, taken = make_body(shared)
-  local called, ok, err = pcall(post, endpoint, body)
-  if not called or not ok then
-    refused.give_back(taken)
-    report(not called and ok or err)
+  local called, answer, err = pcall(post, endpoint, body)
+  if not called or not answer then
+    refused.give_back(taken.refused)
+    stored_responses.owners:give_back(taken.news, taken.asked)
+    report(not called and answer or err)
     return
   end
 
-  refused.forget(taken)
+  refused.forget(taken.refused)
+  learn(taken.asked, answer.responses)
   for slot, name in pairs(ended) do
     sequence.forget(slot, name)
   end
