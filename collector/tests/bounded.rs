@@ -67,3 +67,22 @@ fn the_same_name_hundreds_of_thousands_of_times() {
         }
     }
 }
+
+#[test]
+fn a_long_text_and_many_messages_that_repeat_nothing_of_it() {
+    let long = "x y ".repeat(1_000_000);
+    let messages: String =
+        (0..60_000).map(|n| format!("data: {{\"choices\":[{{\"message\":{{\"content\":\"{n}\"}}}}]}}\n\n")).collect();
+    read(PATHS[0], &format!("data: {{\"choices\":[{{\"delta\":{{\"content\":\"{long}\"}}}}]}}\n\n{messages}"));
+}
+
+#[test]
+fn tens_of_thousands_of_items_each_known_by_its_id_alone() {
+    const MANY: usize = 40_000;
+    let events: String = (0..MANY)
+        .map(|n| format!("data: {{\"type\":\"response.output_item.added\",\"item\":{{\"id\":\"{n}\",\"type\":\"t{n}\"}}}}\n\n"))
+        .collect();
+    let output: Vec<_> = (0..MANY).map(|n| format!("{{\"id\":\"o{n}\",\"type\":\"o\"}}")).collect();
+    let end = format!("data: {{\"type\":\"response.completed\",\"response\":{{\"output\":[{}]}}}}\n\n", output.join(","));
+    read(PATHS[3], &format!("{events}{end}"));
+}

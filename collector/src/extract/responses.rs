@@ -1,6 +1,7 @@
 //! `/v1/responses`: answers made of output items.
 
 mod item;
+mod together;
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -13,7 +14,8 @@ use super::stream::{Merge, Sent};
 use super::unread::Pieces;
 use super::usage;
 
-use item::{Item, length};
+use item::Item;
+use together::together;
 
 /// Reads a response object.
 pub fn read(response: &Json<'_>) -> Answer {
@@ -101,30 +103,13 @@ impl Merge for Events {
 
     fn finish(self) -> Json<'static> {
         let mut response = self.terminal.or(self.announced).unwrap_or_else(|| Json::Object(Vec::new()));
-        let mut output = match response.take("output") {
+        let output = match response.take("output") {
             Some(Json::Array(items)) => items,
             _ => Vec::new(),
         };
-        let mut is_taken = vec![false; output.len()];
         let mut items = self.items;
         items.sort_by_key(|item| item.index);
-        for (position, item) in items.into_iter().filter_map(Item::finish).enumerate() {
-            match counterpart(&output, &is_taken, position, &item) {
-                Some(at) => {
-                    if let (Some(known), Some(taken)) = (output.get_mut(at), is_taken.get_mut(at)) {
-                        *taken = true;
-                        if length(&item) > length(known) {
-                            *known = item;
-                        }
-                    }
-                }
-                None => {
-                    let at = position.min(output.len());
-                    output.insert(at, item);
-                    is_taken.insert(at, true);
-                }
-            }
-        }
+        let output = together(output, items.into_iter().filter_map(Item::finish));
         if let Json::Object(members) = &mut response {
             members.push((Cow::Borrowed("output"), Json::Array(output)));
             if let Some(usage) = self.usage {
@@ -178,15 +163,4 @@ impl Events {
         self.by_id.extend(key.map(|key| (key, at)));
         &mut self.items[at]
     }
-}
-
-/// The item of the terminal event that is the same as `item`: of its id, else of its type, first in its place.
-fn counterpart(output: &[Json<'_>], is_taken: &[bool], position: usize, item: &Json<'_>) -> Option<usize> {
-    let is_free = |at: &usize| is_taken.get(*at) == Some(&false);
-    let has = |name: &'static str| {
-        let wanted = item.get(name);
-        move |at: &usize| wanted.is_some() && output.get(*at).and_then(|known| known.get(name)) == wanted
-    };
-    let free = || (0..output.len()).filter(is_free);
-    free().find(has("id")).or_else(|| Some(position).filter(is_free).filter(has("type"))).or_else(|| free().find(has("type")))
 }

@@ -15,6 +15,8 @@ pub(super) struct Choice {
     is_chat: bool,
     /// A delta brought text: a whole message beside it repeats it.
     has_deltas: bool,
+    /// Bytes that were searched for what messages beside deltas repeat.
+    searched: usize,
     role: Option<String>,
     text: Option<String>,
     content: Option<String>,
@@ -43,6 +45,23 @@ pub(super) enum Part {
     Refusal,
     /// The arguments of a tool call, by its index.
     Arguments(Option<i64>),
+}
+
+/// Bytes of a choice that are searched at most for what messages beside its deltas repeat. They repeat all of it or what came last,
+/// which is found at once; a stream of messages that repeat nothing must not cost the square of its length.
+const MAX_SEARCHED: usize = 1 << 20;
+
+/// Whether `new` stands in what is known. What is not looked for any more does not.
+fn repeats(known: &str, new: &str, searched: &mut usize) -> bool {
+    if known.starts_with(new) {
+        return true;
+    }
+    if *searched > MAX_SEARCHED {
+        return known.ends_with(new);
+    }
+    let found = known.rfind(new);
+    *searched += known.len() - found.unwrap_or_default();
+    found.is_some()
 }
 
 /// The one text that [`Choice::add`] would append; `None` where it would do more than that, or do other things the second time.
@@ -240,7 +259,7 @@ impl Choice {
                 *known = new.into_owned();
             } else if !has_deltas {
                 known.push_str(&new);
-            } else if !known.contains(new.as_ref()) {
+            } else if !repeats(known, &new, &mut self.searched) {
                 unread.member(name, value);
             }
         }
