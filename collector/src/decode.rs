@@ -20,7 +20,6 @@ use std::borrow::Cow;
 
 use bytes::Bytes;
 use bytestring::ByteString;
-use serde_json::value::RawValue;
 
 pub use entry::Entry;
 
@@ -76,7 +75,7 @@ pub fn owned_text(bytes: Bytes) -> ByteString {
 /// handed out too (decoding them will fail); the elements around them are found all the same.
 pub fn elements(text: &str) -> Result<Elements<'_>, DecodeError> {
     let text = text.strip_prefix('\u{FEFF}').unwrap_or(text).trim();
-    let whole = || serde_json::from_str::<&RawValue>(text).map_err(|error| DecodeError::NotJson(error.to_string()));
+    let whole = || json::check(text).map_err(|error| DecodeError::NotJson(error.to_string()));
     match text.as_bytes().first() {
         Some(b'[') => {
             let inside = text.strip_prefix('[').unwrap_or_default();
@@ -86,7 +85,7 @@ pub fn elements(text: &str) -> Result<Elements<'_>, DecodeError> {
             }
             Ok(elements)
         }
-        Some(b'{') => whole().map(|_| Elements { rest: text, work: 0, in_array: false }),
+        Some(b'{') => whole().map(|()| Elements { rest: text, work: 0, in_array: false }),
         _ => Err(whole().err().unwrap_or(DecodeError::NotABatch)),
     }
 }
@@ -115,7 +114,7 @@ impl<'a> Elements<'a> {
 
     /// Whether any element is whole.
     fn has_one(mut self) -> bool {
-        while leading_value(self.rest).is_none_or(|(_, behind)| next_element(behind).is_none()) {
+        while json::leading(self.rest).is_none_or(|(_, behind)| next_element(behind).is_none()) {
             let Some(comma) = self.end_of_broken() else { return false };
             self.rest = self.rest.get(comma + 1..).unwrap_or_default().trim_start();
         }
@@ -152,7 +151,7 @@ impl<'a> Iterator for Elements<'a> {
         if !self.in_array {
             return Some(std::mem::take(&mut self.rest));
         }
-        if let Some((element, behind)) = leading_value(self.rest)
+        if let Some((element, behind)) = json::leading(self.rest)
             && let Some(after) = next_element(behind)
         {
             self.rest = after;
@@ -207,13 +206,6 @@ impl Brackets {
         }
         true
     }
-}
-
-/// The JSON value at the start of `text`, and what follows it.
-fn leading_value(text: &str) -> Option<(&str, &str)> {
-    let mut values = serde_json::Deserializer::from_str(text).into_iter::<&RawValue>();
-    let value = values.next()?.ok()?;
-    text.get(values.byte_offset()..).map(|after| (value.get(), after))
 }
 
 /// What follows the separator behind an element; `None` where there is none.

@@ -113,10 +113,14 @@ pub fn call(entry: &Entry<'_>, secrets: &Secrets, privacy: &Privacy) -> Call {
         raw_log::Bodies { request: &request, response: &response.document, vectors, unread: &response.unread }
     };
     let mask: &redact::Mask<'_> = &|text| privacy.mask(text, |_| {});
-    raw_log::write(&mut raw_log, fields, bodies, secrets, mask, &mut |text| match credentials.hide(text) {
-        Cow::Borrowed(_) => masked.mask(privacy, text),
-        Cow::Owned(hidden) => Cow::Owned(masked.mask(privacy, &hidden).into_owned()),
-    });
+    let mut hide = raw_log::Hide {
+        may: &|json| !credentials.is_empty() || privacy.may_mask(json),
+        text: &mut |text| match credentials.hide(text) {
+            Cow::Borrowed(_) => masked.mask(privacy, text),
+            Cow::Owned(hidden) => Cow::Owned(masked.mask(privacy, &hidden).into_owned()),
+        },
+    };
+    raw_log::write(&mut raw_log, fields, bodies, secrets, mask, &mut hide);
 
     let mut call = Call {
         request_id: entry.request_id.clone(),

@@ -13,7 +13,7 @@ mod read;
 use std::borrow::Cow;
 use std::fmt;
 
-pub use read::JsonError;
+pub use read::{JsonError, check, leading};
 
 use super::Brackets;
 
@@ -240,39 +240,48 @@ pub fn write_string(out: &mut String, text: &str) {
 }
 
 /// Where the first byte is that a JSON string cannot hold as it stands.
+#[inline]
 pub fn first_special(text: &[u8]) -> Option<usize> {
-    // Blocks without a branch inside become vector instructions; looking at one byte after the other was a twelfth of all work
-    // on an entry. Most strings are shorter than a block, and for those words are faster.
-    const BLOCK: usize = 32;
-    let near = text.get(..BLOCK).unwrap_or(text);
-    if let Some(at) = first_special_by_words(near) {
-        return Some(at);
+    // Most strings are a few letters, for which words are fastest; most bytes are in captured bodies, for which vectors are.
+    const FEW: usize = 4;
+    let words = text.as_chunks::<8>().0;
+    for (position, word) in words.get(..FEW).unwrap_or(words).iter().enumerate() {
+        if let Some(at) = first_special_of_word(*word) {
+            return Some(position * 8 + at);
+        }
     }
-    let rest = text.get(near.len()..)?;
-    let has_special = |block: &[u8]| block.iter().fold(false, |found, byte| found | is_special(byte));
-    let plain = rest.chunks_exact(BLOCK).take_while(|block| !has_special(block)).count() * BLOCK;
-    first_special_by_words(rest.get(plain..)?).map(|at| near.len() + plain + at)
-}
-
-fn is_special(byte: &u8) -> bool {
-    *byte < 0x20 || matches!(byte, b'"' | b'\\')
+    first_special_from(text, words.len().min(FEW) * 8)
 }
 
 /// The same, eight bytes at a time.
-fn first_special_by_words(text: &[u8]) -> Option<usize> {
+#[inline]
+fn first_special_of_word(bytes: [u8; 8]) -> Option<usize> {
     const ONES: u64 = u64::from_le_bytes([1; 8]);
     // The high bit of each byte below `limit`; a borrow can only set bits above the first byte that is one.
     let below = |word: u64, limit: u8| word.wrapping_sub(ONES * u64::from(limit)) & !word;
-    let words = text.as_chunks::<8>();
-    for (position, bytes) in words.0.iter().enumerate() {
-        let word = u64::from_le_bytes(*bytes);
-        let equal = |byte: u8| below(word ^ (ONES * u64::from(byte)), 1);
-        let found = (below(word, 0x20) | equal(b'"') | equal(b'\\')) & (ONES << 7);
-        if found != 0 {
-            return Some(position * 8 + found.trailing_zeros() as usize / 8);
+    let word = u64::from_le_bytes(bytes);
+    let equal = |byte: u8| below(word ^ (ONES * u64::from(byte)), 1);
+    let found = (below(word, 0x20) | equal(b'"') | equal(b'\\')) & (ONES << 7);
+    (found != 0).then(|| found.trailing_zeros() as usize / 8)
+}
+
+/// The same from the byte `done` on, many bytes at a time.
+fn first_special_from(text: &[u8], mut done: usize) -> Option<usize> {
+    // Twice as far with each step: what is looked at beyond the place that is found is no more than what is before it.
+    let mut length = 64;
+    while let Some(rest) = text.get(done..).filter(|rest| !rest.is_empty()) {
+        let part = rest.get(..length).unwrap_or(rest);
+        let quote = memchr::memchr2(b'"', b'\\', part);
+        let before = part.get(..quote.unwrap_or(part.len())).unwrap_or_default();
+        let least = before.iter().fold(u8::MAX, |least, byte| least.min(*byte));
+        let control = if least < 0x20 { before.iter().position(|byte| *byte < 0x20) } else { None };
+        if let Some(at) = control.or(quote) {
+            return Some(done + at);
         }
+        done += part.len();
+        length = length.saturating_mul(2);
     }
-    words.1.iter().position(is_special).map(|at| words.0.len() * 8 + at)
+    None
 }
 
 impl fmt::Display for Json<'_> {

@@ -5,10 +5,10 @@
 //! by their name, and base64 that stands bare in a text. What may just as well be text stays: a hash is no recording.
 
 use std::borrow::Cow;
+use std::sync::LazyLock;
 
 use base64::Engine;
-use base64::alphabet;
-use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
+use base64::engine::{DecodePaddingMode, GeneralPurposeConfig, Simd};
 
 use crate::decode::digest::describe_binary;
 use crate::decode::json::Json;
@@ -27,10 +27,10 @@ const LINES: std::ops::RangeInclusive<usize> = 40..=200;
 const MAX_HEAD: usize = 200;
 
 /// Blobs are cut where recordings are, and the padding is optional everywhere.
-const LENIENT: GeneralPurpose = GeneralPurpose::new(
-    &alphabet::STANDARD,
-    GeneralPurposeConfig::new().with_decode_allow_trailing_bits(true).with_decode_padding_mode(DecodePaddingMode::Indifferent),
-);
+static LENIENT: LazyLock<Simd> = LazyLock::new(|| {
+    let config = GeneralPurposeConfig::new();
+    Simd::standard(config.with_decode_allow_trailing_bits(true).with_decode_padding_mode(DecodePaddingMode::Indifferent))
+});
 
 fn is_letter(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'/' | b'-' | b'_' | b'=')
@@ -61,6 +61,11 @@ fn decoded(text: &str) -> Vec<u8> {
         letters.pop();
     }
     LENIENT.decode(&letters).unwrap_or_default()
+}
+
+/// How many bytes letters of base64 stand for.
+fn decoded_length(letters: &str) -> usize {
+    letters.bytes().filter(|letter| *letter != b'=').count() * 3 / 4
 }
 
 /// `text` without blobs.
@@ -326,7 +331,7 @@ pub fn write_vector(out: &mut String, value: &Json<'_>, width: usize) -> bool {
         Json::Array(numbers) if !numbers.is_empty() => {
             numbers.iter().all(|number| matches!(number, Json::Number(_))).then_some(numbers.len())
         }
-        Json::String(text) if !text.is_empty() && text.bytes().all(is_letter) => Some(decoded(text).len() / width.max(1)),
+        Json::String(text) if !text.is_empty() && text.bytes().all(is_letter) => Some(decoded_length(text) / width.max(1)),
         _ => None,
     };
     if let Some(dimensions) = dimensions(value) {

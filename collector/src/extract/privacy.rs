@@ -10,9 +10,10 @@
 //! what is whole can become a row later.
 
 use std::borrow::Cow;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use anyhow::{Context, Result, bail};
+use memchr::memmem::Finder;
 use regex::Regex;
 
 use crate::call::Call;
@@ -78,10 +79,11 @@ impl Form {
         }
     }
 
-    /// Whether a text can hold one at all: cheaper than the pattern.
+    /// Whether a text can hold one at all: cheaper than the pattern. JSON writes what is looked for as any text does.
     fn is_worth_a_look(self, text: &str) -> bool {
+        static KEY: LazyLock<Finder<'_>> = LazyLock::new(|| Finder::new(b"sk-"));
         match self {
-            Self::Key => memchr::memmem::find(text.as_bytes(), b"sk-").is_some(),
+            Self::Key => KEY.find(text.as_bytes()).is_some(),
             Self::Email => memchr::memchr(b'@', text.as_bytes()).is_some(),
             Self::Mobile | Self::ResidentId | Self::BankCard => true,
         }
@@ -187,6 +189,11 @@ impl Privacy {
     pub fn is_metadata_only(&self, consumer: &str, route: Option<&str>) -> bool {
         self.metadata_consumers.iter().any(|name| name == consumer)
             || route.is_some_and(|route| self.metadata_routes.iter().any(|name| name == route))
+    }
+
+    /// Whether any text in `json` may be to mask.
+    pub fn may_mask(&self, json: &str) -> bool {
+        self.masks.iter().any(|mask| mask.form.is_none_or(|form| form.is_worth_a_look(json)))
     }
 
     /// Masks `text`; `found` is told of each occurrence.

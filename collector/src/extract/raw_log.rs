@@ -8,7 +8,7 @@ use std::borrow::Cow;
 use crate::decode::json::{Json, write_list, write_string, write_text};
 
 use super::blobs::{blob, without_blobs, write_vector};
-use super::redact::{Mask, Secrets};
+use super::redact::{self, Mask, Secrets};
 use super::unread::Pieces;
 
 /// A body on its way into `raw_log`.
@@ -46,47 +46,90 @@ pub struct Bodies<'a> {
 }
 
 /// Hides what is not to be stored of a text of the user's or the model's.
-pub type Hide<'h> = dyn for<'t> FnMut(&'t str) -> Cow<'t, str> + 'h;
+pub struct Hide<'h> {
+    /// Whether in JSON text something may be to hide. Rarely is there, so that it is asked once of all that was written; who cannot
+    /// tell says so of an empty text, too.
+    pub may: &'h dyn Fn(&str) -> bool,
+    /// A text without it.
+    pub text: &'h mut dyn for<'t> FnMut(&'t str) -> Cow<'t, str>,
+}
+
+impl std::fmt::Debug for Hide<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Hide").finish_non_exhaustive()
+    }
+}
 
 /// Appends the entry `fields` with its bodies put back to `out`. `mask` is for texts of the client's outside of the bodies.
 pub fn write(out: &mut String, fields: &Json<'_>, bodies: Bodies<'_>, secrets: &Secrets, mask: &Mask<'_>, hide: &mut Hide<'_>) {
-    let mut separator = '{';
-    let mut request = Some(bodies.request);
-    let mut response = Some(bodies.response);
-    for (name, value) in fields.members() {
-        if secrets.is_secret_header(name) {
-            continue;
+    let head = Head::of(fields, secrets, mask);
+    let mut done = 0;
+    for place in head.bodies {
+        out.push_str(head.text.get(done..place.at).unwrap_or_default());
+        done = place.at;
+        let document = if place.is_response { bodies.response } else { bodies.request };
+        write_body(out, document, bodies.vectors.filter(|_| place.is_response), place.is_first, hide);
+        if place.is_response && matches!(document, Document::Json(Json::Object(_))) && out.ends_with('}') {
+            bodies.unread.write(out, hide);
         }
-        out.push(separator);
-        separator = ',';
-        write_text(out, name);
-        out.push(':');
-        let start = out.len();
-        secrets.write_member(out, name, value, mask);
-        let is_response = name == "response";
-        let document = match name.as_ref() {
-            "request" => &mut request,
-            "response" => &mut response,
-            _ => continue,
-        };
-        if !matches!(value, Json::Object(_)) || !out.ends_with('}') {
-            continue;
+    }
+    out.push_str(head.text.get(done..).unwrap_or_default());
+}
+
+/// An entry without its bodies, and where they belong.
+#[derive(Debug, Default)]
+struct Head {
+    text: String,
+    bodies: Vec<Place>,
+}
+
+#[derive(Debug)]
+struct Place {
+    at: usize,
+    is_response: bool,
+    /// Nothing stands before it in its object.
+    is_first: bool,
+}
+
+impl Head {
+    fn of(fields: &Json<'_>, secrets: &Secrets, mask: &Mask<'_>) -> Self {
+        let head = Self::written(fields, secrets, |out, name, value| secrets.write_member(out, name, value, mask));
+        // Rarely is anything found, and then each member is asked.
+        if !redact::may_hold_credential(&head.text) {
+            return head;
         }
-        // Of a repeated member the first one has the body.
-        if let Some(document) = document.take() {
-            out.pop();
-            let is_first = out.len() == start + 1;
-            write_body(out, document, bodies.vectors.filter(|_| is_response), is_first, hide);
-            if is_response && matches!(document, Document::Json(Json::Object(_))) && out.ends_with('}') {
-                bodies.unread.write(out, hide);
+        Self::written(fields, secrets, |out, name, value| secrets.write_asked_member(out, name, value, mask))
+    }
+
+    fn written(fields: &Json<'_>, secrets: &Secrets, write: impl Fn(&mut String, &str, &Json<'_>)) -> Self {
+        // An entry without bodies has three to four kilobytes.
+        let mut head = Self { text: String::with_capacity(4096), bodies: Vec::with_capacity(2) };
+        let out = &mut head.text;
+        let mut separator = '{';
+        for (name, value) in fields.members() {
+            if secrets.is_secret_header(name) {
+                continue;
             }
-            out.push('}');
+            out.push(separator);
+            separator = ',';
+            write_text(out, name);
+            out.push(':');
+            let start = out.len();
+            write(out, name, value);
+            let is_response = name == "response";
+            let is_message = (is_response || name == "request") && matches!(value, Json::Object(_)) && out.ends_with('}');
+            // Of a repeated member the first one has the body.
+            if is_message && head.bodies.iter().all(|place| place.is_response != is_response) {
+                let at = out.len() - 1;
+                head.bodies.push(Place { at, is_response, is_first: at == start + 1 });
+            }
         }
+        if separator == '{' {
+            out.push('{');
+        }
+        out.push('}');
+        head
     }
-    if separator == '{' {
-        out.push('{');
-    }
-    out.push('}');
 }
 
 fn write_body(out: &mut String, document: &Document<'_>, vectors: Option<usize>, is_first: bool, hide: &mut Hide<'_>) {
@@ -96,14 +139,24 @@ fn write_body(out: &mut String, document: &Document<'_>, vectors: Option<usize>,
     out.push_str(if is_first { "\"body\":" } else { ",\"body\":" });
     match document {
         Document::Absent => {}
-        Document::Json(json) => Writer { vectors, hide }.write(out, json, ""),
-        Document::Text(text) => write_string(out, &hide(&without_blobs(text))),
+        Document::Json(json) => {
+            let start = out.len();
+            let is_told_by_json = !(hide.may)("");
+            if is_told_by_json {
+                Writer { vectors, hide: None }.write(out, json, "");
+            }
+            if !is_told_by_json || (hide.may)(out.get(start..).unwrap_or_default()) {
+                out.truncate(start);
+                Writer { vectors, hide: Some(hide) }.write(out, json, "");
+            }
+        }
+        Document::Text(text) => write_string(out, &(hide.text)(&without_blobs(text))),
     }
 }
 
 struct Writer<'w, 'h> {
     vectors: Option<usize>,
-    hide: &'w mut Hide<'h>,
+    hide: Option<&'w mut Hide<'h>>,
 }
 
 impl Writer<'_, '_> {
@@ -119,7 +172,7 @@ impl Writer<'_, '_> {
             Json::String(text) => self.write_text(out, text),
             Json::Array(elements) => write_list(out, '[', elements, ']', |out, element| self.write(out, element, name)),
             Json::Object(members) => write_list(out, '{', members, '}', |out, (member, value)| {
-                match (self.hide)(member) {
+                match self.hidden(member) {
                     Cow::Borrowed(_) => write_text(out, member),
                     Cow::Owned(hidden) => write_string(out, &hidden),
                 }
@@ -128,7 +181,7 @@ impl Writer<'_, '_> {
             }),
             Json::Raw(text) => match Json::parse(text) {
                 Ok(parsed) => self.write(out, &parsed, name),
-                Err(_) => write_string(out, &(self.hide)(&without_blobs(text))),
+                Err(_) => write_string(out, &self.hidden(&without_blobs(text))),
             },
             other => other.write(out),
         }
@@ -153,14 +206,21 @@ impl Writer<'_, '_> {
         }
     }
 
+    fn hidden<'t>(&mut self, text: &'t str) -> Cow<'t, str> {
+        match &mut self.hide {
+            Some(hide) => (hide.text)(text),
+            None => Cow::Borrowed(text),
+        }
+    }
+
     #[expect(clippy::ptr_arg, reason = "whether the text is borrowed decides how it is written")]
     fn write_text(&mut self, out: &mut String, text: &Cow<'_, str>) {
         match without_blobs(text) {
-            Cow::Borrowed(_) => match (self.hide)(text) {
+            Cow::Borrowed(_) => match self.hidden(text) {
                 Cow::Borrowed(_) => write_text(out, text),
                 Cow::Owned(hidden) => write_string(out, &hidden),
             },
-            Cow::Owned(replaced) => write_string(out, &(self.hide)(&replaced)),
+            Cow::Owned(replaced) => write_string(out, &self.hidden(&replaced)),
         }
     }
 }
@@ -178,10 +238,21 @@ fn is_place_of_vectors(json: &Json<'_>, name: &str) -> bool {
 mod tests {
     use super::*;
 
+    fn nothing_to_hide<'h>(text: &'h mut dyn for<'t> FnMut(&'t str) -> Cow<'t, str>) -> Hide<'h> {
+        Hide { may: &|_| false, text }
+    }
+
     fn written(fields: &str, request: Document<'_>, response: Document<'_>, vectors: Option<usize>) -> String {
         let mut out = String::new();
         let bodies = Bodies { request: &request, response: &response, vectors, unread: &Pieces::default() };
-        write(&mut out, &Json::parse(fields).unwrap(), bodies, &Secrets::default(), &|text| text.into(), &mut |text| text.into());
+        write(
+            &mut out,
+            &Json::parse(fields).unwrap(),
+            bodies,
+            &Secrets::default(),
+            &|text| text.into(),
+            &mut nothing_to_hide(&mut |text| text.into()),
+        );
         out
     }
 
@@ -222,7 +293,14 @@ mod tests {
             let response = Document::Json(Json::parse(body).unwrap());
             let bodies = Bodies { request: &Document::Absent, response: &response, vectors: None, unread: &unread };
             let fields = Json::parse(r#"{"response":{}}"#).unwrap();
-            write(&mut out, &fields, bodies, &Secrets::default(), &|text| text.into(), &mut |text| text.into());
+            write(
+                &mut out,
+                &fields,
+                bodies,
+                &Secrets::default(),
+                &|text| text.into(),
+                &mut nothing_to_hide(&mut |text| text.into()),
+            );
             assert!(out.starts_with(expected), "{out}");
             assert!(Json::parse(&out).is_ok(), "{out}");
         }

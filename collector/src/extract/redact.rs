@@ -20,6 +20,7 @@ use regex::Regex;
 use crate::decode::json::{Json, write_list, write_string, write_text};
 
 pub use bodies::Credentials;
+pub use shapes::may_hold_credential;
 
 /// What stands where a credential stood.
 const REDACTED: &str = "[redacted]";
@@ -60,8 +61,7 @@ impl Secrets {
 
     /// Whether a header (or any member) of this name is known to hold a credential.
     pub fn is_secret_header(&self, name: &str) -> bool {
-        names::SECRET_HEADERS.iter().any(|secret| name.eq_ignore_ascii_case(secret))
-            || self.denied.iter().any(|secret| name.eq_ignore_ascii_case(secret))
+        names::is_secret_header(name) || self.denied.iter().any(|secret| name.eq_ignore_ascii_case(secret))
     }
 
     fn is_kept_by_setting(&self, name: &str) -> bool {
@@ -120,13 +120,17 @@ impl Secrets {
         out
     }
 
-    /// Appends the value of a member of an entry (without bodies) as JSON text, without credentials. `mask` hides what users wrote in
-    /// addresses and names of models.
+    /// Appends the value of a member of an entry (without bodies) as JSON text, without what names alone tell is a credential. `mask`
+    /// hides what users wrote in addresses and names of models.
     pub fn write_member(&self, out: &mut String, name: &str, value: &Json<'_>, mask: &Mask<'_>) {
-        let start = out.len();
         Writer { secrets: self, is_thorough: false, mask }.root_value(out, name, value);
-        // Rarely is anything found, and then all of it is written once more, text by text.
-        if shapes::may_hold_credential(out.get(start..).unwrap_or_default()) {
+    }
+
+    /// The same without any credential: text by text, where [`may_hold_credential`] of what is written.
+    pub fn write_asked_member(&self, out: &mut String, name: &str, value: &Json<'_>, mask: &Mask<'_>) {
+        let start = out.len();
+        self.write_member(out, name, value, mask);
+        if may_hold_credential(out.get(start..).unwrap_or_default()) {
             out.truncate(start);
             Writer { secrets: self, is_thorough: true, mask }.root_value(out, name, value);
         }
@@ -366,7 +370,7 @@ mod tests {
         let root = Json::parse(raw).unwrap();
         for (name, value) in root.members() {
             let mut out = String::new();
-            secrets().write_member(&mut out, name, value, &|text| text.into());
+            secrets().write_asked_member(&mut out, name, value, &|text| text.into());
             assert!(scrubbed.contains(&format!("\"{name}\":{out}")), "{name}: {out}");
         }
     }

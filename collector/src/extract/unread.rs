@@ -71,7 +71,7 @@ impl Pieces {
             out.push_str("{\"kind\":\"");
             out.push_str(kind.label());
             out.push_str("\",\"text\":");
-            write_string(out, &hide(&without_blobs(text)));
+            write_string(out, &(hide.text)(&without_blobs(text)));
             out.push('}');
         });
         if self.is_more {
@@ -94,7 +94,7 @@ mod tests {
             pieces.member("n", &Json::Null);
         }
         let mut out = "{\"a\":1}".to_owned();
-        pieces.write(&mut out, &mut |text| text.into());
+        pieces.write(&mut out, &mut Hide { may: &|_| false, text: &mut |text| text.into() });
         assert_eq!(out, r#"{"a":1,"unread":[{"kind":"line","text":"x: \"y\""},{"kind":"member","text":"\"n\":true"}]}"#);
         assert_eq!(pieces.kinds(), [Unread::Line, Unread::Member]);
 
@@ -102,7 +102,7 @@ mod tests {
             pieces.note(Unread::Event, &format!("{number} {}", "大".repeat(number % 700)));
         }
         let mut out = "{}".to_owned();
-        pieces.write(&mut out, &mut |text| text.into());
+        pieces.write(&mut out, &mut Hide { may: &|_| false, text: &mut |text| text.into() });
         assert!(out.len() < 2 * MAX_BYTES && out.ends_with("],\"unread_cut\":true}"), "{} bytes", out.len());
         assert_eq!(pieces.kinds(), [Unread::Line, Unread::Member, Unread::Event]);
     }

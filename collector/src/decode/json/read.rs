@@ -12,8 +12,8 @@ use std::collections::HashSet;
 
 use super::{Json, REPLACEMENT, first_special};
 
-/// Levels of nesting that are read. Python's limit is its interpreter's stack, near 1,000 in the versions that vLLM runs on; the
-/// readers here take some hundred bytes of a thread's 2 MiB for each level.
+/// Levels of nesting that are read. Python's limit is its interpreter's stack, near 1,000 in the versions that vLLM runs on; what
+/// goes through a tree here takes some hundred bytes of a thread's 2 MiB for each level.
 const MAX_DEPTH: usize = 1_024;
 
 /// Digits of the longest integer that Python reads (`sys.int_info.default_max_str_digits`). PostgreSQL's `numeric` holds more.
@@ -42,12 +42,24 @@ pub(super) fn too_many_parts() -> JsonError {
 
 /// Reads the one document that `text` is.
 pub(super) fn document(text: &str) -> Result<Json<'_>, JsonError> {
-    let mut reader = Reader { text, at: 0, depth: 0 };
+    let mut reader = Reader::<true>::of(text);
     let value = reader.value()?;
-    match reader.peek() {
-        None => Ok(value),
-        Some(_) => Err(reader.error("more behind the document")),
-    }
+    reader.end()?;
+    Ok(value)
+}
+
+/// Whether `text` is one document.
+pub fn check(text: &str) -> Result<(), JsonError> {
+    let mut reader = Reader::<false>::of(text);
+    reader.value()?;
+    reader.end()
+}
+
+/// The value that `text` begins with, and what follows it.
+pub fn leading(text: &str) -> Option<(&str, &str)> {
+    let mut reader = Reader::<false>::of(text);
+    reader.value().ok()?;
+    text.split_at_checked(reader.at)
 }
 
 /// Members without those whose name comes again: the last one counts.
@@ -59,13 +71,34 @@ fn last_of_each<'a>(mut members: Vec<(Cow<'a, str>, Json<'a>)>) -> Vec<(Cow<'a, 
     members
 }
 
-struct Reader<'a> {
+/// With `KEEP` it makes a tree; without, it goes the same way and keeps nothing.
+struct Reader<'a, const KEEP: bool> {
     text: &'a str,
     at: usize,
-    depth: usize,
+    open: Vec<Open<'a>>,
+    /// Members and elements of what is open. Each list gets a vector of its own when it is over and its length is known.
+    members: Vec<(Cow<'a, str>, Json<'a>)>,
+    elements: Vec<Json<'a>>,
 }
 
-impl<'a> Reader<'a> {
+/// A list that is not over: where what is in it begins, and of an object the name of the member that is being read.
+enum Open<'a> {
+    Array(usize),
+    Object(usize, Cow<'a, str>),
+}
+
+impl<'a, const KEEP: bool> Reader<'a, KEEP> {
+    fn of(text: &'a str) -> Self {
+        Self { text, at: 0, open: Vec::new(), members: Vec::new(), elements: Vec::new() }
+    }
+
+    fn end(&mut self) -> Result<(), JsonError> {
+        match self.peek() {
+            None => Ok(()),
+            Some(_) => Err(self.error("more behind the document")),
+        }
+    }
+
     fn error(&self, what: &'static str) -> JsonError {
         JsonError { what, at: self.at }
     }
@@ -85,11 +118,78 @@ impl<'a> Reader<'a> {
         }
     }
 
+    /// Reads one value. Not recursive: moving the values of parts up from call to call was a tenth of all work on an entry.
     fn value(&mut self) -> Result<Json<'a>, JsonError> {
-        match self.peek() {
-            Some(b'"') => self.string().map(Json::String),
-            Some(b'{') => self.object(),
-            Some(b'[') => self.array(),
+        loop {
+            let mut value = match self.peek() {
+                Some(b'{') => {
+                    self.enter()?;
+                    if self.peek() != Some(b'}') {
+                        let name = self.name()?;
+                        self.open.push(Open::Object(self.members.len(), name));
+                        continue;
+                    }
+                    self.at += 1;
+                    Json::Object(Vec::new())
+                }
+                Some(b'[') => {
+                    self.enter()?;
+                    if self.peek() != Some(b']') {
+                        self.open.push(Open::Array(self.elements.len()));
+                        continue;
+                    }
+                    self.at += 1;
+                    Json::Array(Vec::new())
+                }
+                Some(b'"') => Json::String(self.string()?),
+                first => self.scalar(first)?,
+            };
+            // Behind a value: what it ends, and what comes next.
+            loop {
+                let Some(open) = self.open.pop() else { return Ok(value) };
+                let next = self.peek();
+                match open {
+                    Open::Array(start) => {
+                        if KEEP {
+                            self.elements.push(value);
+                        }
+                        match next {
+                            Some(b',') => {
+                                self.at += 1;
+                                self.open.push(Open::Array(start));
+                                break;
+                            }
+                            Some(b']') => value = Json::Array(self.elements.split_off(start)),
+                            next => return Err(self.no_end(next)),
+                        }
+                    }
+                    Open::Object(start, name) => {
+                        if KEEP {
+                            self.members.push((name, value));
+                        }
+                        match next {
+                            Some(b',') => {
+                                self.at += 1;
+                                let name = self.name()?;
+                                self.open.push(Open::Object(start, name));
+                                break;
+                            }
+                            Some(b'}') => {
+                                let members = self.members.split_off(start);
+                                value = Json::Object(if members.len() > MANY_MEMBERS { last_of_each(members) } else { members });
+                            }
+                            next => return Err(self.no_end(next)),
+                        }
+                    }
+                }
+                self.at += 1;
+            }
+        }
+    }
+
+    /// A number or a word.
+    fn scalar(&mut self, first: Option<u8>) -> Result<Json<'a>, JsonError> {
+        match first {
             Some(b'0'..=b'9') => self.number(),
             Some(b'-') if self.bytes().get(1) == Some(&b'I') => self.word("-Infinity", Json::String(Cow::Borrowed("-Infinity"))),
             Some(b'-') => self.number(),
@@ -113,63 +213,24 @@ impl<'a> Reader<'a> {
 
     fn enter(&mut self) -> Result<(), JsonError> {
         self.at += 1;
-        self.depth += 1;
-        if self.depth > MAX_DEPTH { Err(self.error("nested too deeply")) } else { Ok(()) }
+        if self.open.len() < MAX_DEPTH { Ok(()) } else { Err(self.error("nested too deeply")) }
     }
 
-    /// What follows an element: whether there is another one. `close` ends the list.
-    fn goes_on(&mut self, close: u8) -> Result<bool, JsonError> {
-        match self.peek() {
-            Some(b',') => {
-                self.at += 1;
-                Ok(true)
-            }
-            Some(byte) if byte == close => {
-                self.at += 1;
-                self.depth -= 1;
-                Ok(false)
-            }
-            Some(_) => Err(self.error("neither a comma nor the end of the list")),
-            None => Err(self.error("the text ends inside a list")),
+    /// The name of a member, and its colon.
+    fn name(&mut self) -> Result<Cow<'a, str>, JsonError> {
+        if self.peek() != Some(b'"') {
+            return Err(self.error("no name of a member"));
         }
+        let name = self.string()?;
+        if self.peek() != Some(b':') {
+            return Err(self.error("no colon behind a name"));
+        }
+        self.at += 1;
+        Ok(name)
     }
 
-    fn array(&mut self) -> Result<Json<'a>, JsonError> {
-        self.enter()?;
-        let mut elements = Vec::new();
-        if self.peek() == Some(b']') {
-            self.goes_on(b']')?;
-            return Ok(Json::Array(elements));
-        }
-        loop {
-            elements.push(self.value()?);
-            if !self.goes_on(b']')? {
-                return Ok(Json::Array(elements));
-            }
-        }
-    }
-
-    fn object(&mut self) -> Result<Json<'a>, JsonError> {
-        self.enter()?;
-        let mut members = Vec::new();
-        if self.peek() == Some(b'}') {
-            self.goes_on(b'}')?;
-            return Ok(Json::Object(members));
-        }
-        loop {
-            if self.peek() != Some(b'"') {
-                return Err(self.error("no name of a member"));
-            }
-            let name = self.string()?;
-            if self.peek() != Some(b':') {
-                return Err(self.error("no colon behind a name"));
-            }
-            self.at += 1;
-            members.push((name, self.value()?));
-            if !self.goes_on(b'}')? {
-                return Ok(Json::Object(if members.len() > MANY_MEMBERS { last_of_each(members) } else { members }));
-            }
-        }
+    fn no_end(&self, next: Option<u8>) -> JsonError {
+        self.error(if next.is_some() { "neither a comma nor the end of the list" } else { "the text ends inside a list" })
     }
 
     /// The slice of the next `length` bytes, which are skipped.
@@ -209,33 +270,51 @@ impl<'a> Reader<'a> {
         Ok(if fits { Json::Number(text) } else { Json::String(text) })
     }
 
+    #[inline]
     fn string(&mut self) -> Result<Cow<'a, str>, JsonError> {
         self.at += 1;
-        let mut unescaped: Option<String> = None;
+        let rest = self.bytes();
+        let plain = first_special(rest);
+        if let Some(length) = plain
+            && rest.get(length) == Some(&b'"')
+        {
+            let text = self.take(length);
+            self.at += 1;
+            return Ok(Cow::Borrowed(text));
+        }
+        self.special_string(plain)
+    }
+
+    /// A string with escapes, of which the first special byte was found.
+    #[inline(never)]
+    fn special_string(&mut self, mut plain: Option<usize>) -> Result<Cow<'a, str>, JsonError> {
+        let mut unescaped = String::new();
+        if KEEP {
+            unescaped.reserve(plain.unwrap_or_default() + 16);
+        }
         loop {
-            let Some(plain) = first_special(self.bytes()) else {
+            let Some(length) = plain else {
                 return Err(self.error("the text ends inside a string"));
             };
-            let special = self.bytes().get(plain).copied();
-            let piece = self.take(plain);
+            let special = self.bytes().get(length).copied();
+            let piece = self.take(length);
+            if KEEP {
+                unescaped.push_str(piece);
+            }
             match special {
                 Some(b'"') => {
                     self.at += 1;
-                    return Ok(match unescaped {
-                        None => Cow::Borrowed(piece),
-                        Some(mut text) => {
-                            text.push_str(piece);
-                            Cow::Owned(text)
-                        }
-                    });
+                    return Ok(Cow::Owned(unescaped));
                 }
                 Some(b'\\') => {
-                    let text = unescaped.get_or_insert_with(|| String::with_capacity(plain + 16));
-                    text.push_str(piece);
-                    text.push(self.escape()?);
+                    let character = self.escape()?;
+                    if KEEP {
+                        unescaped.push(character);
+                    }
                 }
                 _ => return Err(self.error("a control character inside a string")),
             }
+            plain = first_special(self.bytes());
         }
     }
 

@@ -78,6 +78,11 @@ impl Credentials {
         }
     }
 
+    /// Whether there is none to be looked for in texts.
+    pub fn is_empty(&self) -> bool {
+        self.search.is_none()
+    }
+
     /// A text without the credentials that were removed from the bodies.
     pub fn hide<'t>(&self, text: &'t str) -> Cow<'t, str> {
         match &self.search {
@@ -88,7 +93,7 @@ impl Credentials {
 
     /// The same for the texts of a call's columns.
     pub fn hide_columns(&self, call: &mut Call) {
-        if self.search.is_none() {
+        if self.is_empty() {
             return;
         }
         for text in call.texts_mut() {

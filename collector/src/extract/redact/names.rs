@@ -4,10 +4,13 @@
 //! a key.
 
 use std::borrow::Cow;
+use std::sync::LazyLock;
+
+use super::shapes::Words;
 
 /// Headers whose values are stored: what an auditor asks (who sent what with which program, when, through what) and what tells
 /// how a call was served. In order.
-const KEPT_HEADERS: [&str; 95] = [
+const KEPT_HEADERS: [&str; 109] = [
     "accept",
     "accept-charset",
     "accept-encoding",
@@ -91,6 +94,10 @@ const KEPT_HEADERS: [&str; 95] = [
     "x-forwarded-scheme",
     "x-frame-options",
     "x-http-method-override",
+    "x-kong-proxy-latency",
+    "x-kong-request-id",
+    "x-kong-response-latency",
+    "x-kong-upstream-latency",
     "x-powered-by",
     "x-process-time",
     "x-real-ip",
@@ -100,6 +107,16 @@ const KEPT_HEADERS: [&str; 95] = [
     "x-response-time",
     "x-robots-tag",
     "x-should-retry",
+    "x-stainless-arch",
+    "x-stainless-async",
+    "x-stainless-helper-method",
+    "x-stainless-lang",
+    "x-stainless-os",
+    "x-stainless-package-version",
+    "x-stainless-read-timeout",
+    "x-stainless-retry-count",
+    "x-stainless-runtime",
+    "x-stainless-runtime-version",
     "x-title",
     "x-trace-id",
     "x-vllm-priority",
@@ -114,9 +131,11 @@ const KEPT_FAMILIES: [&str; 4] = ["access-control-", "anthropic-ratelimit-", "ra
 /// Words that a name has which speaks of a credential.
 const SECRET_WORDS: [&str; 10] = ["auth", "cookie", "credential", "jwt", "key", "pass", "secret", "session", "sig", "token"];
 
+static SECRETS: LazyLock<Words> = LazyLock::new(|| Words::new(&SECRET_WORDS));
+
 /// Headers that hold credentials. They are left out, names included; Kong's serializer redacts only the first two, and only their
 /// values.
-pub(super) const SECRET_HEADERS: [&str; 7] =
+const SECRET_HEADERS: [&str; 7] =
     ["authorization", "proxy-authorization", "x-api-key", "apikey", "api-key", "cookie", "set-cookie"];
 
 /// Query parameters that hold credentials, and are left out: Kong's key-auth takes the key from a parameter of the header's name,
@@ -199,12 +218,23 @@ fn is_in(sorted: &[&str], name: &str) -> bool {
     sorted.binary_search(&name).is_ok()
 }
 
+/// The kept headers by their length: every entry has some thirty, and hardly two of these are of one length and begin alike.
+static KEPT_BY_LENGTH: LazyLock<Vec<Vec<&str>>> = LazyLock::new(|| {
+    let longest = KEPT_HEADERS.iter().map(|name| name.len()).max().unwrap_or_default();
+    (0..=longest).map(|length| KEPT_HEADERS.into_iter().filter(|name| name.len() == length).collect()).collect()
+});
+
+/// Whether a header of this name holds a credential.
+pub(super) fn is_secret_header(name: &str) -> bool {
+    ends_like_a_credential(name) && SECRET_HEADERS.iter().any(|secret| name.eq_ignore_ascii_case(secret))
+}
+
 /// Whether the value of a header of this name is stored.
 pub(super) fn is_kept_header(name: &str) -> bool {
     let name = lower(name);
-    is_in(&KEPT_HEADERS, &name)
+    KEPT_BY_LENGTH.get(name.len()).is_some_and(|names| names.contains(&name.as_ref()))
         || KEPT_FAMILIES.iter().any(|family| name.starts_with(family))
-        || KEPT_PREFIXES.iter().any(|prefix| name.starts_with(prefix)) && !SECRET_WORDS.iter().any(|word| name.contains(word))
+        || KEPT_PREFIXES.iter().any(|prefix| name.starts_with(prefix)) && !SECRETS.is_any_in(&name)
 }
 
 /// Whether the value of a query parameter of this name is stored.
@@ -212,8 +242,20 @@ pub(super) fn is_kept_parameter(name: &str) -> bool {
     is_in(&KEPT_PARAMETERS, &lower(name))
 }
 
+/// Whether a name ends like one that holds a credential: most do not, and are not looked at any further.
+fn ends_like_a_credential(name: &str) -> bool {
+    let Some(end) = name.as_bytes().last_chunk::<3>() else { return false };
+    matches!(
+        &end.map(|byte| byte.to_ascii_lowercase()),
+        b"als" | b"ial" | b"ion" | b"jwt" | b"ken" | b"key" | b"kie" | b"ord" | b"ret" | b"rer" | b"swd" | b"uth"
+    )
+}
+
 /// Whether a member of a body holds a credential; in the description of a tool more names do.
 pub(super) fn is_credential_member(name: &str, in_tool: bool) -> bool {
+    if !ends_like_a_credential(name) {
+        return false;
+    }
     let name = lower(name).replace('-', "_");
     let name = name.strip_prefix("x_").unwrap_or(&name);
     is_in(&CREDENTIAL_MEMBERS, name)
@@ -249,6 +291,15 @@ mod tests {
         for list in [&KEPT_HEADERS[..], &KEPT_PARAMETERS, &CREDENTIAL_MEMBERS, &CARRIERS] {
             assert!(list.is_sorted());
         }
+    }
+
+    #[test]
+    fn no_name_of_a_credential_is_passed_over_for_its_end() {
+        let all = CREDENTIAL_MEMBERS.iter().chain(&CREDENTIAL_ENDS).chain(&CREDENTIAL_ENDS_OF_TOOLS);
+        for name in all {
+            assert!(is_credential_member(name, true) && is_credential_member(&name.to_ascii_uppercase(), true), "{name}");
+        }
+        assert!(SECRET_HEADERS.iter().all(|name| is_secret_header(name) && is_secret_header(&name.to_ascii_uppercase())));
     }
 
     #[test]

@@ -3,13 +3,13 @@
 use std::borrow::Cow;
 use std::sync::LazyLock;
 
-use aho_corasick::AhoCorasick;
+use aho_corasick::{AhoCorasick, packed};
 use regex::{Captures, Regex};
 
 use super::REDACTED;
 
-/// What each form below begins with, and ends of the names of members that may hold a credential. An entry has some seventy short
-/// texts, and the pattern costs more for each than parsing it did: so a whole stretch of JSON is asked at once whether
+/// What each form below begins with, and ends of the names of members that may hold a credential, in small letters. An entry has some
+/// seventy short texts, and the pattern costs more for each than parsing it did: so a whole stretch of JSON is asked at once whether
 /// any of these is in it.
 const SIGNS: [&str; 43] = [
     "bearer",
@@ -57,9 +57,33 @@ const SIGNS: [&str; 43] = [
     "bearer\":",
 ];
 
-#[expect(clippy::expect_used, reason = "constants, compiled by every test")]
-static SIGN: LazyLock<AhoCorasick> =
-    LazyLock::new(|| AhoCorasick::builder().ascii_case_insensitive(true).build(SIGNS).expect("valid patterns"));
+static SIGN: LazyLock<Words> = LazyLock::new(|| Words::new(&SIGNS));
+
+/// Words that are looked for in a text, all at once and without regard to case.
+pub(super) struct Words {
+    /// Looks at many letters at once, which not every processor can; knows one case only.
+    packed: Option<packed::Searcher>,
+    any: AhoCorasick,
+}
+
+impl Words {
+    /// `words` are in small letters.
+    #[expect(clippy::expect_used, reason = "constants, compiled by every test")]
+    pub(super) fn new(words: &[&str]) -> Self {
+        Self {
+            packed: packed::Config::new().builder().extend(words).build(),
+            any: AhoCorasick::builder().ascii_case_insensitive(true).build(words).expect("valid patterns"),
+        }
+    }
+
+    /// Whether one of the words stands in the text.
+    pub(super) fn is_any_in(&self, text: &str) -> bool {
+        match &self.packed {
+            Some(packed) if text.len() >= packed.minimum_len() => packed.find(text.to_ascii_lowercase()).is_some(),
+            _ => self.any.is_match(text),
+        }
+    }
+}
 
 /// Schemes of `Authorization` with what follows them, JSON web tokens, and the keys of OpenAI and those who follow it, Stripe, AWS,
 /// GitHub, GitLab, Slack, Google, Hugging Face, Groq, xAI, Nvidia, npm, Docker and DigitalOcean, by what their makers document
@@ -83,8 +107,8 @@ static CREDENTIAL: LazyLock<Regex> = LazyLock::new(|| {
 });
 
 /// Whether a text may hold a credential by its form, or JSON text one by the name of a member.
-pub(super) fn may_hold_credential(text: &str) -> bool {
-    SIGN.is_match(text)
+pub fn may_hold_credential(text: &str) -> bool {
+    SIGN.is_any_in(text)
 }
 
 /// A text without what has the form of a credential.
@@ -120,18 +144,17 @@ static MEMBER: LazyLock<Regex> = LazyLock::new(|| {
 });
 
 /// What a text has that quotes such a member.
-#[expect(clippy::expect_used, reason = "constants, compiled by every test")]
-static QUOTED: LazyLock<AhoCorasick> = LazyLock::new(|| {
+static QUOTED: LazyLock<Words> = LazyLock::new(|| {
     let words = ["authorization", "key", "token", "secret", "password", "cookie", "headers"];
     let ends = words.iter().flat_map(|word| ["\"", "'", "\\"].map(|quote| format!("{word}{quote}")));
     let of_addresses = ["://", "key=", "token=", "sig=", "signature=", "secret=", "password=", "auth=", "code=", "jwt="];
     let all: Vec<String> = ends.chain(of_addresses.map(str::to_owned)).collect();
-    AhoCorasick::builder().ascii_case_insensitive(true).build(all).expect("valid patterns")
+    Words::new(&all.iter().map(String::as_str).collect::<Vec<_>>())
 });
 
 /// A text in which somebody quotes JSON, without the credentials that names in it speak of, and without what has the form of one.
 pub(super) fn without_quoted_credentials(text: &str) -> Cow<'_, str> {
-    if !QUOTED.is_match(text) {
+    if !QUOTED.is_any_in(text) {
         return without_credentials(text);
     }
     let without_members = MEMBER.replace_all(text, |found: &Captures<'_>| {
@@ -147,6 +170,20 @@ pub(super) fn without_quoted_credentials(text: &str) -> Cow<'_, str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_word_is_found_in_any_case_and_wherever_it_stands() {
+        assert!(SIGNS.iter().all(|sign| !sign.bytes().any(|byte| byte.is_ascii_uppercase())));
+        for sign in SIGNS {
+            for length in [0, 1, 7, 31, 64, 200] {
+                let around = "{\"a\": [1, \u{e9}]} ".repeat(20).chars().take(length).collect::<String>();
+                for text in [format!("{around}{sign}"), format!("{sign}{around}"), format!("{around}{sign}{around}")] {
+                    assert!(may_hold_credential(&text) && may_hold_credential(&text.to_ascii_uppercase()), "{text}");
+                }
+                assert!(!may_hold_credential(&around));
+            }
+        }
+    }
 
     #[test]
     fn keys_are_known_by_their_form() {

@@ -13,6 +13,11 @@ const MAX_VALUE_BYTES: usize = 256;
 
 /// Whether a text can be an address that holds a query, a fragment, parameters in its path, or a user and a password.
 pub(super) fn is_worth_a_look(text: &str) -> bool {
+    // Most texts of an entry are a few letters, for which it does not pay to get a search going.
+    const FEW: usize = 16;
+    if text.len() <= FEW {
+        return text.bytes().any(|byte| matches!(byte, b'?' | b'#' | b'@' | b'%' | b';'));
+    }
     memchr::memchr3(b'?', b'#', b'@', text.as_bytes()).is_some() || memchr::memchr2(b'%', b';', text.as_bytes()).is_some()
 }
 
