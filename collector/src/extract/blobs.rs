@@ -23,6 +23,9 @@ const MIN_BARE_LETTERS: usize = 512;
 /// Lengths of the lines of wrapped base64: MIME has 76, PEM 64. A line that is longer is not wrapped.
 const LINES: std::ops::RangeInclusive<usize> = 40..=200;
 
+/// Backslashes in front of a letter that was escaped again and again, at most.
+const MAX_SLASHES: usize = 16;
+
 /// Longest head of a `data:` URL. A media type is short; whatever else follows "data:" is prose.
 const MAX_HEAD: usize = 200;
 
@@ -46,8 +49,8 @@ fn decoded(text: &str) -> Vec<u8> {
             b'-' => letters.push(b'+'),
             b'_' => letters.push(b'/'),
             b'=' => {}
-            // `\n`, `\/`: only the slash is a letter.
-            b'\\' => letters.extend(bytes.next().filter(|next| *next == b'/')),
+            // `\n`, `\/`, escaped as often as they were put into another text: only the slash is a letter.
+            b'\\' => letters.extend(bytes.by_ref().find(|next| *next != b'\\').filter(|next| *next == b'/')),
             b'%' => match (bytes.next(), bytes.next().map(|digit| digit.to_ascii_uppercase())) {
                 (Some(b'2'), Some(b'B')) => letters.push(b'+'),
                 (Some(b'2'), Some(b'F')) => letters.push(b'/'),
@@ -142,16 +145,18 @@ fn payload_length(payload: &[u8]) -> usize {
                 length += 3;
                 line += 1;
             }
-            [b'\\', b'/', ..] => {
-                length += 2;
+            _ if let Some(slash) = escaped(rest, b"/") => {
+                length += slash;
                 line += 1;
             }
             _ => {
                 let blank = break_length(rest);
-                let next = rest.get(blank..).unwrap_or_default().iter().take_while(|byte| is_letter(**byte)).count();
-                let behind = rest.get(blank + next..).unwrap_or_default();
-                let ends = |byte: &u8| matches!(byte, b'"' | b'\'' | b')' | b'>' | b'<' | b'}' | b']' | b'\\');
-                let is_line = behind.first().is_none_or(ends) || break_length(behind) > 0;
+                let next_line = rest.get(blank..).unwrap_or_default();
+                let slash = escaped(next_line, b"/").unwrap_or(0);
+                let letters = next_line.iter().skip(slash).take_while(|byte| is_letter(**byte)).count();
+                let next = usize::from(slash > 0) + letters;
+                let behind = next_line.get(slash + letters..).unwrap_or_default();
+                let is_line = behind.first().is_none_or(ends_line) || break_length(behind) > 0;
                 if blank == 0 || next == 0 || !LINES.contains(&line) || next > line.max(76) || !is_line {
                     return length;
                 }
@@ -162,6 +167,11 @@ fn payload_length(payload: &[u8]) -> usize {
     }
 }
 
+/// What may stand behind the last line of base64 in a text.
+fn ends_line(byte: &u8) -> bool {
+    matches!(byte, b'"' | b'\'' | b')' | b'>' | b'<' | b'}' | b']' | b'\\')
+}
+
 /// The length of the line break at the start of `bytes`, escaped or not, and of what indents the next line.
 fn break_length(bytes: &[u8]) -> usize {
     let mut length = 0;
@@ -169,11 +179,38 @@ fn break_length(bytes: &[u8]) -> usize {
         length += match bytes.get(length..).unwrap_or_default() {
             [b'\n' | b'\r', ..] => 1,
             [b' ' | b'\t', ..] if length > 0 => 1,
-            [b'\\', b'n' | b'r', ..] => 2,
             [b'%', b'0', b'A' | b'a' | b'D' | b'd', ..] => 3,
-            _ => return length,
+            bytes => match escaped(bytes, b"nr") {
+                Some(letter) => letter,
+                None => return length,
+            },
         };
     }
+}
+
+/// The length of one of these letters behind backslashes, of which there are more the more texts it was put into.
+fn escaped(bytes: &[u8], letters: &[u8]) -> Option<usize> {
+    let slashes = bytes.iter().take(MAX_SLASHES).take_while(|byte| **byte == b'\\').count();
+    (slashes > 0 && letters.contains(bytes.get(slashes)?)).then_some(slashes + 1)
+}
+
+/// The length of the line break at the end of `bytes`, and of what indents the next line.
+fn break_before(bytes: &[u8]) -> usize {
+    let indent = bytes.iter().rev().take_while(|byte| matches!(byte, b' ' | b'\t')).count();
+    let is_slash = |bytes: &&[u8]| bytes.last() == Some(&b'\\');
+    let mut rest = bytes.get(..bytes.len() - indent).unwrap_or_default();
+    let end = rest.len();
+    loop {
+        rest = match rest {
+            [before @ .., b'\n' | b'\r'] => before,
+            [before @ .., b'n' | b'r'] if is_slash(&before) => {
+                let slashes = before.iter().rev().take(MAX_SLASHES).take_while(|byte| **byte == b'\\').count();
+                before.get(..before.len() - slashes).unwrap_or_default()
+            }
+            _ => break,
+        };
+    }
+    if rest.len() == end { 0 } else { bytes.len() - rest.len() }
 }
 
 /// `text` with long base64 that stands in it replaced.
@@ -185,7 +222,8 @@ fn without_bare_base64(text: &str) -> Cow<'_, str> {
     let mut at = MIN_BARE_LETTERS - 1;
     while let Some(byte) = bytes.get(at) {
         if !is_letter(*byte) {
-            at += MIN_BARE_LETTERS;
+            // It may be the end of a line of it.
+            at += if byte.is_ascii_whitespace() { 1 } else { MIN_BARE_LETTERS };
             continue;
         }
         let (start, end) = run(bytes, done, at);
@@ -221,8 +259,7 @@ fn run(bytes: &[u8], from: usize, at: usize) -> (usize, usize) {
     }
     loop {
         let before = bytes.get(..start).unwrap_or_default();
-        let blank =
-            [&b"\r\n"[..], b"\n", b"\\r\\n", b"\\n"].iter().find(|blank| before.ends_with(blank)).map_or(0, |blank| blank.len());
+        let blank = break_before(before);
         if blank == 0 || start < from + blank || back(start - blank) != line {
             break;
         }
@@ -236,7 +273,7 @@ fn run(bytes: &[u8], from: usize, at: usize) -> (usize, usize) {
         }
         let behind = bytes.get(end + blank + next..).unwrap_or_default();
         // A shorter one is the last, and has the line for itself.
-        let is_line = behind.first().is_none_or(|byte| matches!(byte, b'"' | b'\\')) || break_length(behind) > 0;
+        let is_line = behind.first().is_none_or(ends_line) || break_length(behind) > 0;
         if !is_line {
             break;
         }

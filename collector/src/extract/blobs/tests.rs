@@ -59,12 +59,15 @@ fn letters_of_a_data_url_may_be_wrapped_escaped_unpadded_and_cut() {
         wrapped(&whole, 76, "\n"),
         wrapped(&whole, 64, "\r\n"),
         wrapped(&whole, 76, r"\n"),
+        // Put into a text of a text, and that into another one.
+        wrapped(&whole, 76, r"\\n").replace('/', r"\\/"),
+        wrapped(&whole, 72, r"\\\\r\\\\n  ").replace('/', r"\\\\/"),
         URL_SAFE.encode(&bytes),
         URL_SAFE_NO_PAD.encode(&bytes),
         whole.replace('/', r"\/"),
         whole.replace('+', "%2B").replace('/', "%2F").replace('=', "%3D"),
     ] {
-        let letters = letters.trim_end().trim_end_matches(r"\n");
+        let letters = letters.trim_end().trim_end_matches(['\\', 'r', 'n']);
         let text = without_blobs(&url(letters)).into_owned();
         assert_eq!(text, replaced("image/png", &bytes), "{letters}");
         assert_eq!(without_blobs(&format!("<{}> x", url(letters))), format!("<{text}> x"));
@@ -84,9 +87,11 @@ fn long_base64_in_a_text_is_replaced_and_what_may_be_text_is_not() {
         URL_SAFE_NO_PAD.encode(&bytes),
         wrapped(&STANDARD.encode(&bytes), 76, "\n"),
         wrapped(&STANDARD.encode(&bytes), 64, r"\n"),
+        wrapped(&STANDARD.encode(&bytes), 64, "\r\n    "),
+        wrapped(&STANDARD.encode(&bytes), 64, r"\\r\\n"),
     ] {
-        let letters = letters.trim_end_matches("\\n").trim_end();
-        for (before, after) in [("", ""), ("Decode this:\n", "\nIs it a picture?"), (r#"{"x":""#, r#""}"#)] {
+        let letters = letters.trim_end().trim_end_matches(['\\', 'r', 'n']).trim_end();
+        for (before, after) in [("", ""), ("Decode this:\n", "\nIs it a picture?"), (r#"{"x":""#, r#""}"#), ("(", ")")] {
             assert_eq!(
                 without_blobs(&format!("{before}{letters}{after}")),
                 format!("{before}{}{after}", replaced("base64", &bytes)),
@@ -170,6 +175,10 @@ fn hostile_texts_take_their_own_length_and_no_more() {
         format!("{}\n", "Ab1".repeat(20)).repeat(20_000),
         "A1b ".repeat(300_000),
         "data:image/png;base64,A\n".repeat(50_000),
+        "\\".repeat(1_000_000),
+        format!("{}{}", "Ab1".repeat(20), "\\".repeat(40)).repeat(10_000),
+        format!("{}\n{}", "Ab1".repeat(20), " ".repeat(600)).repeat(2_000),
+        " ".repeat(1_000_000),
     ] {
         let _ = without_blobs(&text);
     }
