@@ -32,7 +32,6 @@ local json_scan = require "llm_gateway.json_scan"
 local byte = string.byte
 local cast = ffi.cast
 local ffi_string = ffi.string
-local find = string.find
 local ipairs = ipairs
 local max = math.max
 local pairs = pairs
@@ -117,11 +116,9 @@ end
 -- @param keys see M.keys
 function M.new(keys)
   return setmetatable({
-    wanted = keys.wanted,
-    unwanted = keys.unwanted,
+    keys = keys,
     -- { from, to } of each unwanted member, with one comma beside it, in order
     dropped = {},
-    first_bytes = keys.first_bytes,
     -- key → { from, to, text, earlier }: the last member of that key, and the
     -- one before; the text is nil when it has more than MAX_VALUE_BYTES
     found = {},
@@ -158,20 +155,16 @@ local function end_key(self)
 
   local length = self.key_length
   self.key_length = 0
-  if length == 0 or not self.first_bytes[self.key[0]] then
+  if length == 0 or not self.keys.first_bytes[self.key[0]] then
     return
   end
 
-  local raw = ffi_string(self.key, length)
-  local key = raw
-  if find(raw, "\\", 1, true) then
-    key = json_scan.decode_string(raw)
-  end
+  local key = json_scan.decode_string(ffi_string(self.key, length))
 
-  if key and self.wanted[key] then
+  if key and self.keys.wanted[key] then
     self.member = { key = key }
     self.begun = ""
-  elseif key and self.unwanted[key] then
+  elseif key and self.keys.unwanted[key] then
     self.dropped[#self.dropped + 1] = { from = self.comma_at or self.key_at,
                                         is_first = not self.comma_at }
     self.is_dropping = true

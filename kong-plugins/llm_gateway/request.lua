@@ -72,8 +72,8 @@ local WORDS = {
 
 local LONGEST_WORD_BYTES = 64
 
--- Of what was read, with room for what others add.
-local READING_FIELDS = 16
+-- Of what was read, as a rule.
+local READING_FIELDS = 8
 
 local M = { REASONS = REASONS, MAX_NAME_BYTES = MAX_NAME_BYTES }
 

@@ -23,6 +23,7 @@ local band = bit.band
 local bnot = bit.bnot
 local bor = bit.bor
 local bxor = bit.bxor
+local byte = string.byte
 local cast = ffi.cast
 local find = string.find
 local floor = math.floor
@@ -31,6 +32,10 @@ local sub = string.sub
 -- How much of a body is looked at for a byte that is not of base64. JSON and
 -- event streams have one at once.
 local HEAD_BYTES = 64
+
+-- What JSON begins with.
+local OPEN_BRACE = ("{"):byte()
+local OPEN_BRACKET = ("["):byte()
 
 -- Not of base64, neither of the standard alphabet nor of the one for URLs, nor
 -- white space, which lenient decoders skip.
@@ -192,6 +197,15 @@ local function escape(text, out, most_escapes)
 end
 
 
+-- @return whether nobody can take the body for base64
+local function differs_from_base64(body)
+  local first = byte(body)
+
+  return first == OPEN_BRACE or first == OPEN_BRACKET
+         or find(sub(body, 1, HEAD_BYTES), NOT_BASE64) ~= nil
+end
+
+
 -- @param is_utf8 tells whether a text is UTF-8
 -- @param encode_base64
 -- @return encode(body): the string for the log entry; and append(out, body),
@@ -212,7 +226,7 @@ function M.new(is_utf8, encode_base64)
   end
 
   local function append(out, body)
-    if not find(sub(body, 1, HEAD_BYTES), NOT_BASE64) then
+    if not differs_from_base64(body) then
       return append_base64(out, body)
     end
 

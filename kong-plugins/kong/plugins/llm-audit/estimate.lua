@@ -114,9 +114,10 @@ end
 function Meter:put(chunk)
   self.bytes = self.bytes + #chunk
   local carry = self.carry
+  local text = carry and carry .. chunk or chunk
 
   if not self.has_usage then
-    find_usage(self, carry and carry .. chunk or chunk)
+    find_usage(self, text)
   end
 
   if self.is_stream then
@@ -131,7 +132,7 @@ function Meter:put(chunk)
   if byte(chunk, -1) == LF then
     self.carry = nil
   else
-    self.carry = sub(carry and carry .. chunk or chunk, -CARRY_BYTES)
+    self.carry = sub(text, -CARRY_BYTES)
   end
 end
 

@@ -72,7 +72,7 @@ local LlmAudit = {
 
 -- A table that grows is filled anew each time, so what is known of a call has
 -- room from the beginning.
-local CALL_FIELDS = 24
+local CALL_FIELDS = 16
 
 
 -- @return what this plugin knows of the call at hand
