@@ -140,6 +140,7 @@ async fn start_script(script: &str, prefix: &Path, database: &Database) -> Start
         .env("KONG_TEST_DATABASE_URL", &database.url)
         // As deploy/compose.yaml has it with the shipped settings.
         .env("KONG_NGINX_HTTP_CLIENT_MAX_BODY_SIZE", "64m")
+        .env("KONG_NGINX_HTTP_CLIENT_BODY_BUFFER_SIZE", "1m")
         .env("NGINX_HOST_WATCH_PID", std::process::id().to_string())
         .stdin(Stdio::null())
         .stderr(Stdio::piped())

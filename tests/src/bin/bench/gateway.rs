@@ -114,7 +114,9 @@ struct Call<'a> {
 fn call(user: &User, body_bytes: usize) -> Call<'_> {
     let prompt = "word and another one ".repeat(body_bytes / 21);
     let body = json!({"model": "m", "messages": [{"role": "user", "content": prompt}]}).to_string();
-    Call { user, request: Request::post("/v1/chat/completions", &format!("X-API-Key: {}\r\n", user.key), body, 1) }
+    // The simulated vLLM echoes no more than 2,000 bytes of a prompt.
+    let headers = format!("X-API-Key: {}\r\nX-Sim-Repeat: {}\r\n", user.key, (body_bytes / BODY_BYTES).max(1));
+    Call { user, request: Request::post("/v1/chat/completions", &headers, body, 1) }
 }
 
 /// Makes calls and waits until all are rows: only then the workers have done all their work for them.
