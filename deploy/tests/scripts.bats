@@ -3,38 +3,7 @@
 # The parts of the installation's scripts that need no Docker: settings, derived sizes, checks of the host, lists that must
 # agree. Docker's place is taken by a program that answers as a test wants it.
 # shellcheck disable=SC1091,SC2004,SC2013,SC2034,SC2154,SC2030,SC2031,SC2016  # variables of the scripts under test; each test is a shell of its own
-
-setup() {
-  DEPLOY=$(cd "$BATS_TEST_DIRNAME/.." && pwd)
-  release_dir=$(cd "$DEPLOY/.." && pwd)
-  WORK=$BATS_TEST_TMPDIR
-  for part in common settings docker preflight postgresql release stack; do
-    # shellcheck source=/dev/null
-    . "$DEPLOY/lib/$part.sh"
-  done
-  set_home "$WORK/home"
-  mkdir -p "$WORK/home" "$WORK/bin" "$config_dir"
-  settings_shown=$settings_file
-  PATH=$WORK/bin:$PATH
-}
-
-# settings LINE… - reads a settings file with these lines.
-settings() {
-  printf '%s\n' "$@" >"$settings_file"
-  read_settings "$settings_file"
-  derive
-}
-
-# fake_docker CASES - a docker that answers by the cases of a shell `case` on its arguments.
-fake_docker() {
-  printf '#!/bin/bash\ncase "$*" in\n%s\nesac\n' "$1" >"$WORK/bin/docker"
-  chmod +x "$WORK/bin/docker"
-}
-
-# Fails when the command succeeds; bats does not see a failing `! command`.
-no() { if "$@"; then return 1; fi; }
-
-says() { grep -qF -- "$1" <<<"$output" || { printf 'not said: %s\n%s\n' "$1" "$output" && return 1; }; }
+load scripts
 
 # --- settings -----------------------------------------------------------------------------------------------------------
 
@@ -397,88 +366,6 @@ says() { grep -qF -- "$1" <<<"$output" || { printf 'not said: %s\n%s\n' "$1" "$o
   has_image i sha256:other x
   has_image i sha256:mine "$layers"
   no has_image i sha256:mine x
-}
-
-# --- the host ------------------------------------------------------------------------------------------------------------
-
-@test "a listener is seen at IPv4, IPv6 and every address" {
-  python3 -c '
-import socket, sys, time
-held = []
-for family, address in ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET, "0.0.0.0"), (socket.AF_INET6, "::1")):
-    try:
-        s = socket.socket(family); s.bind((address, 0)); s.listen(); held.append(s)
-    except OSError:
-        pass
-print(*[s.getsockname()[1] for s in held], flush=True)
-time.sleep(30)' >"$WORK/ports" 3>&- &
-  listener=$!
-  for _ in $(seq 50); do [ -s "$WORK/ports" ] && break; sleep 0.1; done
-  for port in $(cat "$WORK/ports"); do port_is_taken "$port" || { echo "not seen: $port" && cat "$WORK/ports" && kill $listener && false; }; done
-  free=$(python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
-  no port_is_taken "$free"
-  settings "PROXY_PORT=$(cut -d ' ' -f 1 "$WORK/ports")"
-  run check_free_ports
-  kill $listener
-  says "(PROXY_PORT, for kong) is taken"
-  says "python3 (process $listener)" || ! command -v ss
-}
-
-@test "a port is ours when our running service was started with it" {
-  settings PROXY_PORT=12345
-  echo PROXY_PORT=12345 >"$config_dir/compose.env"
-  fake_docker 'ps*) echo id ;; inspect*) echo running ;;'
-  is_ours kong PROXY_PORT
-  settings PROXY_PORT=12346
-  no is_ours kong PROXY_PORT
-}
-
-@test "vLLM that listens everywhere is warned about" {
-  python3 -c '
-import http.server, sys
-class H(http.server.BaseHTTPRequestHandler):
-    def do_GET(self): self.send_response(401); self.end_headers()
-s = http.server.HTTPServer((sys.argv[1], 0), H); print(s.server_port, flush=True); s.serve_forever()' 0.0.0.0 >"$WORK/port" 2>/dev/null 3>&- &
-  server=$!
-  for _ in $(seq 50); do [ -s "$WORK/port" ] && break; sleep 0.1; done
-  settings "VLLM_URL=http://127.0.0.1:$(cat "$WORK/port")"
-  run check_vllm
-  kill $server
-  says 'warning  vLLM listens beyond the loopback address'
-  ! grep -q '^error' <<<"$output" || false
-}
-
-@test "the other architecture, an old clock, a missing daemon, an old Docker, an old Compose" {
-  settings ''
-  release_dir=$WORK/bundle
-  mkdir -p "$release_dir"
-  echo amd64 >"$release_dir/ARCHITECTURE"
-  GATEWAY_TEST_MACHINE=aarch64 run check_architecture
-  says 'this host is arm64, the bundle is for amd64'
-  date +%s >"$release_dir/BUILT"
-  GATEWAY_TEST_NOW=1000000000 run check_clock
-  says 'the clock is wrong: it shows 2001-09-09T01:46:40Z'
-  fake_docker '*) echo "Cannot connect to the Docker daemon" >&2; exit 1 ;;'
-  run check_docker
-  [ "$status" = 1 ]
-  says 'Cannot connect to the Docker daemon'
-  fake_docker 'version*) echo 19.03.8 ;; info*) echo "[name=rootless] memory=false" ;;'
-  run check_docker
-  says 'Docker 19.03.8 is too old'
-  says 'rootless or with user namespaces'
-  says 'does not limit the memory'
-  fake_docker '"compose version --short") echo 1.25.0 ;; compose*) ;;'
-  run check_compose
-  says 'Compose 1.25.0 is too old'
-}
-
-@test "a full disk of Docker is found before images are loaded" {
-  settings ''
-  fake_docker "info*) echo $WORK ;;"
-  run check_docker_disk $((1 << 40))
-  says 'loading the images needs'
-  run check_docker_disk 1
-  [ -z "$output" ]
 }
 
 # --- the programs ----------------------------------------------------------------------------------------------------------

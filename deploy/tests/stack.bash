@@ -190,3 +190,29 @@ bad_collector() {
   config=${config##*/}
   sed -i "s|^$old .*|$image sha256:${config%.json} - $layers images/collector.tar|" "$WORK/$release/MANIFEST"
 }
+
+# --- around the tests, called by bats --------------------------------------------------------------------------------------
+
+setup_file() {
+  if ! docker version >/dev/null 2>&1; then skip "Docker is not running"; fi
+  [ "$(id -u)" = 0 ] || skip "this needs root"
+  choose_names
+  set_names
+  write_test_settings
+  start_vllm
+  make_bundle
+  # The data folder is a small disk that can be filled and enlarged.
+  mkdir "$DATA"
+  mount -t tmpfs -o size=24m,mode=755 tmpfs "$DATA"
+}
+
+teardown_file() {
+  [ ! -f "$BATS_FILE_TMPDIR/number" ] || { set_names && remove_everything; }
+}
+
+setup() {
+  set_names
+  if [ -e "$WORK/installing" ] && [ ! -s "$WORK/key" ]; then
+    echo "the installation failed: nothing to test" && return 1
+  fi
+}

@@ -9,30 +9,6 @@
 
 load stack
 
-setup_file() {
-  if ! docker version >/dev/null 2>&1; then skip "Docker is not running"; fi
-  [ "$(id -u)" = 0 ] || skip "this needs root"
-  choose_names
-  set_names
-  write_test_settings
-  start_vllm
-  make_bundle
-  # The data folder is a small disk that can be filled and enlarged.
-  mkdir "$DATA"
-  mount -t tmpfs -o size=24m,mode=755 tmpfs "$DATA"
-}
-
-teardown_file() {
-  [ ! -f "$BATS_FILE_TMPDIR/number" ] || { set_names && remove_everything; }
-}
-
-setup() {
-  set_names
-  if [ -e "$WORK/installing" ] && [ ! -s "$WORK/key" ]; then
-    echo "the installation failed: nothing to test" && return 1
-  fi
-}
-
 # --- the bundle ---------------------------------------------------------------------------------------------------------
 
 @test "the bundle holds what the host needs, with checksums, digests and a list of its parts" {
