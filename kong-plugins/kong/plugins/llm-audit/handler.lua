@@ -45,7 +45,6 @@ local usage_filter = require "kong.plugins.llm-audit.usage_filter"
 local new_table = require "table.new"
 
 local concat = table.concat
-local error = error
 local find = string.find
 local floor = math.floor
 local ipairs = ipairs
@@ -129,17 +128,7 @@ local function access(_, conf)
     return refusal
   end
 
-  request_body.seconds = conf.body_seconds
-  local ok, answer = pcall(reading.read, conf, call, asked)
-  if not ok then
-    if answer ~= shared_reading.LATE then
-      error(answer, 0)
-    end
-    -- nobody got it, unread or not
-    call.unread = nil
-  end
-
-  return answer
+  return reading.read(conf, call, asked)
 end
 
 

@@ -16,9 +16,11 @@ local route = require "llm_gateway.route"
 local shared_reading = require "llm_gateway.reading"
 local stored_responses = require "kong.plugins.llm-audit.stored_responses"
 
+local error = error
 local find = string.find
 local kong = kong
 local ngx = ngx
+local pcall = pcall
 local type = type
 
 -- Of larger ones the head is kept: what else would be takes all of it to tell.
@@ -157,11 +159,7 @@ local function is_odd_path(asked)
 end
 
 
--- @param asked what is known of the request, see llm_gateway.reading
--- @return nil, or how to answer instead of the server: { status, message, err }
-function M.read(conf, call, asked)
-  shared_reading.api_of(asked)
-
+local function read(conf, call, asked)
   local is_odd = is_odd_path(asked)
   local answer = refusal(conf, is_odd and "odd_path")
   if answer then
@@ -174,6 +172,25 @@ function M.read(conf, call, asked)
     answer = read_other(conf, call, asked)
   end
   call.unread = call.unread or is_odd and "odd_path" or nil
+
+  return answer
+end
+
+
+-- @param asked what is known of the request, see llm_gateway.reading
+-- @return nil, or how to answer instead of the server: { status, message, err }
+function M.read(conf, call, asked)
+  shared_reading.api_of(asked)
+  request_body.seconds = conf.body_seconds
+
+  local ok, answer = pcall(read, conf, call, asked)
+  if not ok then
+    if answer ~= shared_reading.LATE then
+      error(answer, 0)
+    end
+    -- nobody got it, unread or not
+    call.unread = nil
+  end
 
   return answer
 end

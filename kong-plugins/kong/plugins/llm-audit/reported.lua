@@ -120,11 +120,8 @@ end
 
 -- Notes a member that any answer may have.
 local function read_member(found, text, key, from, to)
-  if key == "model" then
-    found.model = read_string(text, from, to) or found.model
-
-  elseif key == "status" then
-    found.status = read_string(text, from, to)
+  if key == "model" or key == "status" then
+    found[key] = read_string(text, from, to) or found[key]
 
   elseif key == "usage" and byte(text, from) == OPEN_BRACE then
     found.usage = usage_counts.read(text, from) or found.usage
