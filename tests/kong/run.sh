@@ -100,11 +100,12 @@ KONG_PG_PORT=${BASH_REMATCH[7]:-5432}
 KONG_PG_USER=${BASH_REMATCH[2]}
 ${BASH_REMATCH[4]:+KONG_PG_PASSWORD=${BASH_REMATCH[4]}}
 KONG_PG_DATABASE=${BASH_REMATCH[8]}
-KONG_PLUGINS=bundled,llm-audit
+KONG_PLUGINS=bundled,llm-audit,llm-router
 KONG_LUA_PACKAGE_PATH=$plugins/?.lua;$plugins/?/init.lua;;
 KONG_NGINX_HTTP_LUA_SHARED_DICT=llm_gateway 16m
 KONG_ANONYMOUS_REPORTS=off
 KONG_NGINX_WORKER_PROCESSES=$workers
+$(printenv | grep -E '^KONG_NGINX_(HTTP_CLIENT|PROXY)_[A-Z_]+=' || true)
 KONG_PROXY_LISTEN=$proxy_at reuseport backlog=16384
 KONG_ADMIN_LISTEN=$admin_at
 KONG_STATUS_LISTEN=$status_at

@@ -23,7 +23,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::Instant;
 
 use answer::{Answer, End, Framing};
@@ -45,7 +45,7 @@ pub struct Settings {
     pub time_scale: f64,
 }
 
-/// A running one. It ends when this is dropped.
+/// A running one. It ends when this is dropped, with all that it was at: as a process that is killed.
 #[derive(Debug)]
 pub struct SimulatedVllm {
     address: SocketAddr,
@@ -97,6 +97,8 @@ impl Drop for SimulatedVllm {
 }
 
 async fn accept(listener: TcpListener, shared: Arc<Shared>) {
+    // Its connections end with it.
+    let mut connections = JoinSet::new();
     loop {
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
@@ -107,8 +109,9 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>) {
             }
         };
         let shared = Arc::clone(&shared);
+        while connections.try_join_next().is_some() {}
         // An error is a client that went away, which is no news here.
-        tokio::spawn(async move { serve(stream, &shared).await });
+        connections.spawn(async move { serve(stream, &shared).await });
     }
 }
 

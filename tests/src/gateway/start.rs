@@ -141,6 +141,8 @@ async fn start_script(script: &str, prefix: &Path, database: &Database) -> Start
         // As deploy/compose.yaml has it with the shipped settings.
         .env("KONG_NGINX_HTTP_CLIENT_MAX_BODY_SIZE", "64m")
         .env("KONG_NGINX_HTTP_CLIENT_BODY_BUFFER_SIZE", "1m")
+        .env("KONG_NGINX_PROXY_PROXY_NEXT_UPSTREAM", "error timeout non_idempotent")
+        .env("KONG_NGINX_PROXY_PROXY_NEXT_UPSTREAM_TIMEOUT", format!("{READ_TIMEOUT_MS}ms"))
         .env("NGINX_HOST_WATCH_PID", std::process::id().to_string())
         .stdin(Stdio::null())
         .stderr(Stdio::piped())

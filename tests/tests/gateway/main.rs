@@ -15,6 +15,7 @@ mod closed;
 mod events;
 mod many;
 mod metadata;
+mod models;
 mod odd;
 mod queue;
 mod reading;

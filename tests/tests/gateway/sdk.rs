@@ -9,7 +9,7 @@ use gateway_tests::gateway::{Session, User};
 use serde_json::{Value, json};
 
 /// The Python that has the SDKs: `E2E_PYTHON`, else what `tests/tools.sh test` made.
-fn python() -> PathBuf {
+pub(crate) fn python() -> PathBuf {
     let made = Path::new(env!("CARGO_MANIFEST_DIR")).join("../.test/venv/bin/python");
     let python = std::env::var_os("E2E_PYTHON").map_or(made, PathBuf::from);
     assert!(python.exists(), "{} is not there: run tests/tools.sh test", python.display());
