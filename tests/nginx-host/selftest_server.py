@@ -5,7 +5,7 @@
 
 Upstream, by path: /echo answers with what arrived as JSON; /sse?n=3&ms=50 streams
 events; /size?bytes=N; /slow?ms=N; /cut sends half a body and drops the connection;
-/status?code=N. Prefixes in front of these are ignored, so routes may point anywhere.
+/status?code=N; /die as /echo, or nothing at all while there is a file FOLDER/dies. Prefixes in front of these are ignored, so routes may point anywhere.
 
 Collector: POST /log appends the body as one line to FOLDER/batches and its headers
 to FOLDER/batch-headers; it answers with the status in FOLDER/log-status when that
@@ -56,6 +56,12 @@ class Handler(BaseHTTPRequestHandler):
             "method": self.command, "path": self.path, "headers": headers,
             "bytes": len(body), "body": body[:200].decode("latin-1"),
         }).encode())
+
+    def serve_die(self, query, body):
+        if os.path.exists(os.path.join(FOLDER, "dies")):
+            self.close_connection = True
+        else:
+            self.serve_echo(query, body)
 
     def serve_sse(self, query, body):
         self.send_response(200)

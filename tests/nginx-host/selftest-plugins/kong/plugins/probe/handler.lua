@@ -4,6 +4,8 @@
 -- get_raw_body said, which calls did not raise although Kong forbids them there.
 -- A call with ?mark=… leaves a line in nginx's log, too.
 -- Request headers ask it to misbehave: X-Replace, X-Replace-Response, X-Exit, X-Raise.
+-- X-Upstream, X-Target: where the call is to go; X-Named: as a plugin does that knows
+-- what Kong makes of an upstream's name where the service has an address.
 
 local kong = kong
 
@@ -90,6 +92,22 @@ local function enter(phase)
 end
 
 
+local function lead(upstream, target)
+  if upstream then
+    local ok, err = kong.service.set_upstream(upstream)
+    if not ok then
+      return kong.response.exit(404, { message = err })
+    end
+    if kong.request.get_header("X-Named") then
+      ngx.ctx.balancer_data.type = "name"
+    end
+  elseif target then
+    local host, port = target:match("^(.+):(%d+)$")
+    kong.service.set_target(host, tonumber(port))
+  end
+end
+
+
 function probe:access()
   local mine = enter("access")
   mine.access = true
@@ -116,6 +134,7 @@ function probe:access()
   if kong.request.get_header("X-Raise") == "access" then
     error("raised as asked")
   end
+  lead(kong.request.get_header("X-Upstream"), kong.request.get_header("X-Target"))
 end
 
 
