@@ -154,6 +154,7 @@ local function serve_request(gateway, request)
 
   ngx.var = setmetatable({
     kong_request_id = "f00d",
+    upstream_addr = request.upstream_addr,
     upstream_uri = request.upstream_uri or request.path
                    or "/v1/chat/completions",
   }, {
@@ -209,6 +210,9 @@ local function serve_request(gateway, request)
   end
 
   local sent = { body = body, headers = lowered }
+  kong.service.request.set_header = function(name, value)
+    lowered[name:lower()] = value
+  end
   kong.service.request.set_raw_body = function(new)
     sent.body = new
     sent.edited = true
@@ -297,8 +301,8 @@ M.kong_answer = require "spec.helpers.kong_error"
 
 -- Leads a call through the phases.
 -- @param exchange { request = …, response = …, refused = true when access
--- does not run, no_answer = true when the client goes before headers are
--- sent, ttfb = seconds until the first byte }
+-- does not run, asked = what llm-router left, no_answer = true when the client
+-- goes before headers are sent, ttfb = seconds until the first byte }
 -- @return table: entry, client (body, headers, chunks), service, was_read,
 -- refusal (when the plugin answered by itself)
 function M:call(exchange)
@@ -308,7 +312,8 @@ function M:call(exchange)
   local chunks = response.chunks or {}
 
   kong.ctx.plugin = {}
-  kong.ctx.shared = {}
+  -- what a plugin in front of this one left
+  kong.ctx.shared = { llm_request = exchange.asked }
   self.started_at = self.time * 1000
   self.replaced_chunks = 0
 
