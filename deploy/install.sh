@@ -37,6 +37,8 @@ release_dir=$(dirname "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")")
 . "$release_dir/deploy/lib/postgresql.sh"
 # shellcheck source=deploy/lib/release.sh
 . "$release_dir/deploy/lib/release.sh"
+# shellcheck source=deploy/lib/collector.sh
+. "$release_dir/deploy/lib/collector.sh"
 # shellcheck source=deploy/lib/stack.sh
 . "$release_dir/deploy/lib/stack.sh"
 # shellcheck source=deploy/lib/backup.sh

@@ -30,7 +30,8 @@ bats tests/nginx-host
 step "bats: the start of a real Kong"
 bats tests/kong
 
-step "bats: the scripts that configure Kong, install and operate"
+step "bats: what configures Kong, and the scripts that install and operate"
+cargo build --workspace --all-features --bins --locked --quiet
 # stack.bats, a whole installation in Docker, comes last.
 find deploy/tests -name '*.bats' ! -name stack.bats -print0 | sort -z | xargs -0 bats
 

@@ -174,18 +174,18 @@ else
     echo "gateway: the project's nginx test host with the same plugins (no Docker image ${KONG_IMAGE:-kong:3.9}, no kong command)"
     start_gateway tests/nginx-host/run.sh
 fi
-KONG_ACCEPT_OLD=1 AUDIT_BATCH_SECONDS=0.1 deploy/kong/configure.sh --wait >/dev/null
+KONG_ACCEPT_OLD=1 AUDIT_BATCH_SECONDS=0.1 "$target/llm-collector" kong apply --wait >/dev/null
 
 say "users: z123456, z200001, and z200002 who may make 3 calls an hour"
 for user in z123456 z200001 z200002; do
-    key=$(deploy/users.sh add "$user" 2>/dev/null)
+    key=$("$target/llm-collector" users add "$user" 2>/dev/null)
     printf -v "key_$user" '%s' "$key"
 done
-deploy/users.sh limit z200002 3 2>/dev/null
+"$target/llm-collector" users limit z200002 3 2>/dev/null
 # Set by name above.
 # shellcheck disable=SC2154
 {
-    deploy/users.sh list
+    "$target/llm-collector" users list
 
     say "z123456 asks: What is an LLM gateway?"
     chat "$key_z123456" 'What is an LLM gateway?'

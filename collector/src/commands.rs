@@ -3,14 +3,17 @@
 pub mod doctor;
 pub mod erase;
 pub mod healthcheck;
+pub mod kong;
 mod moment;
 pub mod prices;
 pub mod rejected;
 pub mod replay;
 pub mod report;
 pub mod retention;
+pub mod say;
 mod table;
 pub mod upkeep;
+pub mod users;
 
 use std::sync::Arc;
 
@@ -22,6 +25,9 @@ use crate::measure::Metrics;
 use crate::pipeline::{Pipeline, Reader, memory::Memory};
 use crate::store::pool::{Database, DatabaseSettings};
 use crate::store::{Health, Store, Writers, migrate};
+
+/// What this program is called where no other command is known that runs it.
+pub const PROGRAM: &str = "llm-collector";
 
 /// Brings the database to the current schema and says what was done.
 pub async fn migrate(args: &DatabaseArgs) -> Result<Vec<String>> {

@@ -3,6 +3,7 @@
 #![allow(missing_docs, reason = "a doc comment is help text here; flattened groups of settings have none of their own")]
 
 mod database;
+mod kong;
 mod usage;
 
 use std::net::SocketAddr;
@@ -12,6 +13,7 @@ use anyhow::{Context, Result, bail};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 pub use database::DatabaseArgs;
+pub use kong::{AdminArgs, CaptureWord, KeyArg, KongAction, KongCommand, KongSettings, Limit, UsersAction, UsersCommand};
 pub use usage::{Dimension, PricesAction, PricesSettings, ReportFormat, ReportSettings};
 
 use crate::extract::privacy::{Forms, Privacy};
@@ -50,6 +52,10 @@ pub enum Command {
     Retention(RetentionSettings),
     /// Erase what one consumer asked and was answered
     Erase(EraseSettings),
+    /// Kong's configuration, as the settings want it
+    Kong(KongCommand),
+    /// The people who may call the model, and their keys
+    Users(UsersCommand),
     /// Check a running installation, and say what is wrong and how to mend it
     Doctor(DoctorSettings),
     /// Ask a running collector whether it lives: status 0 if so, for health checks of containers
@@ -301,13 +307,9 @@ pub enum RejectedAction {
 /// Settings of `doctor`: where the parts of an installation are.
 #[derive(Debug, Clone, Args)]
 pub struct DoctorSettings {
-    /// Kong's Admin API
-    #[arg(long, env = "KONG_ADMIN_URL", default_value = "http://127.0.0.1:8001")]
-    pub kong_admin_url: String,
-    /// Password of Kong's Admin API, for the user `admin`, where one is set
-    #[arg(long, env = "KONG_ADMIN_PASSWORD", hide_env_values = true)]
-    pub kong_admin_password: Option<String>,
-    /// Command of this installation, for what doctor says about mending; none: the project's own scripts
+    #[command(flatten)]
+    pub admin: AdminArgs,
+    /// Command of this installation, for what doctor says about mending; none: this program's own
     #[arg(long, env = "GATEWAY_COMMAND")]
     pub gateway: Option<String>,
     /// Kong's status address

@@ -4,7 +4,7 @@
 //! entries) → [`extract`] (what an entry means: a [`call::Call`]) → [`store`] (PostgreSQL, the spool) → [`measure`] (metrics).
 //! A later stage never calls an earlier one. [`pipeline`] ties them together, [`drain`] brings back what
 //! went to disk, [`upkeep`] does what is due from time to time, [`start`] brings the database up to date,
-//! [`server`] starts and stops everything.
+//! [`server`] starts and stops everything. Beside that way stands [`kong`], which configures Kong for [`commands`].
 
 pub mod config;
 pub mod server;
@@ -26,6 +26,8 @@ pub mod drain;
 pub mod upkeep;
 
 pub mod measure;
+
+pub mod kong;
 
 pub mod commands;
 pub mod logging;

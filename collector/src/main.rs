@@ -1,11 +1,13 @@
 //! `llm-collector`: parse arguments, start logging, dispatch.
 
-use std::io::Write;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::Parser;
-use llm_collector::commands::{self, doctor, erase, healthcheck, prices, rejected, replay, report, retention, upkeep};
+use llm_collector::commands::say::print;
+use llm_collector::commands::{
+    self, doctor, erase, healthcheck, kong, prices, rejected, replay, report, retention, upkeep, users,
+};
 use llm_collector::config::{Cli, Command, ServeSettings};
 use llm_collector::server::{Application, BLOCKING_THREADS};
 use llm_collector::{logging, panics};
@@ -20,6 +22,9 @@ fn main() -> ExitCode {
     let outcome = match &cli.command {
         // In this thread alone: a check of health must work where no further thread may be started.
         Command::Healthcheck(settings) => healthcheck::run(settings),
+        // They wait for one answer after the other, and say themselves what went wrong.
+        Command::Kong(command) => return kong::run(&command.action),
+        Command::Users(command) => return users::run(command),
         command => runtime(command).and_then(|runtime| runtime.block_on(run(command))),
     };
     match outcome {
@@ -92,6 +97,7 @@ async fn run(command: &Command) -> Result<()> {
         }
         // Handled without a runtime.
         Command::Healthcheck(settings) => healthcheck::run(settings),
+        Command::Kong(_) | Command::Users(_) => Ok(()),
     }
 }
 
@@ -109,12 +115,4 @@ async fn serve(settings: &ServeSettings) -> Result<()> {
         handle.stop(true).await;
     });
     application.run_until_stopped().await
-}
-
-/// Writes a result; a reader that went away (`| head`) is no error.
-fn print(result: impl AsRef<[u8]>) -> Result<()> {
-    match std::io::stdout().lock().write_all(result.as_ref()) {
-        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error).context("cannot write the result"),
-        _ => Ok(()),
-    }
 }

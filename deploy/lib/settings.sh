@@ -180,7 +180,7 @@ write_secret_files() {
   chmod 700 "$secrets_dir"
   put_secret postgres-password POSTGRES "${secret[POSTGRES_PASSWORD]}"
   put_secret kong-password KONG "${secret[KONG_DATABASE_PASSWORD]}"
-  # For nginx, and for our own scripts.
+  # For nginx, and for people with curl.
   put_secret kong-admin KONG "admin:{PLAIN}${secret[KONG_ADMIN_PASSWORD]}"
   put_secret kong-admin-password '' "${secret[KONG_ADMIN_PASSWORD]}"
   put_secret vllm-api-key '' "${secret[VLLM_KEY]}"
@@ -248,7 +248,7 @@ derive() {
 # The address at which this host itself reaches a service.
 own_address() { case $1 in 0.0.0.0) echo 127.0.0.1 ;; *) echo "$1" ;; esac }
 
-# The environment of configure.sh.
+# The environment of `llm-collector kong apply`, without what its container and the other commands have anyway.
 kong_environment() {
   local name
   for name in VLLM_URL VLLM_EXTRA_PATHS RATE_LIMIT_PER_HOUR AUDIT_CAPTURE AUDIT_MAX_REQUEST_BYTES AUDIT_MAX_RESPONSE_BYTES \
@@ -258,15 +258,18 @@ kong_environment() {
   cat <<LINES
 UPLOAD_ROOM_MB=$((bodies_of_worker * ${setting[MAX_REQUEST_MB]}))
 VLLM_READ_TIMEOUT_MS=$((${setting[VLLM_READ_TIMEOUT_SECONDS]} * 1000))
-VLLM_API_KEY_FILE=$(vllm_key_file)
-KONG_ADMIN_URL=$admin_url
-KONG_ADMIN_PASSWORD_FILE=$secrets_dir/kong-admin-password
-KONG_PROXY_URL=$proxy_url
-COLLECTOR_URL=http://127.0.0.1:${setting[COLLECTOR_PORT]}
-COLLECTOR_TOKEN_FILE=$secrets_dir/collector-token
+VLLM_API_KEY_FILE=
 LINES
-  # The largest batch that Kong makes follows from what the collector takes.
-  printf '%s' "$passed_on" | grep '^COLLECTOR_MAX_BODY_BYTES=' || true
+}
+
+# The key in the first line of the file below, which the container does not see; nothing where there is none.
+vllm_key() {
+  local file key=''
+  file=$(vllm_key_file)
+  [ -n "$file" ] || return 0
+  [ -r "$file" ] || fatal "cannot read $file (VLLM_API_KEY_FILE)"
+  IFS= read -r key <"$file" || true
+  printf '%s' "$key"
 }
 
 # The file with vLLM's key: the operator's, or that of the installation for a vLLM on this host. One that wants no key ignores it.

@@ -87,25 +87,6 @@ start_rest() {
   ! runs_postgresql || grant_rights
 }
 
-configure_options=(--wait)
-
-# Kong as the settings want it. Prints what changed, and keeps quiet otherwise.
-configure_kong() {
-  local output environment=()
-  mapfile -t environment < <(kong_environment)
-  output=$(env -i PATH="$PATH" "${environment[@]}" "$release_dir/deploy/kong/configure.sh" "${configure_options[@]}" 2>&1) || {
-    printf '%s\n' "$output" | sed 's/^/         | /' | without_secrets >&2
-    fatal "could not configure Kong" "The reason is above. After mending it, run the same command again."
-  }
-  if ! grep -qx 'nothing to change' <<<"$output"; then
-    info "configured Kong: $(grep -cE '^(created|updated|removed) ' <<<"$output") parts created or changed"
-    changed=$((changed + 1))
-  fi
-  grep -A3 '^warning:' <<<"$output" | without_secrets >&2 || true
-}
-
-users() { KONG_ADMIN_URL=$admin_url KONG_ADMIN_PASSWORD_FILE=$secrets_dir/kong-admin-password "$release_dir/deploy/users.sh" "$@"; }
-
 # ask_admin PATH - what Kong's Admin API says. The password reaches curl through its configuration on standard input.
 ask_admin() {
   printf 'user = "admin:%s"\n' "${secret[KONG_ADMIN_PASSWORD]}" | curl -q -sS --noproxy '*' --max-time 10 -K - "$admin_url$1"

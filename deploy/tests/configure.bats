@@ -1,7 +1,7 @@
 #!/usr/bin/env bats
-# shellcheck disable=SC2154  # the numbers come from configure.sh --print-batch
+# shellcheck disable=SC2154  # the numbers come from --print-batch
 #
-# deploy/kong/configure.sh against the nginx test host, which answers as Kong 3.9 does.
+# llm-collector kong apply against the nginx test host, which answers as Kong 3.9 does.
 
 load host
 
@@ -189,8 +189,8 @@ PY
 
 # fits SETTING… - configures with these settings; the largest batch that Kong can make then fits.
 fits() {
-  env "$@" "$DEPLOY/kong/configure.sh" >/dev/null
-  env "$@" "$DEPLOY/kong/configure.sh" --print-batch >"$WORK/numbers"
+  env "$@" "$COLLECTOR" kong apply >/dev/null
+  env "$@" "$COLLECTOR" kong apply --print-batch >"$WORK/numbers"
   # shellcheck disable=SC1091
   . "$WORK/numbers"
   read -r entry size bytes queue < <(largest_batch)
@@ -241,7 +241,7 @@ fits() {
 
 @test "no real entry is larger than what the numbers assume" {
   VLLM_EXTRA_PATHS=/size configure --wait >/dev/null
-  eval "$("$DEPLOY/kong/configure.sh" --print-batch)"
+  eval "$(configure --print-batch)"
   rm -f "$WORK/up/batches"
   python3 - "$KONG_PROXY_URL" "$KEY" <<'PY'
 import socket, sys
@@ -286,7 +286,7 @@ PY
     VLLM_URL=http://user:pw@vllm:8000 VLLM_URL=ftp://x VLLM_READ_TIMEOUT_MS=0 AUDIT_CAPTURE=all AUDIT_INCLUDE_USAGE=yes STRICT_REQUESTS=1 \
     COLLECTOR_URL=collector AUDIT_BATCH_SECONDS=fast KONG_SHARED=true VLLM_API_KEY='a b' 'VLLM_API_KEY=$(x)' \
     'COLLECTOR_TOKEN={vault://env/x}' COLLECTOR_TOKEN_FILE=/no/such/file VLLM_EXTRA_PATHS=metrics GATEWAY_PLUGINS_DIR=/no/such/dir; do
-    run env "$setting" "$DEPLOY/kong/configure.sh"
+    run env "$setting" "$COLLECTOR" kong apply
     [ "$status" -eq 1 ] || { echo "accepted: $setting"; false; }
     [[ $output == error:* ]]
   done
@@ -305,25 +305,36 @@ PY
   whole_state | cmp - "$WORK/before"
 }
 
-@test "secrets are in no process argument and in no message" {
-  mkdir -p "$WORK/bin"
-  cat >"$WORK/bin/curl" <<WRAPPER
-#!/bin/sh
-for word in "\$@"; do printf '%s\n' "\$word" >>"$WORK/arguments"; done
-exec $(command -v curl) "\$@"
-WRAPPER
-  for tool in awk sed seq cat; do
-    # shellcheck disable=SC2016
-    printf '#!/bin/sh\nfor word in "$@"; do printf "%%s\\n" "$word" >>"%s/arguments"; done\nexec %s "$@"\n' "$WORK" "$(command -v $tool)" >"$WORK/bin/$tool"
+@test "export: the same configuration as a declarative file, for its owner alone" {
+  VLLM_API_KEY=first-secret "$COLLECTOR" kong export --output "$WORK/kong.json"
+  [ "$(stat -c %a "$WORK/kong.json")" = 600 ]
+  "$COLLECTOR" kong export >"$WORK/exported.json"
+  json 'j["_format_version"], [s["id"] for s in j["services"]], len(j["routes"]), {p["service"] for p in j["plugins"] if "service" in p}' <"$WORK/exported.json" |
+    grep -qxF "('3.0', ['7c1ea1d0-6b1f-4000-8000-000000000001'], 12, {'7c1ea1d0-6b1f-4000-8000-000000000001'})"
+  # What the file says is what the Admin API has.
+  for list in services routes plugins; do
+    json "sorted((e['name'], e['id']) for e in j['$list'])" <"$WORK/exported.json" >"$WORK/of-file"
+    admin GET "$list?size=1000" | json "sorted((e['name'], e['id']) for e in j['data'] if e['id'].startswith('7c1ea1d0'))" | cmp - "$WORK/of-file"
   done
-  chmod +x "$WORK"/bin/*
-  rm -f "$WORK/arguments"
-  PATH=$WORK/bin:$PATH VLLM_API_KEY=first-secret COLLECTOR_TOKEN=second-secret run configure
-  echo "$output"
-  [ "$status" -eq 0 ]
-  grep -q /plugins/ "$WORK/arguments"
-  no grep -q 'first-secret\|second-secret' "$WORK/arguments"
-  [[ $output != *first-secret* && $output != *second-secret* ]]
+  no grep -q 'null' "$WORK/exported.json"
+}
+
+@test "secrets are in no process argument and in no message" {
+  VLLM_API_KEY=first-secret COLLECTOR_TOKEN=second-secret configure >"$WORK/said" 2>&1 &
+  configuring=$!
+  while kill -0 "$configuring" 2>/dev/null; do
+    tr '\0' '\n' <"/proc/$configuring/cmdline" >>"$WORK/arguments" 2>/dev/null || true
+  done
+  wait "$configuring"
+  grep -qx apply "$WORK/arguments"
+  no grep -q 'first-secret\|second-secret' "$WORK/arguments" "$WORK/said"
+  grep -q '^created    plugin request-transformer$' "$WORK/said"
+  # Nor where they cannot be what they should be.
+  for setting in 'VLLM_API_KEY=first secret' 'COLLECTOR_TOKEN=second secret'; do
+    run env "$setting" "$COLLECTOR" kong apply
+    [ "$status" -eq 1 ]
+    [[ $output != *' secret'* ]]
+  done
   configure >/dev/null
 }
 
@@ -381,7 +392,7 @@ WRAPPER
   admin PUT services/vllm '{"host":"elsewhere"}' >/dev/null
   run configure
   [ "$status" -eq 1 ]
-  [[ $output == *'another service vllm of that name'*'not made by this script'* ]]
+  [[ $output == *'another service vllm of that name'*'not made by this program'* ]]
   run configure --adopt
   stop_host taken
   [ "$status" -eq 1 ]
@@ -430,7 +441,7 @@ make_old_installation() {
   run configure
   [ "$status" -eq 0 ]
   [[ $output == *'warning: the service vllm-service also leads to vLLM'* ]]
-  [[ $output == *'warning: the route by-hand at the vLLM service was not made by this script'* ]]
+  [[ $output == *'warning: the route by-hand at the vLLM service was not made by this program'* ]]
   [[ $output == *'warning: the plugin '*' runs in the place of'*'run this with --adopt'* ]]
   run configure --adopt
   [[ $output == *'removed    route by-hand'* && $output == *'removed    service vllm-service'* ]]

@@ -1,10 +1,11 @@
 # shellcheck shell=bash
 #
 # host.bash - the nginx test host with a small upstream behind it, for the tests of the
-# scripts that configure Kong. Each test file gets its own.
+# commands that configure Kong. Each test file gets its own.
 #
 # NGINX_HOST_PLUGINS_DIR names the folder with the project's plugins when it is not
-# ../../kong-plugins.
+# ../../kong-plugins. The commands are those of target/debug/llm-collector
+# (cargo build --package llm-collector).
 
 DEPLOY=$(cd "$BATS_TEST_DIRNAME/.." && pwd)
 HOST=$DEPLOY/../tests/nginx-host
@@ -34,8 +35,11 @@ start_host() {
 
 stop_host() { "$HOST/run.sh" stop --prefix "$WORK/$1"; }
 
-configure() { "$DEPLOY/kong/configure.sh" "$@"; }
-users() { "$DEPLOY/users.sh" "$@"; }
+COLLECTOR=${CARGO_TARGET_DIR:-$DEPLOY/../target}/debug/llm-collector
+[ -x "$COLLECTOR" ] || { echo "$COLLECTOR is missing: cargo build --package llm-collector" >&2 && exit 1; }
+
+configure() { "$COLLECTOR" kong apply "$@"; }
+users() { "$COLLECTOR" users "$@"; }
 
 admin() { curl -sS -X "$1" "$KONG_ADMIN_URL/$2" -H 'Content-Type: application/json' ${3+--data "$3"}; }
 

@@ -341,8 +341,7 @@ load scripts
   # What is shipped may run, and the other places where the number stands agree.
   check_kong_version "$(sed -n 's/^kong://p' "$DEPLOY/images.txt")"
   IFS=. read -r major minor patch <<<"$KONG_MINIMUM"
-  grep -q "OLDEST_KONG: \[u32; 3\] = \[$major, $minor, $patch\];" "$DEPLOY/../collector/src/commands/doctor/kong.rs"
-  grep -qF "\"\${patch:-0}\" -lt $patch ]" "$DEPLOY/kong/configure.sh"
+  grep -q "OLDEST_KONG: \[u32; 3\] = \[$major, $minor, $patch\];" "$DEPLOY/../collector/src/kong/apply.rs"
   run check_kong_version 'Kong Enterprise 3.10.0.1'
   [ "$status" = 0 ]
   says 'only the 3.9 line'

@@ -15,7 +15,7 @@ load stack
   cd "$WORK/bundle"
   sha256sum --check --quiet --strict SHA256SUMS
   (cd "$WORK/dist" && sha256sum --check --quiet ./*.sha256)
-  for file in install.sh gateway.env deploy/gateway deploy/compose.yaml deploy/users.sh deploy/kong/configure.sh \
+  for file in install.sh gateway.env deploy/gateway deploy/compose.yaml deploy/lib/collector.sh \
     kong-plugins/kong/plugins/llm-audit/handler.lua kong-plugins/pre-function/bearer.lua deploy/prometheus/prometheus.yml LICENSE; do
     [ -e "$file" ] || { echo "missing: $file" && false; }
   done

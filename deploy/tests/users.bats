@@ -1,6 +1,6 @@
 #!/usr/bin/env bats
 #
-# deploy/users.sh against the nginx test host, which answers as Kong 3.9 does.
+# llm-collector users against the nginx test host, which answers as Kong 3.9 does.
 
 load host
 
@@ -175,34 +175,40 @@ fails() { [ "$(call /v1/models -H "Authorization: Bearer $1")" = 401 ]; }
   done
 }
 
+# Makes users page1, page2 … without keys, over one connection.
+many_users() {
+  python3 - "$KONG_ADMIN_URL" "$1" <<'PY'
+import http.client, sys
+host, port = sys.argv[1].split("//")[1].split(":")
+connection = http.client.HTTPConnection(host, int(port))
+for number in range(1, int(sys.argv[2]) + 1):
+    connection.request("PUT", f"/consumers/page{number}", body="{}", headers={"Content-Type": "application/json"})
+    answer = connection.getresponse()
+    answer.read()
+    assert answer.status in (200, 201), answer.status
+PY
+}
+
 @test "list: every user once over several pages, and no key" {
-  for number in $(seq 1 12); do admin PUT "consumers/page$number" '{}' >/dev/null; done
+  # Kong gives a thousand at a time.
+  many_users 1005
   run users list
   [ "$status" -eq 0 ]
   [[ $output != *sk-* ]]
-  [ "$(echo "$output" | grep -c '^page')" = 12 ]
-  [ "$(echo "$output" | grep -c '^alice ')" = 1 ]
-  # With pages of five.
-  sed 's/size=500/size=5/' "$DEPLOY/users.sh" >"$DEPLOY/users-small-pages.sh"
-  run bash "$DEPLOY/users-small-pages.sh" list
-  rm "$DEPLOY/users-small-pages.sh"
-  [ "$(echo "$output" | grep -c '^page')" = 12 ]
+  [ "$(echo "$output" | grep -c '^page')" = 1005 ]
   [ "$(echo "$output" | grep -c '^alice  *1 ')" = 1 ]
 }
 
 @test "keys are in no process argument" {
-  mkdir -p "$WORK/bin"
-  for tool in curl awk sed od grep sort; do
-    # shellcheck disable=SC2016
-    printf '#!/bin/sh\nfor word in "$@"; do printf "%%s\\n" "$word" >>"%s/arguments"; done\nexec %s "$@"\n' "$WORK" "$(command -v $tool)" >"$WORK/bin/$tool"
+  for _ in 1 2 3; do
+    echo sk-standard-input-peggy-1 | users add peggy --key - 2>/dev/null &
+    adding=$!
+    while kill -0 "$adding" 2>/dev/null; do tr '\0' '\n' <"/proc/$adding/cmdline" >>"$WORK/arguments" 2>/dev/null || true; done
+    wait "$adding"
+    users remove peggy 2>/dev/null
   done
-  chmod +x "$WORK"/bin/*
-  key=$(PATH=$WORK/bin:$PATH users add peggy 2>/dev/null)
-  new=$(PATH=$WORK/bin:$PATH users rotate peggy 2>/dev/null)
-  echo sk-standard-input-peggy-1 | PATH=$WORK/bin:$PATH users rotate peggy --key - 2>/dev/null
-  PATH=$WORK/bin:$PATH users list >/dev/null
-  grep -q /consumers "$WORK/arguments"
-  no grep -qF -e "$key" -e "$new" -e sk-standard-input-peggy-1 "$WORK/arguments"
+  grep -qx peggy "$WORK/arguments"
+  no grep -qF sk-standard-input-peggy-1 "$WORK/arguments"
 }
 
 @test "wrong usage: status 2 and the help" {
@@ -210,7 +216,7 @@ fails() { [ "$(call /v1/models -H "Authorization: Bearer $1")" = 401 ]; }
     # shellcheck disable=SC2086
     run users $line
     [ "$status" -eq 2 ] || { echo "status $status: $line"; false; }
-    [[ $output == *'users.sh add NAME'* ]]
+    [[ $output == *'Usage: llm-collector users'* ]]
   done
 }
 

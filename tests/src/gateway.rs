@@ -11,7 +11,7 @@ mod call;
 mod start;
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -50,7 +50,7 @@ pub struct Gateway {
     log_folders: Vec<PathBuf>,
     /// The master of the nginx test host.
     pid: Option<u32>,
-    /// Of `configure.sh` and `users.sh`.
+    /// Of `kong apply` and `users`.
     settings: BTreeMap<String, String>,
     /// A user that waits for changes to take effect.
     probe: OnceCell<User>,
@@ -70,7 +70,7 @@ pub struct User {
     pub key: String,
 }
 
-/// What a script said.
+/// What a command said.
 #[derive(Debug)]
 pub struct Said {
     /// Whether it succeeded.
@@ -142,9 +142,9 @@ impl Session {
         Call::new(self, path)
     }
 
-    // --- scripts -------------------------------------------------------------------------
+    // --- commands ------------------------------------------------------------------------
 
-    /// Runs `deploy/kong/configure.sh` with changed settings, which needs a session [of one's own](Self::alone).
+    /// Runs `llm-collector kong apply` with changed settings, which needs a session [of one's own](Self::alone).
     pub async fn change(&self, changes: &[(&str, &str)]) -> Said {
         assert!(matches!(self._turn, Turn::Alone(_)), "other tests are running");
         CHANGED.store(true, Ordering::SeqCst);
@@ -152,8 +152,8 @@ impl Session {
     }
 
     async fn configure(&self, changes: &[(&str, &str)]) -> Said {
-        let said = self.gateway.script("deploy/kong/configure.sh", &[], changes, "").await;
-        assert!(said.success, "configure.sh: {}", said.stderr);
+        let said = self.gateway.command(&["kong", "apply"], changes, "").await;
+        assert!(said.success, "kong apply: {}", said.stderr);
         said
     }
 
@@ -173,22 +173,23 @@ impl Session {
         assert_eq!(changed.status(), 200, "{}", changed.text().await.unwrap_or_default());
     }
 
-    /// Runs `deploy/kong/configure.sh` with the usual settings and further arguments.
+    /// Runs `llm-collector kong apply` with the usual settings and further arguments.
     pub async fn configure_again(&self, arguments: &[&str]) -> Said {
-        self.gateway.script("deploy/kong/configure.sh", arguments, &[], "").await
+        self.gateway.command(&[&["kong", "apply"], arguments].concat(), &[], "").await
     }
 
-    /// Runs a command that somebody was told to run, as a shell in the project's folder does. It needs a session [of one's
+    /// Runs a command that somebody was told to run, as a shell does that knows the binary. It needs a session [of one's
     /// own](Self::alone).
     pub async fn shell(&self, command: &str) -> Said {
         assert!(matches!(self._turn, Turn::Alone(_)), "other tests are running");
-        let command = format!("cd '{}' && {command}", start::project().display());
-        self.gateway.script("/bin/bash", &["-c", &command], &[], "").await
+        let binary = crate::collector::binary();
+        let command = format!("PATH='{}':$PATH; {command}", binary.parent().expect("its folder").display());
+        self.gateway.run(Path::new("/bin/bash"), &["-c", &command], &[], "").await
     }
 
-    /// Runs `deploy/users.sh`.
+    /// Runs `llm-collector users`.
     pub async fn users(&self, arguments: &[&str]) -> Said {
-        self.gateway.script("deploy/users.sh", arguments, &[], "").await
+        self.gateway.command(&[&["users"], arguments].concat(), &[], "").await
     }
 
     /// A user that nobody else has.
@@ -207,8 +208,8 @@ impl Session {
     /// A user whose key is given.
     pub async fn user_with_key(&self, key: &str) -> User {
         let name = self.gateway.new_name();
-        let said = self.gateway.script("deploy/users.sh", &["add", &name, "--key", "-"], &[], key).await;
-        assert!(said.success, "users.sh: {}", said.stderr);
+        let said = self.gateway.command(&["users", "add", &name, "--key", "-"], &[], key).await;
+        assert!(said.success, "users add: {}", said.stderr);
         self.gateway.remember_key(key);
         User { name, key: key.to_owned() }
     }
@@ -298,9 +299,13 @@ impl Session {
 }
 
 impl Gateway {
-    /// Runs a script of the project in an environment of its own.
-    async fn script(&self, path: &str, arguments: &[&str], changes: &[(&str, &str)], input: &str) -> Said {
-        let mut child = tokio::process::Command::new(start::project().join(path))
+    /// Runs a command of the collector in an environment of its own.
+    async fn command(&self, arguments: &[&str], changes: &[(&str, &str)], input: &str) -> Said {
+        self.run(crate::collector::binary(), arguments, changes, input).await
+    }
+
+    async fn run(&self, program: &Path, arguments: &[&str], changes: &[(&str, &str)], input: &str) -> Said {
+        let mut child = tokio::process::Command::new(program)
             .args(arguments)
             .env_clear()
             .envs(start::plain_environment())
@@ -311,12 +316,13 @@ impl Gateway {
             .stderr(Stdio::piped())
             .kill_on_drop(true)
             .spawn()
-            .unwrap_or_else(|error| panic!("{path}: {error}"));
+            .unwrap_or_else(|error| panic!("{}: {error}", program.display()));
         let mut stdin = child.stdin.take().expect("its input");
-        tokio::io::AsyncWriteExt::write_all(&mut stdin, input.as_bytes()).await.expect("it reads");
+        // What was not asked to read may have ended already.
+        let _ = tokio::io::AsyncWriteExt::write_all(&mut stdin, input.as_bytes()).await;
         drop(stdin);
         let output = tokio::time::timeout(Duration::from_secs(120), child.wait_with_output()).await;
-        let output = output.unwrap_or_else(|_| panic!("{path} does not end")).expect("its output");
+        let output = output.unwrap_or_else(|_| panic!("{arguments:?} does not end")).expect("its output");
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         Said { success: output.status.success(), stdout: text(&output.stdout), stderr: text(&output.stderr) }
     }
@@ -338,8 +344,8 @@ impl Gateway {
 
     async fn new_user(&self) -> User {
         let name = self.new_name();
-        let said = self.script("deploy/users.sh", &["add", &name], &[], "").await;
-        assert!(said.success, "users.sh: {}", said.stderr);
+        let said = self.command(&["users", "add", &name], &[], "").await;
+        assert!(said.success, "users add: {}", said.stderr);
         let key = said.stdout.trim().to_owned();
         self.remember_key(&key);
         User { name, key }

@@ -13,7 +13,6 @@ mod network;
 mod numbers;
 mod plugins;
 mod services;
-mod ways;
 
 use anyhow::Result;
 use serde_json::{Value, json};

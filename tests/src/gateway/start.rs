@@ -202,8 +202,8 @@ fn cleanup(folder: &Path, host: &Host) -> String {
     let gateway = match host {
         // The users of the tests leave no trace in a Kong that stays.
         Host::Running { admin_url, .. } => format!(
-            "[ ! -s {folder}/users ] || while read name; do KONG_ADMIN_URL={admin_url} {} remove $name; done <{folder}/users",
-            project().join("deploy/users.sh").display()
+            "[ ! -s {folder}/users ] || while read name; do KONG_ADMIN_URL={admin_url} {} users remove $name; done <{folder}/users",
+            collector::binary().display()
         ),
         Host::Script { script, .. } => format!("{} stop --prefix {folder}/gateway", project().join(script).display()),
     };

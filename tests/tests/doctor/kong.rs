@@ -140,3 +140,20 @@ async fn what_listens_beyond_this_host_is_found() {
     let port = open.url.rsplit(':').next().unwrap();
     site.doctor().await.assert_problem("network", &["Admin API", port]);
 }
+
+#[tokio::test]
+async fn a_kong_without_a_database_is_not_configured_but_told_of_a_file() {
+    let site = Site::healthy().await;
+    let kong = Pretend::before(&site.session.gateway.admin_url).await;
+    kong.says_changed("/", &json!({ "configuration": { "database": "off" } })).await;
+    let command = tokio::process::Command::new(gateway_tests::collector::binary())
+        .args(["kong", "apply"])
+        .env_clear()
+        .env("KONG_ADMIN_URL", &kong.url)
+        .output()
+        .await
+        .unwrap();
+    let said = String::from_utf8(command.stderr).unwrap();
+    assert!(said.contains("runs without a database") && said.contains("kong export"), "{said}");
+    assert_eq!((command.status.code(), command.stdout), (Some(1), Vec::new()));
+}

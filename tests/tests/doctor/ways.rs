@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::{BROKEN, Said, Site};
 
-/// The service and the audit plugins that `configure.sh` makes.
+/// The service and the audit plugins that `kong apply` makes.
 const SERVICE: &str = "7c1ea1d0-6b1f-4000-8000-000000000001";
 const HTTP_LOG: &str = "7c1ea1d0-6b1f-4000-8000-000000000206";
 

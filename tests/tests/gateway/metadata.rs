@@ -37,7 +37,7 @@ fn has_only_counts(usage: &Value) -> bool {
 async fn private_user(session: &Session) -> User {
     let user = session.user().await;
     let said = session.users(&["capture", &user.name, "metadata"]).await;
-    assert!(said.success, "users.sh: {}", said.stderr);
+    assert!(said.success, "users capture: {}", said.stderr);
     session
         .settled("calls are logged without content", || async {
             let request = json!({"model": "m", "messages": [{"role": "user", "content": QUESTION}]}).to_string();

@@ -188,7 +188,7 @@ fn recent(recent: &Recent, report: &mut Report) {
             "keys",
             format!("{rows} of the newest {newest} rows hold a key"),
             "keys leak to whoever reads the log",
-            "key_in_query off and hide_credentials on (deploy/kong/configure.sh), COLLECTOR_SECRET_HEADERS for headers of your \
+            "key_in_query off and hide_credentials on (llm-collector kong apply), COLLECTOR_SECRET_HEADERS for headers of your \
              own; then UPDATE the rows, and rotate the keys",
         ),
     }
@@ -197,7 +197,7 @@ fn recent(recent: &Recent, report: &mut Report) {
             "bodies",
             format!("{} of the newest {newest} rows came without what llm-audit adds", recent.without_audit),
             "these calls have neither prompt nor answer nor tokens",
-            "the plugin must be on for every route to vLLM: gateway apply, or deploy/kong/configure.sh",
+            "the plugin must be on for every route to vLLM: gateway apply, or llm-collector kong apply",
         );
     }
     if recent.cut > 0 {

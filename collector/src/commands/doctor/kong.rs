@@ -6,12 +6,13 @@ use super::Report;
 use super::database::Facts;
 use super::mend::Mend;
 use super::plugins::Plugins;
-use super::services::{Answer, administrator, get};
-use super::ways::{Entities, Way, is_own, name_of};
 use crate::config::DoctorSettings;
+use crate::kong::admin::{Admin, Trouble};
+use crate::kong::apply::{OLDEST_KONG, numbers_of};
+use crate::kong::entities::{is_own, name_of};
+use crate::kong::state::State;
+use crate::kong::ways::Way;
 
-/// 3.9.4 of October 2026 closes request smuggling (CVE-2026-6338), an SQL injection (CVE-2026-1907) and five holes of nginx.
-const OLDEST_KONG: [u32; 3] = [3, 9, 4];
 /// Kong's own default, 60 s, is too short: a long prompt that waits behind others on a busy GPU takes longer.
 const SHORT_READ_TIMEOUT_MS: i64 = 60_000;
 /// vLLM's server closes idle connections after 5 s.
@@ -23,24 +24,21 @@ const SPARE_CONNECTIONS: i64 = 10;
 
 const WHY_UNKNOWN: &str = "users cannot be served or changed, and nothing about Kong could be checked";
 
-/// Pages of a list at most: a Kong has thousands of users, each with plugins of its own.
-const MOST_PAGES: usize = 200;
-
 pub(super) fn examine(settings: &DoctorSettings, token: Option<&str>, facts: &Facts, report: &mut Report) {
-    let kong = Admin {
-        url: settings.kong_admin_url.trim_end_matches('/'),
-        authorization: settings.kong_admin_password.as_deref().filter(|given| !given.is_empty()).map(administrator),
+    let kong = match Admin::new(&settings.admin) {
+        Ok(kong) => kong,
+        Err(error) => return report.problem("kong", error.what, WHY_UNKNOWN, "KONG_ADMIN_PASSWORD_FILE"),
     };
-    let (about, status, entities) = match kong.everything() {
+    let (about, status, entities) = match everything(&kong) {
         Ok(all) => all,
         Err(error) => {
-            let what = format!("the Admin API at {} {error}", kong.url);
+            let what = format!("the Admin API at {} {error}", kong.url());
             report.problem("kong", what, WHY_UNKNOWN, "gateway up; gateway logs kong");
             return;
         }
     };
-    report.good("kong", format!("its Admin API answers at {}", kong.url));
-    kong.password(report);
+    report.good("kong", format!("its Admin API answers at {}", kong.url()));
+    password(&kong, report);
     version(&about, report);
     reach(&status, report);
     let configuration = &about["configuration"];
@@ -61,81 +59,27 @@ pub(super) fn examine(settings: &DoctorSettings, token: Option<&str>, facts: &Fa
     plugins.others(&entities, &services, report);
 }
 
-/// Kong's Admin API.
-struct Admin<'s> {
-    url: &'s str,
-    authorization: Option<String>,
+fn everything(kong: &Admin) -> Result<(Value, Value, State), Trouble> {
+    Ok((kong.page("/")?, kong.page("/status")?, State::read(kong)?))
 }
 
-impl Admin<'_> {
-    fn page(&self, path: &str) -> Result<Value, String> {
-        match get(&format!("{}/{path}", self.url), self.authorization.as_deref()) {
-            Ok(Answer { status: 200, body }) => serde_json::from_str(&body).map_err(|_| "answers with no JSON".to_owned()),
-            Ok(Answer { status: 401, .. }) => Err("wants a password (KONG_ADMIN_PASSWORD)".to_owned()),
-            Ok(answer) => Err(format!("answers with status {}", answer.status)),
-            Err(error) => Err(format!("does not answer: {error}")),
-        }
-    }
-
-    /// Whoever reaches the Admin API reads all keys there, and every account of its host does.
-    fn password(&self, report: &mut Report) {
-        match get(&format!("{}/", self.url), None) {
-            Ok(Answer { status: 200, .. }) => report.warning(
-                "kong.admin",
-                "the Admin API wants no password",
-                "every account of this host reads all keys through it, and makes itself one",
-                "KONG_MANAGER=off in gateway.env; gateway apply (a Kong of your own: KONG_NGINX_ADMIN_AUTH_BASIC and …_USER_FILE)",
-            ),
-            _ => report.good("kong.admin", "the Admin API wants a password"),
-        }
-    }
-
-    /// A list, all pages of it.
-    fn list(&self, path: &str) -> Result<Vec<Value>, String> {
-        let mut next = format!("{path}?size=1000");
-        let mut all = Vec::new();
-        for _ in 0..MOST_PAGES {
-            let mut page = self.page(&next)?;
-            if let Value::Array(entities) = page["data"].take() {
-                all.extend(entities);
-            }
-            match page["next"].as_str() {
-                Some(path) => next = path.trim_start_matches('/').to_owned(),
-                None => break,
-            }
-        }
-        Ok(all)
-    }
-
-    fn everything(&self) -> Result<(Value, Value, Entities), String> {
-        Ok((self.page("")?, self.page("status")?, self.entities()?))
-    }
-
-    fn entities(&self) -> Result<Entities, String> {
-        let [services, routes, plugins] = ["services", "routes", "plugins"].map(|kind| self.list(kind));
-        let (services, routes, plugins) = (services?, routes?, plugins?);
-        let mut targets = Vec::new();
-        for upstream in self.list("upstreams").unwrap_or_default() {
-            let name = upstream["name"].as_str().unwrap_or_default();
-            if !services.iter().any(|service| service["host"] == name) {
-                continue;
-            }
-            for target in self.list(&format!("upstreams/{}/targets", upstream["id"].as_str().unwrap_or(name))).unwrap_or_default()
-            {
-                if let Some(address) = target["target"].as_str().filter(|_| target["weight"] != 0) {
-                    targets.push((name.to_owned(), address.to_owned()));
-                }
-            }
-        }
-        Ok(Entities { services, routes, plugins, targets })
+/// Whoever reaches the Admin API reads all keys there, and every account of its host does.
+fn password(kong: &Admin, report: &mut Report) {
+    if kong.is_open("/") {
+        report.warning(
+            "kong.admin",
+            "the Admin API wants no password",
+            "every account of this host reads all keys through it, and makes itself one",
+            "KONG_MANAGER=off in gateway.env; gateway apply (a Kong of your own: KONG_NGINX_ADMIN_AUTH_BASIC and …_USER_FILE)",
+        );
+    } else {
+        report.good("kong.admin", "the Admin API wants a password");
     }
 }
 
 fn version(about: &Value, report: &mut Report) {
     let version = about["version"].as_str().unwrap_or("?");
-    let mut numbers = version.split(['.', '-']).map(|number| number.parse::<u32>().unwrap_or(0));
-    let numbers = [numbers.next(), numbers.next(), numbers.next()].map(|number| number.unwrap_or(0));
-    if numbers < OLDEST_KONG {
+    if numbers_of(version) < OLDEST_KONG {
         report.problem(
             "kong.version",
             format!("Kong {version} has known holes"),
@@ -259,12 +203,13 @@ fn process(configuration: &Value, settings: &DoctorSettings, facts: &Facts, repo
 }
 
 /// 404 and 504, and answers that are generated twice. Returns the services that lead to vLLM.
-fn to_vllm<'e>(entities: &'e Entities, settings: &DoctorSettings, mend: Mend<'_>, report: &mut Report) -> Vec<&'e Value> {
+fn to_vllm<'e>(entities: &'e State, settings: &DoctorSettings, mend: Mend<'_>, report: &mut Report) -> Vec<&'e Value> {
     let Some((host, port)) = super::network::host_and_port(&settings.vllm_url) else {
         report.problem("kong.service", format!("{} is no URL", settings.vllm_url), "where vLLM is, is unknown", "set VLLM_URL");
         return Vec::new();
     };
-    let services = entities.leading_to(host, port);
+    let mut services = entities.leading_to(host, port);
+    services.retain(|service| service["enabled"] != false);
     if services.is_empty() {
         let what = format!("no service of Kong leads to {}", settings.vllm_url);
         report.problem("kong.service", what, "every call gets 404, or goes elsewhere", mend.configure());

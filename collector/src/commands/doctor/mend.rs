@@ -2,10 +2,7 @@
 
 use crate::config::DoctorSettings;
 
-/// What configure.sh makes in Kong has ids of this form (`GATEWAY_IDS` in `deploy/kong/admin-api.sh`).
-pub(super) const OWN_IDS: &str = "7c1ea1d0-6b1f-4000-8000-";
-
-/// How this installation is mended: through its `gateway` command, or with the project's script.
+/// How this installation is mended: through its `gateway` command, or with this program.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Mend<'s> {
     gateway: Option<&'s str>,
@@ -20,7 +17,7 @@ impl<'s> Mend<'s> {
     pub(super) fn configure(self) -> String {
         match self.gateway {
             Some(gateway) => format!("{gateway} apply"),
-            None => "deploy/kong/configure.sh".to_owned(),
+            None => "llm-collector kong apply".to_owned(),
         }
     }
 
@@ -34,11 +31,11 @@ impl<'s> Mend<'s> {
         if is_own { self.configure() } else { self.adopt() }
     }
 
-    /// A setting, then the same: in the settings file, or for the script.
+    /// A setting, then the same: in the settings file, or for this program.
     pub(super) fn with(self, in_file: &str, for_script: &str) -> String {
         match self.gateway {
             Some(gateway) => format!("{in_file} in gateway.env; {gateway} apply"),
-            None => format!("{for_script} deploy/kong/configure.sh"),
+            None => format!("{for_script} llm-collector kong apply"),
         }
     }
 }

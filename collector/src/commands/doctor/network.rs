@@ -17,7 +17,7 @@ pub(super) fn examine(settings: &DoctorSettings, report: &mut Report) {
     let database_port =
         settings.database.target().ok().and_then(|target| target.config().get_ports().first().copied()).unwrap_or(5432);
     let parts = [
-        ("Kong's Admin API", port_of(&settings.kong_admin_url), "whoever reaches it makes keys, routes and plugins"),
+        ("Kong's Admin API", port_of(settings.admin.url()), "whoever reaches it makes keys, routes and plugins"),
         ("Kong's status address", port_of(&settings.kong_status_url), "its metrics tell who calls what, and it has no password"),
         ("PostgreSQL", Some(database_port), "every conversation is behind one password"),
         ("Prometheus", port_of(&settings.prometheus_url), "it has no password"),

@@ -4,12 +4,14 @@ use serde_json::Value;
 
 use super::Report;
 use super::plugins::{Plugins, in_short, is_collector};
-use super::ways::{Entities, Way, is_own, name_of};
 use crate::config::DoctorSettings;
+use crate::kong::entities::{is_own, name_of};
+use crate::kong::state::State;
+use crate::kong::ways::Way;
 
 impl Plugins<'_> {
     /// Each call that llm-audit sees takes a number. Where http-log does not send its entry, the number never arrives.
-    pub(super) fn numbers(&self, entities: &Entities, settings: &DoctorSettings, report: &mut Report) {
+    pub(super) fn numbers(&self, entities: &State, settings: &DoctorSettings, report: &mut Report) {
         let everything = entities.everything();
         let sends = |way: &Way<'_>| {
             let endpoint = self.on("http-log", way).and_then(|plugin| plugin["config"]["http_endpoint"].as_str());
@@ -51,7 +53,7 @@ impl Plugins<'_> {
     }
 
     /// Calls of services that do not lead to vLLM, whose bodies are kept all the same.
-    pub(super) fn others(&self, entities: &Entities, to_vllm: &[&Value], report: &mut Report) {
+    pub(super) fn others(&self, entities: &State, to_vllm: &[&Value], report: &mut Report) {
         let is_other = |way: &Way<'_>| way.service_id().is_some_and(|id| !to_vllm.iter().any(|service| service["id"] == id));
         let kept = |way: &Way<'_>| self.on("llm-audit", way).is_some_and(|plugin| plugin["config"]["capture"] != "metadata");
         let mut names: Vec<String> = Vec::new();

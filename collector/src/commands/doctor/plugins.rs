@@ -6,9 +6,10 @@ use std::collections::BTreeMap;
 use serde_json::Value;
 
 use super::mend::Mend;
-use super::ways::{Way, is_own};
 use super::{Level, Report};
 use crate::config::DoctorSettings;
+use crate::kong::entities::is_own;
+use crate::kong::ways::Way;
 
 /// Shorter, and a collector that is down over lunch costs entries.
 const SHORT_RETRY_SECONDS: f64 = 3_600.0;

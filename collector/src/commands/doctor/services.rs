@@ -2,12 +2,11 @@
 
 use std::time::Duration;
 
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
 use serde_json::Value;
 
 use super::{Level, Report};
 use crate::config::DoctorSettings;
+use crate::kong::admin::administrator;
 use crate::measure::page;
 
 /// Longest wait for an answer: everything is on this host.
@@ -148,7 +147,10 @@ fn vllm_key(url: &str, settings: &DoctorSettings, report: &mut Report) {
             format!("vLLM answers at {url} without a key"),
             "whoever reaches it, as every account of its host does, calls it past keys, limits and the audit log",
             settings.vllm_key_file.as_deref().map_or_else(
-                || "start vLLM with VLLM_API_KEY set, and give configure.sh the same key in VLLM_API_KEY_FILE".to_owned(),
+                || {
+                    "start vLLM with VLLM_API_KEY set, and give llm-collector kong apply the same key in VLLM_API_KEY_FILE"
+                        .to_owned()
+                },
                 |file| format!("start vLLM with the gateway's key: VLLM_API_KEY=\"$(sudo cat {file})\" vllm serve …"),
             ),
         ),
@@ -233,11 +235,6 @@ fn grafana(settings: &DoctorSettings, report: &mut Report) {
     if let Some(password) = settings.grafana_password.as_deref() {
         data_sources(url, &administrator(password), report);
     }
-}
-
-/// The header with which the administrator of Grafana, or of Kong's Admin API, logs in.
-pub(super) fn administrator(password: &str) -> String {
-    format!("Basic {}", STANDARD.encode(format!("admin:{password}")))
 }
 
 /// Panels without data: Grafana itself asks each source.

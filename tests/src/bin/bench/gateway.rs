@@ -160,7 +160,7 @@ async fn memory(session: &Session, user: &User) -> Vec<(usize, u64)> {
     memory
 }
 
-/// Seconds from the last byte of an answer until its row is seen, with the batching that `configure.sh` sets up by itself.
+/// Seconds from the last byte of an answer until its row is seen, with the batching that `kong apply` sets up by itself.
 async fn visible(session: &Session, user: &User) -> Vec<f64> {
     session.change(&[("AUDIT_BATCH_SECONDS", "")]).await;
     let clients = (0..CLIENTS).map(|client| async move {

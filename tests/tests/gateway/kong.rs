@@ -1,4 +1,4 @@
-//! `configure.sh` and `users.sh` on a gateway that serves.
+//! `kong apply` and `users` on a gateway that serves.
 
 use gateway_tests::fixtures;
 use gateway_tests::gateway::Session;

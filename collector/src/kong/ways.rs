@@ -4,41 +4,36 @@ use std::net::{IpAddr, ToSocketAddrs, UdpSocket};
 
 use serde_json::Value;
 
-use super::mend::OWN_IDS;
-
-/// What the Admin API lists, each kind as a whole.
-#[derive(Debug, Default)]
-pub(super) struct Entities {
-    pub(super) services: Vec<Value>,
-    pub(super) routes: Vec<Value>,
-    pub(super) plugins: Vec<Value>,
-    /// Name of an upstream and `target` of one of its targets, `host:port`.
-    pub(super) targets: Vec<(String, String)>,
-}
+use super::entities::{id_of, is_own, name_of};
+use super::state::State;
 
 /// A route and its service. Either is missing where there is none.
 #[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Way<'e> {
-    pub(super) service: Option<&'e Value>,
-    pub(super) route: Option<&'e Value>,
+pub struct Way<'e> {
+    /// Where calls go.
+    pub service: Option<&'e Value>,
+    /// What they match.
+    pub route: Option<&'e Value>,
 }
 
 impl<'e> Way<'e> {
-    pub(super) fn service_id(&self) -> Option<&'e str> {
+    /// Of its service.
+    pub fn service_id(&self) -> Option<&'e str> {
         id_of(self.service?)
     }
 
-    pub(super) fn route_id(&self) -> Option<&'e str> {
+    /// Of its route.
+    pub fn route_id(&self) -> Option<&'e str> {
         id_of(self.route?)
     }
 
     /// Whether the installation made both.
-    pub(super) fn is_own(&self) -> bool {
+    pub fn is_own(&self) -> bool {
         [self.service, self.route].into_iter().flatten().all(is_own)
     }
 
     /// `route r of service s`.
-    pub(super) fn name(&self) -> String {
+    pub fn name(&self) -> String {
         match (self.route, self.service) {
             (Some(route), Some(service)) => format!("route {} of service {}", name_of(route), name_of(service)),
             (Some(route), None) => format!("route {}", name_of(route)),
@@ -48,23 +43,10 @@ impl<'e> Way<'e> {
     }
 }
 
-pub(super) fn is_own(entity: &Value) -> bool {
-    id_of(entity).is_some_and(|id| id.starts_with(OWN_IDS))
-}
-
-/// The name, or the id of what has none.
-pub(super) fn name_of(entity: &Value) -> &str {
-    entity["name"].as_str().or_else(|| id_of(entity)).unwrap_or("?")
-}
-
-fn id_of(entity: &Value) -> Option<&str> {
-    entity["id"].as_str()
-}
-
-impl Entities {
-    /// The services that are switched on and lead to `host:port`: directly, by another name of the same address, or through an
-    /// upstream. The installation's own come first.
-    pub(super) fn leading_to(&self, host: &str, port: u16) -> Vec<&Value> {
+impl State {
+    /// The services that lead to `host:port`: directly, by another name of the same address, or through an upstream. The
+    /// installation's own come first.
+    pub fn leading_to(&self, host: &str, port: u16) -> Vec<&Value> {
         let wanted = Address::of(host);
         let leads = |service: &&Value| {
             let name = service["host"].as_str().unwrap_or_default();
@@ -74,7 +56,7 @@ impl Entities {
                 its_port.parse() == Ok(port) && wanted.is(host)
             };
             let balanced = || self.targets.iter().any(|(upstream, target)| upstream == name && by_target(target));
-            service["enabled"] != false && (direct || balanced())
+            direct || balanced()
         };
         let mut services: Vec<&Value> = self.services.iter().filter(leads).collect();
         services.sort_by_key(|service| (!is_own(service), service["name"] != "vllm"));
@@ -82,7 +64,7 @@ impl Entities {
     }
 
     /// A way for each route of these services; for a service without routes one without.
-    pub(super) fn ways<'e>(&'e self, services: &[&'e Value]) -> Vec<Way<'e>> {
+    pub fn ways<'e>(&'e self, services: &[&'e Value]) -> Vec<Way<'e>> {
         let mut ways = Vec::new();
         for service in services {
             let before = ways.len();
@@ -96,7 +78,7 @@ impl Entities {
     }
 
     /// Everything that a call can match: each route, and none at all.
-    pub(super) fn everything(&self) -> Vec<Way<'_>> {
+    pub fn everything(&self) -> Vec<Way<'_>> {
         let service = |route: &Value| self.services.iter().find(|service| service["id"] == route["service"]["id"]);
         let routes = self.routes.iter().map(|route| Way { service: service(route), route: Some(route) });
         std::iter::once(Way::default()).chain(routes).collect()
@@ -150,24 +132,23 @@ fn is_here(address: &IpAddr) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kong::entities::own_id;
     use serde_json::json;
 
     fn service(name: &str, host: &str, port: u16) -> Value {
         json!({ "id": name, "name": name, "host": host, "port": port, "enabled": true })
     }
 
-    fn leading_to<'e>(entities: &'e Entities, host: &str, port: u16) -> Vec<&'e str> {
+    fn leading_to<'e>(entities: &'e State, host: &str, port: u16) -> Vec<&'e str> {
         entities.leading_to(host, port).into_iter().map(name_of).collect()
     }
 
     #[test]
     fn a_service_leads_to_vllm_by_whatever_name_it_calls_its_address() {
         let hosts = ["127.0.0.1", "localhost", "LOCALHOST.", "127.0.0.2", "0.0.0.0", "[::1]", "::ffff:127.0.0.1"];
-        let mut entities =
-            Entities { services: hosts.iter().map(|host| service(host, host, 8000)).collect(), ..Entities::default() };
+        let mut entities = State { services: hosts.iter().map(|host| service(host, host, 8000)).collect(), ..State::default() };
         entities.services.push(service("elsewhere", "192.0.2.1", 8000));
         entities.services.push(service("another port", "127.0.0.1", 8001));
-        entities.services.push(json!({ "id": "off", "host": "127.0.0.1", "port": 8000, "enabled": false }));
         assert_eq!(leading_to(&entities, "127.0.0.1", 8000), hosts);
         assert_eq!(leading_to(&entities, "192.0.2.1", 8000), ["elsewhere"]);
     }
@@ -175,22 +156,22 @@ mod tests {
     #[test]
     fn a_service_leads_to_vllm_through_an_upstream() {
         let target = |upstream: &str, target: &str| (upstream.to_owned(), target.to_owned());
-        let entities = Entities {
+        let entities = State {
             services: vec![service("balanced", "models", 80), service("other", "pages", 80)],
             targets: vec![
                 target("models", "192.0.2.1:8000"),
                 target("models", "127.0.0.1:8000"),
                 target("pages", "127.0.0.1:80"),
             ],
-            ..Entities::default()
+            ..State::default()
         };
         assert_eq!(leading_to(&entities, "localhost", 8000), ["balanced"]);
     }
 
     #[test]
     fn the_installations_own_service_comes_first() {
-        let own = json!({ "id": format!("{OWN_IDS}000000000001"), "name": "vllm", "host": "127.0.0.1", "port": 8000 });
-        let entities = Entities { services: vec![service("old", "localhost", 8000), own], ..Entities::default() };
+        let own = json!({ "id": own_id(1), "name": "vllm", "host": "127.0.0.1", "port": 8000 });
+        let entities = State { services: vec![service("old", "localhost", 8000), own], ..State::default() };
         assert_eq!(leading_to(&entities, "127.0.0.1", 8000), ["vllm", "old"]);
     }
 }

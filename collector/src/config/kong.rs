@@ -1,0 +1,260 @@
+//! Settings of what talks to Kong's Admin API.
+//!
+//! Those of `kong` are texts here: one that is empty is not given, and what is wrong with one is said by the name that stands in the
+//! settings file ([`crate::kong::settings`]), without the value where it is a secret.
+
+use clap::{Args, Subcommand, ValueEnum};
+
+/// Kong's Admin API.
+#[derive(Debug, Clone, Args)]
+pub struct AdminArgs {
+    /// Kong's Admin API
+    #[arg(long, env = "KONG_ADMIN_URL", default_value = DEFAULT_ADMIN_URL)]
+    pub kong_admin_url: String,
+    /// Password of Kong's Admin API, for the user `admin`, where it wants one
+    #[arg(long, env = "KONG_ADMIN_PASSWORD", hide_env_values = true)]
+    pub kong_admin_password: Option<String>,
+    /// File that holds it in its first line
+    #[arg(long, env = "KONG_ADMIN_PASSWORD_FILE")]
+    pub kong_admin_password_file: Option<String>,
+}
+
+const DEFAULT_ADMIN_URL: &str = "http://127.0.0.1:8001";
+
+impl AdminArgs {
+    /// Its address, without a slash at the end.
+    pub fn url(&self) -> &str {
+        match self.kong_admin_url.trim_end_matches('/') {
+            "" => DEFAULT_ADMIN_URL,
+            url => url,
+        }
+    }
+}
+
+/// Settings of `kong`.
+#[derive(Debug, Args)]
+pub struct KongCommand {
+    #[command(subcommand)]
+    pub action: KongAction,
+}
+
+/// What to do with Kong's configuration.
+#[derive(Debug, Subcommand)]
+pub enum KongAction {
+    /// Make Kong the front door of the model server: compares what it has with the settings, changes what differs, and says for each
+    /// part "created", "updated", "unchanged" or "removed"
+    Apply {
+        /// Then wait until the gateway answers; Kong takes up to 5 s to put changes into effect
+        #[arg(long)]
+        wait: bool,
+        /// Also remove what somebody else made in Kong and what leads to the model server past the keys, or takes the place of a plugin
+        /// set up here
+        #[arg(long)]
+        adopt: bool,
+        /// Only say what would change; status 3 when there is something
+        #[arg(long)]
+        dry_run: bool,
+        /// Only print the sizes that follow from the settings and from what Kong captures of single users
+        #[arg(long)]
+        print_batch: bool,
+        #[command(flatten)]
+        admin: AdminArgs,
+        #[command(flatten)]
+        settings: Box<KongSettings>,
+    },
+    /// The same configuration as a declarative file, for a Kong without a database. It holds the secrets; users are added by hand
+    Export {
+        /// File to write, for its owner alone; none: standard output
+        #[arg(long)]
+        output: Option<std::path::PathBuf>,
+        #[command(flatten)]
+        settings: Box<KongSettings>,
+    },
+}
+
+/// What the gateway should be. A *_FILE holds the secret in its first line.
+#[derive(Debug, Clone, Default, Args)]
+pub struct KongSettings {
+    /// The gateway, for --wait [default: http://127.0.0.1:8111]
+    #[arg(long, env = "KONG_PROXY_URL")]
+    pub kong_proxy_url: Option<String>,
+    /// The model server [default: http://127.0.0.1:8000]
+    #[arg(long, env = "VLLM_URL")]
+    pub vllm_url: Option<String>,
+    /// Key that the model server wants (vllm serve --api-key); sent to it in place of the user's. None: none is sent
+    #[arg(long, env = "VLLM_API_KEY", hide_env_values = true)]
+    pub vllm_api_key: Option<String>,
+    /// File with that key
+    #[arg(long, env = "VLLM_API_KEY_FILE")]
+    pub vllm_api_key_file: Option<String>,
+    /// More paths to open, exact, blank between them
+    #[arg(long, env = "VLLM_EXTRA_PATHS")]
+    pub vllm_extra_paths: Option<String>,
+    /// Longest wait for a connection to the model server [default: 5000]
+    #[arg(long, env = "VLLM_CONNECT_TIMEOUT_MS")]
+    pub vllm_connect_timeout_ms: Option<String>,
+    /// Between two writes of a request [default: 60000]
+    #[arg(long, env = "VLLM_WRITE_TIMEOUT_MS")]
+    pub vllm_write_timeout_ms: Option<String>,
+    /// Until the answer begins, and between two events [default: 300000]
+    #[arg(long, env = "VLLM_READ_TIMEOUT_MS")]
+    pub vllm_read_timeout_ms: Option<String>,
+    /// Calls an hour for each user; 0 is no limit [default: 100]
+    #[arg(long, env = "RATE_LIMIT_PER_HOUR")]
+    pub rate_limit_per_hour: Option<String>,
+    /// The collector [default: http://127.0.0.1:5000]
+    #[arg(long, env = "COLLECTOR_URL")]
+    pub collector_url: Option<String>,
+    /// Its token; none: none is sent
+    #[arg(long, env = "COLLECTOR_TOKEN", hide_env_values = true)]
+    pub collector_token: Option<String>,
+    /// File with that token
+    #[arg(long, env = "COLLECTOR_TOKEN_FILE")]
+    pub collector_token_file: Option<String>,
+    /// Largest request that the collector takes [default: 67108864]
+    #[arg(long, env = "COLLECTOR_MAX_BODY_BYTES")]
+    pub collector_max_body_bytes: Option<String>,
+    /// full, or metadata: model and tokens, no bodies [default: full]
+    #[arg(long, env = "AUDIT_CAPTURE")]
+    pub audit_capture: Option<String>,
+    /// Of a request body, in the log [default: 1048576]
+    #[arg(long, env = "AUDIT_MAX_REQUEST_BYTES")]
+    pub audit_max_request_bytes: Option<String>,
+    /// Of a response body [default: 1048576]
+    #[arg(long, env = "AUDIT_MAX_RESPONSE_BYTES")]
+    pub audit_max_response_bytes: Option<String>,
+    /// true: ask the model server for the usage of streamed answers [default: true]
+    #[arg(long, env = "AUDIT_INCLUDE_USAGE")]
+    pub audit_include_usage: Option<String>,
+    /// true: answer 400 to requests that the model server might read differently; false: let them pass, marked in their rows
+    /// [default: true]
+    #[arg(long, env = "STRICT_REQUESTS")]
+    pub strict_requests: Option<String>,
+    /// true: Kong's errors in the form OpenAI's SDKs expect [default: true]
+    #[arg(long, env = "AUDIT_OPENAI_ERRORS")]
+    pub audit_openai_errors: Option<String>,
+    /// Refused calls without a valid key from one address, until they are counted only and wait; 0 is no limit [default: 60]
+    #[arg(long, env = "ANONYMOUS_PER_MINUTE")]
+    pub anonymous_per_minute: Option<String>,
+    /// Large request bodies on their way in each worker, a user's at most half of it; 0 is any number [default: 0]
+    #[arg(long, env = "UPLOAD_ROOM_MB")]
+    pub upload_room_mb: Option<String>,
+    /// How long an entry waits for others [default: 0.5]
+    #[arg(long, env = "AUDIT_BATCH_SECONDS")]
+    pub audit_batch_seconds: Option<String>,
+    /// Bytes of entries that each worker keeps while the collector is away [default: 134217728]
+    #[arg(long, env = "AUDIT_QUEUE_BYTES")]
+    pub audit_queue_bytes: Option<String>,
+    /// How long a batch is sent again before it is given up [default: 86400]
+    #[arg(long, env = "AUDIT_RETRY_SECONDS")]
+    pub audit_retry_seconds: Option<String>,
+    /// 1: this Kong serves other things too. Audit and metrics are bound to the model server's service; calls to unknown paths are then
+    /// neither logged nor shaped. 0: all calls go into the audit log, those of other services with their bodies. auto: 1 if Kong has a
+    /// service that does not lead to the model server [default: auto]
+    #[arg(long, env = "KONG_SHARED")]
+    pub kong_shared: Option<String>,
+    /// 1: configure a Kong older than 3.9.4, too, which has known holes [default: 0]
+    #[arg(long, env = "KONG_ACCEPT_OLD")]
+    pub kong_accept_old: Option<String>,
+    /// Folder with another pre-function/bearer.lua than the one that is part of this program
+    #[arg(long, env = "GATEWAY_PLUGINS_DIR")]
+    pub gateway_plugins_dir: Option<String>,
+}
+
+/// Settings of `users`: the people who may call the model, one consumer of Kong with one key each.
+///
+/// A key is shown once, on standard output and nothing else there, so that KEY=$(llm-collector users add NAME) works; it cannot be read
+/// back.
+#[derive(Debug, Args)]
+pub struct UsersCommand {
+    #[command(subcommand)]
+    pub action: UsersAction,
+    #[command(flatten)]
+    pub admin: AdminArgs,
+    /// Command of this installation, for what messages say about other commands
+    #[arg(long, env = "GATEWAY_COMMAND", hide = true)]
+    pub gateway: Option<String>,
+}
+
+/// What to do with users.
+#[derive(Debug, Subcommand)]
+pub enum UsersAction {
+    /// Make a user and print the new key
+    Add {
+        /// As it will stand in rows and metrics
+        name: String,
+        #[command(flatten)]
+        key: KeyArg,
+    },
+    /// Names, number of keys, limit, what is captured, since when
+    List {
+        /// Users of whose calls the collector stores no content
+        #[arg(long, env = "COLLECTOR_METADATA_CONSUMERS", value_delimiter = ',')]
+        metadata_consumers: Vec<String>,
+    },
+    /// Print a new key; the old ones stop working
+    Rotate {
+        /// Whose
+        name: String,
+        #[command(flatten)]
+        key: KeyArg,
+    },
+    /// Take a user out; what is logged stays
+    Remove {
+        /// Whom
+        name: String,
+    },
+    /// Calls an hour for this user, or as for all
+    Limit {
+        /// Whose
+        name: String,
+        /// A number from 1, or `default`
+        #[arg(value_parser = limit)]
+        calls: Limit,
+    },
+    /// Whether prompts and answers of this user are logged
+    Capture {
+        /// Whose
+        name: String,
+        /// What is logged
+        what: CaptureWord,
+    },
+}
+
+/// A key that is in use already.
+#[derive(Debug, Clone, Args)]
+pub struct KeyArg {
+    /// A key that is in use already, to be taken over; - reads it from standard input, which keeps it out of the process list and the
+    /// shell's history
+    #[arg(long, allow_hyphen_values = true, value_parser = clap::builder::NonEmptyStringValueParser::new())]
+    pub key: Option<String>,
+}
+
+/// What is logged of a user.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum CaptureWord {
+    /// Prompts and answers
+    Full,
+    /// Who, when, how long, model and tokens, but no content (that does not leave Kong's memory)
+    Metadata,
+    /// What is logged of all
+    Default,
+}
+
+/// Calls an hour.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Limit {
+    /// So many.
+    Calls(u32),
+    /// As for all.
+    Default,
+}
+
+fn limit(text: &str) -> Result<Limit, String> {
+    let is_plain = (1..=9).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_digit()) && !text.starts_with('0');
+    match text {
+        "default" => Ok(Limit::Default),
+        _ if is_plain => text.parse().map(Limit::Calls).map_err(|error| error.to_string()),
+        _ => Err("want a number of calls an hour from 1, or 'default'".to_owned()),
+    }
+}
