@@ -5,6 +5,7 @@
 mod database;
 mod kong;
 mod usage;
+mod users;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -13,8 +14,9 @@ use anyhow::{Context, Result, bail};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 pub use database::DatabaseArgs;
-pub use kong::{AdminArgs, CaptureWord, KeyArg, KongAction, KongCommand, KongSettings, Limit, UsersAction, UsersCommand};
+pub use kong::{AdminArgs, KongAction, KongCommand, KongSettings};
 pub use usage::{Dimension, PricesAction, PricesSettings, ReportFormat, ReportSettings};
+pub use users::{CaptureWord, End, KeyArg, Limit, UsersAction, UsersCommand, duration, limit};
 
 use crate::extract::privacy::{Forms, Privacy};
 use crate::extract::redact::Secrets;

@@ -57,6 +57,24 @@ says() {
   grep "${how[@]}" -- "$pattern" <<<"$output" || { printf '%s\n' "$output" && return 1; }
 }
 
+# arguments_of COMMAND… - what the process list shows of a command of the collector while it works, a line a word: its
+# Admin API takes the call and does not answer.
+arguments_of() {
+  python3 - "$COLLECTOR" "$@" 3<&0 <<'PY'
+import os, socket, subprocess, sys
+with socket.create_server(("127.0.0.1", 0)) as server:
+    url = "http://127.0.0.1:%d" % server.getsockname()[1]
+    command = subprocess.Popen(sys.argv[1:], stdin=3, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                               env={**os.environ, "KONG_ADMIN_URL": url})
+    connection, _ = server.accept()
+    connection.recv(1)
+    with open(f"/proc/{command.pid}/cmdline", "rb") as words:
+        sys.stdout.write(words.read().decode().replace("\0", "\n"))
+    command.kill()
+    command.wait()
+PY
+}
+
 # Status of a call to the gateway; its body is in $WORK/body.
 call() {
   curl -sS --path-as-is -o "$WORK/body" -w '%{http_code}' "$KONG_PROXY_URL$1" "${@:2}"

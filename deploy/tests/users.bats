@@ -118,6 +118,109 @@ fails() { [ "$(call /v1/models -H "Authorization: Bearer $1")" = 401 ]; }
   [[ $output == *'there is no user nobody-there'* ]]
 }
 
+# How long the keys of a user work, as Kong was told.
+ends() { admin GET "consumers/$1/key-auth" | json 'sorted(k.get("ttl") or 0 for k in j["data"])'; }
+
+@test "rotate: the old key goes on for a while, and never longer than it would have" {
+  users add trudy --expires 90d >"$WORK/old" 2>/dev/null
+  [ "$(ends trudy)" = '[7776000]' ]
+  users rotate trudy --keep-old 24h >"$WORK/new" 2>/dev/null
+  [ "$(ends trudy)" = '[0, 86400]' ]
+  works "$(cat "$WORK/old")"
+  works "$(cat "$WORK/new")"
+  says '^trudy  *2 .* never$' users list
+  users rotate trudy --keep-old 48h --expires 30m >"$WORK/newest" 2>/dev/null
+  [ "$(ends trudy)" = '[1800, 86400, 172800]' ]
+  users rotate trudy >/dev/null 2>&1
+  [ "$(ends trudy)" = '[0]' ]
+  fails "$(cat "$WORK/newest")"
+}
+
+@test "expire: all keys of a user, and back to never with the same key" {
+  key=$(users add victor 2>/dev/null)
+  users expire victor 12h 2>/dev/null
+  [ "$(ends victor)" = '[43200]' ]
+  says "^victor  *1 .* $(date -u -d '+12 hours' +%F)" users list
+  users expire victor never 2>/dev/null
+  [ "$(ends victor)" = '[0]' ]
+  works "$key"
+  for bad in 0d -1d soon '' 1w 2000d; do
+    run users expire victor "$bad"
+    [ "$status" -eq 2 ]
+  done
+  # Kong itself ends it.
+  admin PATCH "key-auths/$(admin GET consumers/victor/key-auth | json 'j["data"][0]["id"]')" '{"ttl":1}' >/dev/null
+  for _ in $(seq 100); do ! works "$key" || { sleep 0.1 && continue; }; break; done
+  fails "$key"
+}
+
+@test "team: a tag of the consumer, beside those of others" {
+  users add walter --team ml >/dev/null 2>&1
+  tags() { admin GET consumers/walter | json 'sorted(j["tags"] or [])'; }
+  [ "$(tags)" = "['team:ml']" ]
+  admin PATCH consumers/walter '{"tags":["team:ml","floor:3"]}' >/dev/null
+  users team walter 'search-und-suche' 2>/dev/null
+  [ "$(tags)" = "['floor:3', 'team:search-und-suche']" ]
+  says '^walter .* search-und-suche$' users list
+  users team walter none 2>/dev/null
+  [ "$(tags)" = "['floor:3']" ]
+  for bad in '' 'a b' a,b a/b "$(head -c 65 /dev/zero | tr '\0' x)"; do
+    run users team walter "$bad"
+    [ "$status" -eq 1 ]
+  done
+}
+
+@test "list --json says the same to programs" {
+  users add sybil --team ml --limit 7 --expires 1d >/dev/null 2>&1
+  users list --json | json '[(u["keys"], u["limit"], u["capture"], u["team"], u["expires_in_seconds"]) for u in j if u["name"] == "sybil"]' |
+    grep -qxF "[(1, 7, 'default', 'ml', 86400)]"
+  no grep -q sk- < <(users list --json)
+}
+
+@test "import: users of a file, their keys once, and again without harm" {
+  printf 'name,team,limit,expires\r\nimp-a,ml,5,90d\n"imp, b",,,\nimp-c,search,default,\n' >"$WORK/people.csv"
+  users import "$WORK/people.csv" --keys "$WORK/keys.csv" 2>"$WORK/err"
+  grep -q '^3 users made, 0 changed, 0 unchanged$' "$WORK/err"
+  no grep -q sk- "$WORK/err"
+  [ "$(stat -c %a "$WORK/keys.csv")" = 600 ]
+  [ "$(wc -l <"$WORK/keys.csv")" = 4 ]
+  works "$(sed -n 's/^imp-a,//p' "$WORK/keys.csv")"
+  works "$(sed -n 's/^"imp, b",//p' "$WORK/keys.csv")"
+  [ "$(ends imp-a)" = '[7776000]' ]
+  says '^imp-a  *1  *5 default .* ml$' users list
+  cp "$WORK/keys.csv" "$WORK/keys-before"
+  whole_state >"$WORK/before"
+  users import - --keys "$WORK/keys.csv" <"$WORK/people.csv" 2>"$WORK/err"
+  grep -q '^0 users made, 0 changed, 3 unchanged$' "$WORK/err"
+  cmp "$WORK/keys.csv" "$WORK/keys-before"
+  whole_state | cmp - "$WORK/before"
+  # Another team, and one more; without a file for keys they are the result.
+  printf 'name,team\nimp-a,search\nimp-d,\n' >"$WORK/people.csv"
+  apart users import "$WORK/people.csv"
+  grep -q '^1 users made, 1 changed, 0 unchanged$' "$WORK/err"
+  works "$(sed -n 's/^imp-d,//p' "$WORK/out")"
+  says '^imp-a  *1  *5 default .* search$' users list
+}
+
+@test "import: a file with a mistake changes nothing, and the line is named" {
+  whole_state >"$WORK/before"
+  for wrong in 'name\ngood-one\nbad/one\n' 'name,limit\ngood-one,5\nother,many\n' 'name,expires\ngood-one,90d\nother,soon\n' \
+    'name,team\ngood-one,ml\nother,a b\n' 'name\ngood-one\ngood-one\n' 'name,team\ngood-one,ml\n,ml\n'; do
+    # shellcheck disable=SC2059
+    printf "$wrong" >"$WORK/people.csv"
+    run users import "$WORK/people.csv"
+    [ "$status" -eq 1 ]
+    [[ $output == *'line 3: '* ]] || { echo "$wrong: $output"; false; }
+  done
+  for wrong in '' 'good-one\n' 'name,colour\ngood-one,red\n' 'name\n\xff\n'; do
+    # shellcheck disable=SC2059
+    printf "$wrong" >"$WORK/people.csv"
+    run users import "$WORK/people.csv"
+    [ "$status" -eq 1 ]
+  done
+  whole_state | cmp - "$WORK/before"
+}
+
 @test "remove: the key stops working" {
   key=$(users add niaj 2>/dev/null)
   works "$key"
@@ -200,13 +303,7 @@ PY
 }
 
 @test "keys are in no process argument" {
-  for _ in 1 2 3; do
-    echo sk-standard-input-peggy-1 | users add peggy --key - 2>/dev/null &
-    adding=$!
-    while kill -0 "$adding" 2>/dev/null; do tr '\0' '\n' <"/proc/$adding/cmdline" >>"$WORK/arguments" 2>/dev/null || true; done
-    wait "$adding"
-    users remove peggy 2>/dev/null
-  done
+  arguments_of users rotate peggy --key - <<<sk-standard-input-peggy-1 >"$WORK/arguments"
   grep -qx peggy "$WORK/arguments"
   no grep -qF sk-standard-input-peggy-1 "$WORK/arguments"
 }
@@ -216,7 +313,7 @@ PY
     # shellcheck disable=SC2086
     run users $line
     [ "$status" -eq 2 ] || { echo "status $status: $line"; false; }
-    [[ $output == *'Usage: llm-collector users'* ]]
+    [[ $output == *'Usage: llm-collector users'* || $output == *"try '--help'"* ]]
   done
 }
 

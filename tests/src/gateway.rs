@@ -192,6 +192,12 @@ impl Session {
         self.gateway.command(&[&["users"], arguments].concat(), &[], "").await
     }
 
+    /// Runs `llm-collector users` where the rows can be asked, too.
+    pub async fn users_and_rows(&self, arguments: &[&str]) -> Said {
+        let url = [("DATABASE_URL", self.gateway.database.url.as_str())];
+        self.gateway.command(&[&["users"], arguments].concat(), &url, "").await
+    }
+
     /// A user that nobody else has.
     pub async fn user(&self) -> User {
         self.gateway.new_user().await

@@ -1,17 +1,16 @@
 //! `users`: the people who may call the model.
 
+mod import;
+mod list;
+
 use std::io::BufRead;
 use std::process::ExitCode;
 
-use chrono::DateTime;
-use unicode_width::UnicodeWidthStr;
-
-use super::table::visible;
 use super::{PROGRAM, say};
-use crate::config::{CaptureWord, KeyArg, Limit, UsersAction, UsersCommand};
+use crate::config::{CaptureWord, End, KeyArg, Limit, UsersAction, UsersCommand};
 use crate::kong::admin::Admin;
 use crate::kong::failure::{Failure, Outcome};
-use crate::kong::people::{self, Capture, Everybody, People, User};
+use crate::kong::people::{self, Capture, People, Start};
 
 /// Longest line that is read as a key.
 const LONGEST_LINE: u64 = 4096;
@@ -28,14 +27,16 @@ fn carry_out(command: &UsersCommand) -> Outcome<()> {
     let gateway = command.gateway.as_deref().filter(|gateway| !gateway.is_empty());
     let mut people = People::new(Admin::new(&command.admin)?, gateway.unwrap_or(PROGRAM));
     match &command.action {
-        UsersAction::Add { name, key } => {
+        UsersAction::Add { name, team, limit, expires, key } => {
+            team.as_deref().map_or(Ok(()), people::check_team)?;
             let key = Key::choose(key)?;
-            people.add(name, &key.text)?;
+            let limit = limit.and_then(calls);
+            people.add(name, &Start { key: &key.text, expires_in: *expires, team: team.as_deref(), limit })?;
             key.show(&format!("added {name}"))
         }
-        UsersAction::Rotate { name, key } => {
+        UsersAction::Rotate { name, keep_old, expires, key } => {
             let key = Key::choose(key)?;
-            people.rotate(name, &key.text)?;
+            people.rotate(name, &key.text, *expires, *keep_old)?;
             key.show(&format!("rotated the key of {name}"))
         }
         UsersAction::Remove { name } => {
@@ -43,14 +44,12 @@ fn carry_out(command: &UsersCommand) -> Outcome<()> {
             say::note(format!("removed {name}"));
             Ok(())
         }
-        UsersAction::Limit { name, calls: Limit::Calls(calls) } => {
-            people.limit(name, Some(*calls))?;
-            say::note(format!("{name} may call {calls} times an hour; Kong takes up to 5 s to know"));
-            Ok(())
-        }
-        UsersAction::Limit { name, calls: Limit::Default } => {
-            people.limit(name, None)?;
-            say::note(format!("{name} has the limit of all users"));
+        UsersAction::Limit { name, calls: limit } => {
+            people.limit(name, calls(*limit))?;
+            say::note(match limit {
+                Limit::Calls(calls) => format!("{name} may call {calls} times an hour; Kong takes up to 5 s to know"),
+                Limit::Default => format!("{name} has the limit of all users"),
+            });
             Ok(())
         }
         UsersAction::Capture { name, what } => {
@@ -66,10 +65,37 @@ fn carry_out(command: &UsersCommand) -> Outcome<()> {
             });
             Ok(())
         }
-        UsersAction::List { metadata_consumers } => {
-            let dropped: Vec<String> = metadata_consumers.iter().map(|name| name.trim().to_owned()).collect();
-            list(&people.everybody(&dropped)?)
+        UsersAction::Team { name, team } => {
+            let team = Some(team.as_str()).filter(|team| *team != "none");
+            team.map_or(Ok(()), people::check_team)?;
+            people.team(name, team)?;
+            say::note(match team {
+                Some(team) => format!("{name} is in the team {team}"),
+                None => format!("{name} is in no team"),
+            });
+            Ok(())
         }
+        UsersAction::Expire { name, when } => {
+            let seconds = match when {
+                End::After(seconds) => Some(*seconds),
+                End::Never => None,
+            };
+            people.expire(name, seconds)?;
+            say::note(match seconds {
+                Some(seconds) => format!("the keys of {name} work until {}", list::until(seconds)),
+                None => format!("the keys of {name} work until they are taken away"),
+            });
+            Ok(())
+        }
+        UsersAction::Import { file, keys } => import::run(&mut people, file, keys.as_deref()),
+        UsersAction::List { json, database, metadata_consumers } => list::run(&people, *json, database, metadata_consumers),
+    }
+}
+
+fn calls(limit: Limit) -> Option<u32> {
+    match limit {
+        Limit::Calls(calls) => Some(calls),
+        Limit::Default => None,
     }
 }
 
@@ -80,8 +106,10 @@ fn named(action: &UsersAction) -> Option<&str> {
         | UsersAction::Rotate { name, .. }
         | UsersAction::Remove { name }
         | UsersAction::Limit { name, .. }
+        | UsersAction::Team { name, .. }
+        | UsersAction::Expire { name, .. }
         | UsersAction::Capture { name, .. } => Some(name),
-        UsersAction::List { .. } => None,
+        UsersAction::Import { .. } | UsersAction::List { .. } => None,
     }
 }
 
@@ -117,28 +145,4 @@ impl Key {
         say::note(format!("{done}; this is the only time the key is shown:"));
         say::line(&self.text)
     }
-}
-
-fn list(everybody: &Everybody) -> Outcome<()> {
-    say::line(row("NAME", "KEYS", "LIMIT", "CAPTURE", "SINCE"))?;
-    for user in &everybody.users {
-        say::line(row_of(user))?;
-    }
-    if everybody.default_capture.as_deref() == Some("metadata") {
-        say::note("default: metadata (AUDIT_CAPTURE)");
-    }
-    Ok(())
-}
-
-fn row_of(user: &User) -> String {
-    let limit = user.limit.map_or_else(|| "default".to_owned(), |calls| calls.to_string());
-    let since = user.since.and_then(|seconds| DateTime::from_timestamp(seconds, 0));
-    let since = since.map(|at| at.format("%Y-%m-%d").to_string()).unwrap_or_default();
-    row(&visible(&user.name), &user.keys.to_string(), &limit, &user.capture, &since)
-}
-
-fn row(name: &str, keys: &str, limit: &str, capture: &str, since: &str) -> String {
-    const NAME_WIDTH: usize = 24;
-    let padding = " ".repeat(NAME_WIDTH.saturating_sub(name.width()));
-    format!("{name}{padding} {keys:>4} {limit:>8} {capture:<8}  {since}")
 }

@@ -3,7 +3,7 @@
 //! Those of `kong` are texts here: one that is empty is not given, and what is wrong with one is said by the name that stands in the
 //! settings file ([`crate::kong::settings`]), without the value where it is a secret.
 
-use clap::{Args, Subcommand, ValueEnum};
+use clap::{Args, Subcommand};
 
 /// Kong's Admin API.
 #[derive(Debug, Clone, Args)]
@@ -159,102 +159,4 @@ pub struct KongSettings {
     /// Folder with another pre-function/bearer.lua than the one that is part of this program
     #[arg(long, env = "GATEWAY_PLUGINS_DIR")]
     pub gateway_plugins_dir: Option<String>,
-}
-
-/// Settings of `users`: the people who may call the model, one consumer of Kong with one key each.
-///
-/// A key is shown once, on standard output and nothing else there, so that KEY=$(llm-collector users add NAME) works; it cannot be read
-/// back.
-#[derive(Debug, Args)]
-pub struct UsersCommand {
-    #[command(subcommand)]
-    pub action: UsersAction,
-    #[command(flatten)]
-    pub admin: AdminArgs,
-    /// Command of this installation, for what messages say about other commands
-    #[arg(long, env = "GATEWAY_COMMAND", hide = true)]
-    pub gateway: Option<String>,
-}
-
-/// What to do with users.
-#[derive(Debug, Subcommand)]
-pub enum UsersAction {
-    /// Make a user and print the new key
-    Add {
-        /// As it will stand in rows and metrics
-        name: String,
-        #[command(flatten)]
-        key: KeyArg,
-    },
-    /// Names, number of keys, limit, what is captured, since when
-    List {
-        /// Users of whose calls the collector stores no content
-        #[arg(long, env = "COLLECTOR_METADATA_CONSUMERS", value_delimiter = ',')]
-        metadata_consumers: Vec<String>,
-    },
-    /// Print a new key; the old ones stop working
-    Rotate {
-        /// Whose
-        name: String,
-        #[command(flatten)]
-        key: KeyArg,
-    },
-    /// Take a user out; what is logged stays
-    Remove {
-        /// Whom
-        name: String,
-    },
-    /// Calls an hour for this user, or as for all
-    Limit {
-        /// Whose
-        name: String,
-        /// A number from 1, or `default`
-        #[arg(value_parser = limit)]
-        calls: Limit,
-    },
-    /// Whether prompts and answers of this user are logged
-    Capture {
-        /// Whose
-        name: String,
-        /// What is logged
-        what: CaptureWord,
-    },
-}
-
-/// A key that is in use already.
-#[derive(Debug, Clone, Args)]
-pub struct KeyArg {
-    /// A key that is in use already, to be taken over; - reads it from standard input, which keeps it out of the process list and the
-    /// shell's history
-    #[arg(long, allow_hyphen_values = true, value_parser = clap::builder::NonEmptyStringValueParser::new())]
-    pub key: Option<String>,
-}
-
-/// What is logged of a user.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum CaptureWord {
-    /// Prompts and answers
-    Full,
-    /// Who, when, how long, model and tokens, but no content (that does not leave Kong's memory)
-    Metadata,
-    /// What is logged of all
-    Default,
-}
-
-/// Calls an hour.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Limit {
-    /// So many.
-    Calls(u32),
-    /// As for all.
-    Default,
-}
-
-fn limit(text: &str) -> Result<Limit, String> {
-    let is_plain = (1..=9).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_digit()) && !text.starts_with('0');
-    match text {
-        "default" => Ok(Limit::Default),
-        _ if is_plain => text.parse().map(Limit::Calls).map_err(|error| error.to_string()),
-        _ => Err("want a number of calls an hour from 1, or 'default'".to_owned()),
-    }
 }

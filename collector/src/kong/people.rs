@@ -1,13 +1,17 @@
 //! The people who may call the model: one consumer of Kong each, with one key.
 
-use std::collections::HashMap;
+mod import;
+mod roll;
 
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use ureq::http::Method;
 
 use super::admin::{Admin, Reply, element};
 use super::entities::{LLM_AUDIT, OWN_IDS, SERVICE, id_of, own_id};
 use super::failure::{Failure, Outcome};
+
+pub use import::{Imported, Line, read_lines};
+pub use roll::{Everybody, User};
 
 /// Longest name, in bytes.
 const LONGEST_NAME: usize = 128;
@@ -48,6 +52,48 @@ pub fn check_name(name: &str) -> Outcome<()> {
         return wrong(format!("a name must not look like an id: {name}"));
     }
     Ok(())
+}
+
+/// The tag of a consumer that says which team it belongs to.
+const TEAM_TAG: &str = "team:";
+/// Longest name of a team, in bytes.
+const LONGEST_TEAM: usize = 64;
+
+/// A team's name becomes a tag of Kong, which takes no comma and no slash, and a label.
+pub fn check_team(team: &str) -> Outcome<()> {
+    let is_plain = |c: char| c.is_alphanumeric() || matches!(c, '.' | '_' | '-' | '@' | '+');
+    if team.is_empty() || team.len() > LONGEST_TEAM || !team.chars().all(is_plain) {
+        let what = format!("a team's name has letters, digits and . _ - @ + only, at most {LONGEST_TEAM} bytes: '{team}'");
+        return Err(Failure::new(what));
+    }
+    Ok(())
+}
+
+/// The team of a consumer.
+fn team_of(consumer: &Value) -> Option<String> {
+    let tags = consumer["tags"].as_array()?;
+    tags.iter().filter_map(Value::as_str).find_map(|tag| tag.strip_prefix(TEAM_TAG)).map(str::to_owned)
+}
+
+/// The tags of a consumer that joins a team, or leaves the one it has. Others stay.
+fn tags_with(consumer: &Value, team: Option<&str>) -> Value {
+    let empty = Vec::new();
+    let tags = consumer["tags"].as_array().unwrap_or(&empty).iter();
+    let others = tags.filter(|tag| !tag.as_str().is_some_and(|tag| tag.starts_with(TEAM_TAG))).cloned();
+    others.chain(team.map(|team| format!("{TEAM_TAG}{team}").into())).collect()
+}
+
+/// What a new user has.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Start<'s> {
+    /// The key.
+    pub key: &'s str,
+    /// Seconds until it stops working.
+    pub expires_in: Option<u64>,
+    /// The team.
+    pub team: Option<&'s str>,
+    /// Calls an hour.
+    pub limit: Option<u32>,
 }
 
 /// A key: `sk-` and 192 random bits in letters and digits that survive every shell and URL.
@@ -127,38 +173,103 @@ impl People {
     }
 
     /// Makes a user with a key.
-    pub fn add(&mut self, name: &str, key: &str) -> Outcome<()> {
-        self.admin.conceal(key);
-        if let Some(person) = self.find(name)? {
-            if !self.key_ids(&person)?.is_empty() {
-                let command = &self.command;
-                return Err(Failure::new(format!("the user {name} exists already"))
-                    .advise(format!("A new key:  {command} users rotate '{name}'"))
-                    .advise(format!("Another limit:  {command} users limit '{name}' N")));
-            }
-            // Left over from an attempt that was cut off: made, but without a key.
-            return self.add_key(&person, key);
+    pub fn add(&mut self, name: &str, start: &Start<'_>) -> Outcome<()> {
+        if let Some(person) = self.find(name)?
+            && !self.keys(&person)?.is_empty()
+        {
+            let command = &self.command;
+            return Err(Failure::new(format!("the user {name} exists already"))
+                .advise(format!("A new key:  {command} users rotate '{name}'"))
+                .advise(format!("Another limit:  {command} users limit '{name}' N")));
         }
-        let reply = self.admin.tell(&Method::POST, "/consumers", Some(&json!({ "username": name })))?;
-        let id = id_of(&reply.body).filter(|_| reply.is_good());
-        let id = id.ok_or_else(|| Failure::new(format!("Kong refused the user {name}: {}", self.admin.reason(&reply))))?;
-        let person = Person { id: id.to_owned(), name: name.to_owned() };
-        self.add_key(&person, key).inspect_err(|_| {
-            // No half-made user stays; that the key was refused matters more than that this fails.
-            let _ = self.admin.remove(&format!("/consumers/{}", person.id));
+        self.make(name, start)
+    }
+
+    /// Makes a user, or gives a key to one that has none: left over from an attempt that was cut off.
+    fn make(&mut self, name: &str, start: &Start<'_>) -> Outcome<()> {
+        self.admin.conceal(start.key);
+        let (person, is_new) = match self.find(name)? {
+            Some(person) => (person, false),
+            None => (self.make_consumer(name, start.team)?, true),
+        };
+        let made = self.add_key(&person, start.key, start.expires_in).and_then(|()| {
+            if !is_new && let Some(team) = start.team {
+                self.team(name, Some(team))?;
+            }
+            start.limit.map_or(Ok(()), |calls| self.set_limit(&person, Some(calls)))
+        });
+        made.inspect_err(|_| {
+            if is_new {
+                // No half-made user stays; what was refused matters more than that this fails.
+                let _ = self.admin.remove(&format!("/consumers/{}", person.id));
+            }
         })
     }
 
-    /// Gives a user a new key; the old ones stop working.
-    pub fn rotate(&mut self, name: &str, key: &str) -> Outcome<()> {
+    fn make_consumer(&self, name: &str, team: Option<&str>) -> Outcome<Person> {
+        let mut consumer = Map::from_iter([("username".to_owned(), json!(name))]);
+        if team.is_some() {
+            consumer.insert("tags".to_owned(), tags_with(&Value::Null, team));
+        }
+        let reply = self.admin.tell(&Method::POST, "/consumers", Some(&Value::Object(consumer)))?;
+        let id = id_of(&reply.body).filter(|_| reply.is_good());
+        let id = id.ok_or_else(|| Failure::new(format!("Kong refused the user {name}: {}", self.admin.reason(&reply))))?;
+        Ok(Person { id: id.to_owned(), name: name.to_owned() })
+    }
+
+    /// Gives a user a new key. The old ones stop working, at once or after these seconds.
+    pub fn rotate(&mut self, name: &str, key: &str, expires_in: Option<u64>, keep_old: Option<u64>) -> Outcome<()> {
         self.admin.conceal(key);
         let person = self.must_find(name)?;
-        let old = self.key_ids(&person)?;
+        let old = self.keys(&person)?;
         // First the new one, so that a failure leaves a key that works.
-        self.add_key(&person, key)?;
-        for id in old {
-            self.admin.remove(&format!("/consumers/{}/key-auth/{id}", person.id))?;
+        self.add_key(&person, key, expires_in)?;
+        for key in old {
+            let Some(id) = id_of(&key) else { continue };
+            let path = format!("/consumers/{}/key-auth/{id}", person.id);
+            match keep_old {
+                None => self.admin.remove(&path)?,
+                // One that ends sooner is not made to live longer.
+                Some(seconds) if key["ttl"].as_u64().is_some_and(|left| left <= seconds) => {}
+                Some(seconds) => {
+                    self.admin.must(&Method::PATCH, &path, Some(&json!({ "ttl": seconds })))?;
+                }
+            }
         }
+        Ok(())
+    }
+
+    /// Lets a user's keys stop working after these seconds; `None`: never.
+    pub fn expire(&mut self, name: &str, expires_in: Option<u64>) -> Outcome<()> {
+        let person = self.must_find(name)?;
+        for key in self.keys(&person)? {
+            let Some(id) = id_of(&key) else { continue };
+            let path = format!("/consumers/{}/key-auth/{id}", person.id);
+            match (expires_in, key["key"].as_str()) {
+                (Some(seconds), _) => {
+                    self.admin.must(&Method::PATCH, &path, Some(&json!({ "ttl": seconds })))?;
+                }
+                (None, _) if key["ttl"].is_null() => {}
+                // Kong has no word for taking an end away: the same key is made anew.
+                (None, Some(text)) => {
+                    self.admin.conceal(text);
+                    self.admin.remove(&path)?;
+                    self.add_key(&person, text, None)?;
+                }
+                (None, None) => {
+                    return Err(Failure::new(format!("Kong does not show the key of {name}, so it cannot be kept: rotate it")));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts a user into a team, or out of the one of today.
+    pub fn team(&self, name: &str, team: Option<&str>) -> Outcome<()> {
+        let path = format!("/consumers/{}", self.must_find(name)?.id);
+        let consumer = self.admin.find(&path)?.unwrap_or_default();
+        let change = json!({ "tags": tags_with(&consumer, team) });
+        self.admin.must(&Method::PATCH, &path, Some(&change))?;
         Ok(())
     }
 
@@ -170,8 +281,11 @@ impl People {
 
     /// Calls an hour for a user; `None`: as for all.
     pub fn limit(&self, name: &str, calls: Option<u32>) -> Outcome<()> {
-        let person = self.must_find(name)?;
-        let own = self.own_plugin(&person, "rate-limiting")?;
+        self.set_limit(&self.must_find(name)?, calls)
+    }
+
+    fn set_limit(&self, person: &Person, calls: Option<u32>) -> Outcome<()> {
+        let own = self.own_plugin(person, "rate-limiting")?;
         let Some(calls) = calls else { return self.remove_plugin(own) };
         if let Some(id) = own {
             let change = json!({ "enabled": true, "config": { "hour": calls } });
@@ -184,7 +298,7 @@ impl People {
             return Err(self.not_configured("the vLLM service"));
         }
         let config = json!({ "hour": calls, "limit_by": "consumer", "policy": "local", "fault_tolerant": true });
-        self.add_plugin(&person, "rate-limiting", config)
+        self.add_plugin(person, "rate-limiting", config)
     }
 
     /// What is logged of a user; `None`: what is logged of all.
@@ -223,103 +337,30 @@ impl People {
         Ok(plugins.iter().find(|plugin| plugin["name"] == name).and_then(id_of).map(str::to_owned))
     }
 
-    fn key_ids(&self, person: &Person) -> Outcome<Vec<String>> {
-        let keys = self.list(&format!("/consumers/{}/key-auth", person.id))?;
-        Ok(keys.iter().filter_map(id_of).map(str::to_owned).collect())
+    fn keys(&self, person: &Person) -> Outcome<Vec<Value>> {
+        self.list(&format!("/consumers/{}/key-auth", person.id))
     }
 
     fn list(&self, path: &str) -> Outcome<Vec<Value>> {
         self.admin.list(path).map_err(|trouble| self.admin.explain(trouble))
     }
 
-    fn add_key(&self, person: &Person, key: &str) -> Outcome<()> {
+    fn add_key(&self, person: &Person, key: &str, expires_in: Option<u64>) -> Outcome<()> {
         let path = format!("/consumers/{}/key-auth", person.id);
-        let reply = self.admin.tell(&Method::POST, &path, Some(&json!({ "key": key })))?;
+        let mut credential = Map::from_iter([("key".to_owned(), json!(key))]);
+        if let Some(seconds) = expires_in {
+            credential.insert("ttl".to_owned(), json!(seconds));
+        }
+        let reply = self.admin.tell(&Method::POST, &path, Some(&Value::Object(credential)))?;
         match reply {
             Reply { status: 201, .. } => Ok(()),
             Reply { status: 409, .. } => Err(Failure::new("this key belongs to somebody already")),
             reply => Err(Failure::new(format!("Kong refused the key: {}", self.admin.reason(&reply)))),
         }
     }
-
-    /// Everybody, by name. `dropped`: users of whose calls the collector stores no content.
-    pub fn everybody(&self, dropped: &[String]) -> Outcome<Everybody> {
-        let consumers = self.list("/consumers")?;
-        let keys = self.list("/key-auths")?;
-        let plugins = self.list("/plugins")?;
-        let mut counts: HashMap<&str, u64> = HashMap::new();
-        for owner in keys.iter().filter_map(|key| id_of(&key["consumer"])) {
-            *counts.entry(owner).or_default() += 1;
-        }
-        // What is switched off does not count, nor what belongs to another service.
-        let service = own_id(SERVICE);
-        let mut own: HashMap<&str, Vec<&Value>> = HashMap::new();
-        for plugin in &plugins {
-            let counts =
-                plugin["enabled"] != false && (plugin["service"].is_null() || plugin["service"]["id"] == service.as_str());
-            if let Some(owner) = id_of(&plugin["consumer"]).filter(|_| counts) {
-                own.entry(owner).or_default().push(plugin);
-            }
-        }
-        let settings = |id: &str, name: &str, field: &str| -> Vec<Value> {
-            let of_user = own.get(id).into_iter().flatten().filter(|plugin| plugin["name"] == name);
-            of_user.map(|plugin| plugin["config"][field].clone()).collect()
-        };
-        let mut users: Vec<User> = consumers
-            .iter()
-            .filter_map(|consumer| {
-                let id = id_of(consumer)?;
-                // Somebody may have made a consumer that has another name only.
-                let name = consumer["username"].as_str().or_else(|| consumer["custom_id"].as_str()).unwrap_or(id).to_owned();
-                let captures = settings(id, "llm-audit", "capture");
-                let capture = if dropped.contains(&name) {
-                    "dropped"
-                } else if captures.iter().any(|capture| capture == "metadata") {
-                    "metadata"
-                } else {
-                    captures.first().and_then(Value::as_str).unwrap_or("default")
-                };
-                Some(User {
-                    keys: counts.get(id).copied().unwrap_or(0),
-                    limit: settings(id, "rate-limiting", "hour").iter().find_map(Value::as_u64),
-                    capture: capture.to_owned(),
-                    since: consumer["created_at"].as_i64(),
-                    name,
-                })
-            })
-            .collect();
-        users.sort_by(|one, other| one.name.cmp(&other.name));
-        let audit = plugins.iter().find(|plugin| id_of(plugin) == Some(own_id(LLM_AUDIT).as_str()));
-        let default_capture = audit.and_then(|plugin| plugin["config"]["capture"].as_str()).map(str::to_owned);
-        Ok(Everybody { users, default_capture })
-    }
 }
 
 /// The command that makes what users need in Kong.
 fn configure(command: &str) -> String {
     if command == crate::commands::PROGRAM { format!("{command} kong apply") } else { format!("{command} apply") }
-}
-
-/// All users.
-#[derive(Debug, Clone)]
-pub struct Everybody {
-    /// By name.
-    pub users: Vec<User>,
-    /// What is captured of those who have nothing of their own.
-    pub default_capture: Option<String>,
-}
-
-/// What is known of a user.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct User {
-    /// The name.
-    pub name: String,
-    /// How many keys.
-    pub keys: u64,
-    /// Calls an hour of their own.
-    pub limit: Option<u64>,
-    /// `full`, `metadata`, `default`, or `dropped` where the collector stores no content.
-    pub capture: String,
-    /// When Kong heard of them, in seconds since 1970.
-    pub since: Option<i64>,
 }

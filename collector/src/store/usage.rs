@@ -131,3 +131,15 @@ pub async fn ask(connection: PooledConnection<'_>, question: &Question<'_>) -> R
     }
     Ok(answer)
 }
+
+/// The hour of the last call of everybody whose calls were counted.
+pub async fn last_hours(connection: PooledConnection<'_>) -> Result<Vec<(String, DateTime<Utc>)>, StoreError> {
+    // What is not added up yet counts as well.
+    const QUERY: &str = "SELECT consumer_username, max(hour) FROM (
+            SELECT consumer_username, hour FROM llm_usage UNION ALL SELECT consumer_username, hour FROM llm_usage_deltas
+        ) used GROUP BY 1";
+    let connection = connection.with_timeout(REPORT_TIMEOUT);
+    let client = connection.client();
+    let rows = connection.bounded(client.query(QUERY, &[])).await?;
+    rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).collect()
+}

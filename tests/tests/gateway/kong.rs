@@ -56,6 +56,28 @@ async fn a_user_that_is_added_may_call_at_once_and_one_that_is_removed_may_not()
 }
 
 #[tokio::test]
+async fn the_list_tells_the_hour_of_the_last_call_where_the_rows_can_be_asked() {
+    let session = Session::begin().await;
+    let (user, silent) = (session.user().await, session.user().await);
+    let reply = session.call("/v1/chat/completions").key(&user.key).body(fixtures::vllm_request("chat-en")).send().await;
+    let row = reply.row(&session).await;
+    let query = r#"SELECT to_char(date_trunc('hour', started_at AT TIME ZONE 'UTC'), 'YYYY-MM-DD"T"HH24:MI:SS"Z"') FROM llm_logs
+        WHERE request_id = $1"#;
+    let hour = session.rows().await.query_one(query, &[&row["request_id"].as_str()]).await.unwrap().get::<_, String>(0);
+    let said = session.users_and_rows(&["list", "--json"]).await;
+    assert!(said.success && said.stderr.is_empty(), "{}", said.stderr);
+    let users: Value = serde_json::from_str(&said.stdout).unwrap();
+    let hour_of = |name: &str| {
+        let found = users.as_array().unwrap().iter().find(|user| user["name"] == *name).unwrap();
+        found["last_call_hour"].as_str().map(str::to_owned)
+    };
+    assert_eq!(hour_of(&user.name), Some(hour));
+    assert_eq!(hour_of(&silent.name), None);
+    // Without the database the list is there all the same.
+    assert!(session.users(&["list"]).await.stdout.contains(&user.name));
+}
+
+#[tokio::test]
 async fn a_key_that_somebody_uses_already_is_taken_over() {
     let session = Session::begin().await;
     let key = format!("sk-taken-over-{:024}", std::process::id());
