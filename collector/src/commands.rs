@@ -4,6 +4,7 @@ pub mod doctor;
 pub mod erase;
 pub mod healthcheck;
 pub mod kong;
+pub mod models;
 mod moment;
 pub mod prices;
 pub mod rejected;

@@ -4,6 +4,7 @@
 
 mod database;
 mod kong;
+mod models;
 mod usage;
 mod users;
 
@@ -15,6 +16,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 pub use database::DatabaseArgs;
 pub use kong::{AdminArgs, KongAction, KongCommand, KongSettings};
+pub use models::{BalanceWord, ModelsAction, ModelsCommand};
 pub use usage::{Dimension, PricesAction, PricesSettings, ReportFormat, ReportSettings};
 pub use users::{CaptureWord, End, KeyArg, Limit, UsersAction, UsersCommand, duration, limit};
 
@@ -58,6 +60,8 @@ pub enum Command {
     Kong(KongCommand),
     /// The people who may call the model, and their keys
     Users(UsersCommand),
+    /// Model servers, and who may use them
+    Models(ModelsCommand),
     /// Check a running installation, and say what is wrong and how to mend it
     Doctor(DoctorSettings),
     /// Ask a running collector whether it lives: status 0 if so, for health checks of containers

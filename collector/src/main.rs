@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use clap::Parser;
 use llm_collector::commands::say::print;
 use llm_collector::commands::{
-    self, doctor, erase, healthcheck, kong, prices, rejected, replay, report, retention, upkeep, users,
+    self, doctor, erase, healthcheck, kong, models, prices, rejected, replay, report, retention, upkeep, users,
 };
 use llm_collector::config::{Cli, Command, ServeSettings};
 use llm_collector::server::{Application, BLOCKING_THREADS};
@@ -25,6 +25,7 @@ fn main() -> ExitCode {
         // They wait for one answer after the other, and say themselves what went wrong.
         Command::Kong(command) => return kong::run(&command.action),
         Command::Users(command) => return users::run(command),
+        Command::Models(command) => return models::run(command),
         command => runtime(command).and_then(|runtime| runtime.block_on(run(command))),
     };
     match outcome {
@@ -97,7 +98,7 @@ async fn run(command: &Command) -> Result<()> {
         }
         // Handled without a runtime.
         Command::Healthcheck(settings) => healthcheck::run(settings),
-        Command::Kong(_) | Command::Users(_) => Ok(()),
+        Command::Kong(_) | Command::Users(_) | Command::Models(_) => Ok(()),
     }
 }
 

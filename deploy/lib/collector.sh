@@ -34,11 +34,13 @@ collector_command() {
 }
 
 # Standard input is read only where a word asks for it: a loop that calls this must not lose its own.
-users() {
+with_input_on_demand() {
   local word flags=()
-  for word in "$@"; do [[ $word != - && $word != --key=- ]] || flags=(-i); done
-  collector_command "${flags[@]}" users "$@"
+  for word in "$@"; do [[ $word != - && $word != --*=- ]] || flags=(-i); done
+  collector_command "${flags[@]}" "$@"
 }
+users() { with_input_on_demand users "$@"; }
+models() { with_input_on_demand models "$@"; }
 
 configure_options=(--wait)
 

@@ -1,6 +1,6 @@
 //! What commands print: results on standard output, everything else on standard error.
 
-use std::io::Write;
+use std::io::{BufRead, Read, Write};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
@@ -23,6 +23,17 @@ pub(super) fn line(text: impl AsRef<str>) -> Outcome<()> {
 /// A line for whoever looks on. If nobody can be told, there is nobody to tell that.
 pub(super) fn note(text: impl AsRef<str>) {
     let _ = writeln!(std::io::stderr().lock(), "{}", text.as_ref());
+}
+
+/// Longest line that is read as a key.
+const LONGEST_LINE: u64 = 4096;
+
+/// The first line of standard input: a key that stands in no process list.
+pub(super) fn first_line() -> Outcome<String> {
+    let mut line = String::new();
+    let read = std::io::stdin().lock().take(LONGEST_LINE).read_line(&mut line);
+    read.map_err(|_| Failure::new("standard input holds no key that can be read"))?;
+    Ok(line.trim_end_matches('\n').trim_end_matches('\r').to_owned())
 }
 
 /// Says why a command failed, and gives the status it ends with: 1, or 2 when it was used in a wrong way.

@@ -3,17 +3,13 @@
 mod import;
 mod list;
 
-use std::io::BufRead;
 use std::process::ExitCode;
 
 use super::{PROGRAM, say};
 use crate::config::{CaptureWord, End, KeyArg, Limit, UsersAction, UsersCommand};
 use crate::kong::admin::Admin;
-use crate::kong::failure::{Failure, Outcome};
+use crate::kong::failure::Outcome;
 use crate::kong::people::{self, Capture, People, Start};
-
-/// Longest line that is read as a key.
-const LONGEST_LINE: u64 = 4096;
 
 /// Carries out the command; the status is the program's.
 pub fn run(command: &UsersCommand) -> ExitCode {
@@ -123,12 +119,7 @@ impl Key {
     fn choose(given: &KeyArg) -> Outcome<Self> {
         let text = match given.key.as_deref() {
             None => return Ok(Self { text: people::new_key()?, is_new: true }),
-            Some("-") => {
-                let mut line = String::new();
-                let read = std::io::Read::take(std::io::stdin().lock(), LONGEST_LINE).read_line(&mut line);
-                read.map_err(|_| Failure::new("standard input holds no key that can be read"))?;
-                line.trim_end_matches('\n').trim_end_matches('\r').to_owned()
-            }
+            Some("-") => say::first_line()?,
             Some(key) => key.to_owned(),
         };
         if people::check_key(&text)? {

@@ -7,7 +7,7 @@ use ureq::http::Method;
 
 use super::admin::{Admin, Reply};
 use super::batch::Batch;
-use super::entities::{Kind, id_of, is_own};
+use super::entities::{Kind, LLM_ROUTER, id_of, is_own, own_id};
 use super::failure::{Failure, Outcome};
 use super::plan::{Others, Step, Word, plan};
 use super::settings::{Settings, Shared};
@@ -59,7 +59,8 @@ pub fn prepare(admin: &Admin, settings: &Settings, adopt: bool) -> Outcome<Ready
     } else {
         warnings.extend(others.warnings(admin.url()));
     }
-    steps.extend(plan(&wanted(settings, &batch, is_shared), &state));
+    let has_models = state.find(Kind::Plugin, &own_id(LLM_ROUTER)).is_some();
+    steps.extend(plan(&wanted(settings, &batch, is_shared, has_models), &state));
     Ok(Ready { steps, warnings })
 }
 

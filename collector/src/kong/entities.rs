@@ -17,6 +17,11 @@ pub const SERVICE: u64 = 1;
 /// The number of the plugin that collects conversations.
 pub const LLM_AUDIT: u64 = 205;
 
+/// The number of the plugin that knows models.
+pub const LLM_ROUTER: u64 = 208;
+/// The number of the route of the list of models.
+pub const MODELS_ROUTE: u64 = 105;
+
 /// Whether the installation made an entity.
 pub fn is_own(entity: &Value) -> bool {
     id_of(entity).is_some_and(|id| id.starts_with(OWN_IDS))

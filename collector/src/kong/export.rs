@@ -14,7 +14,7 @@ pub fn declarative(settings: &Settings) -> Outcome<Value> {
     let is_shared = settings.shared == Shared::Yes;
     let batch = Batch::of(settings, &[], "")?;
     let mut file = Map::from_iter([("_format_version".to_owned(), json!("3.0"))]);
-    for part in wanted(settings, &batch, is_shared) {
+    for part in wanted(settings, &batch, is_shared, false) {
         let kind = part.kind;
         let Some(entity) = entity(part) else { continue };
         if let Value::Array(list) = file.entry(kind.list()).or_insert_with(|| json!([])) {

@@ -11,7 +11,7 @@ fn settings() -> Settings {
 }
 
 fn parts(settings: &Settings, is_shared: bool) -> Vec<Part> {
-    wanted(settings, &Batch::of(settings, &[], "").unwrap(), is_shared)
+    wanted(settings, &Batch::of(settings, &[], "").unwrap(), is_shared, false)
 }
 
 /// A Kong that has these parts, with the defaults that it adds.

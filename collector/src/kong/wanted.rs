@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::batch::Batch;
-use super::entities::{Kind, LLM_AUDIT, Plugin, Reference, Route, SERVICE, Service, own_id};
+use super::entities::{Kind, LLM_AUDIT, MODELS_ROUTE, Plugin, Reference, Route, SERVICE, Service, own_id};
 use super::settings::Settings;
 
 /// The plugins that are set up here, by name.
@@ -31,6 +31,19 @@ const MODEL_APIS: [(u64, &str, &[&str]); 12] = [
     (12, "audio", &["/v1/audio/(transcriptions|translations)"]),
 ];
 const EXTRA_ROUTE: u64 = 99;
+/// One model of the list, whose name may hold slashes. The plugin answers it; without the plugin it is closed.
+const ONE_MODEL: &str = "/v1/models/.+";
+
+/// The paths of the list of models, in Kong's notation.
+pub fn models_paths(has_models: bool) -> Vec<String> {
+    let one = has_models.then_some(ONE_MODEL);
+    ["/v1/models"].into_iter().chain(one).map(in_kongs_notation).collect()
+}
+
+/// ~ for a regular expression, anchored at both ends.
+fn in_kongs_notation(path: &str) -> String {
+    format!("~{path}$")
+}
 
 /// A part of the configuration.
 #[derive(Debug, Clone)]
@@ -59,12 +72,15 @@ impl Part {
 /// All parts, in the order in which they are made: no path is open for a moment without its key check.
 ///
 /// `is_shared`: audit and metrics belong to the model server's service only. Calls of other services are nobody's conversation with a
-/// model: unless it is asked for, nothing of them is kept.
-pub fn wanted(settings: &Settings, batch: &Batch, is_shared: bool) -> Vec<Part> {
+/// model: unless it is asked for, nothing of them is kept. `has_models`: llm-router answers what is asked of single models.
+pub fn wanted(settings: &Settings, batch: &Batch, is_shared: bool, has_models: bool) -> Vec<Part> {
     let mut parts = vec![Part::new(Kind::Service, SERVICE, "vllm", Some(entity(&service(settings))))];
     parts.extend(plugins(settings, batch, is_shared));
     let routes = MODEL_APIS.iter().map(|(number, name, paths)| {
-        let paths: Vec<String> = paths.iter().map(|path| (*path).to_owned()).collect();
+        let mut paths: Vec<String> = paths.iter().map(|path| (*path).to_owned()).collect();
+        if has_models && own_id(100 + number) == own_id(MODELS_ROUTE) {
+            paths.push(ONE_MODEL.to_owned());
+        }
         route(*number, name, &paths)
     });
     parts.extend(routes);
@@ -103,7 +119,7 @@ fn route(number: u64, name: &str, paths: &[String]) -> Part {
     let route = Route {
         name: name.clone(),
         service: Reference::own(SERVICE),
-        paths: paths.iter().map(|path| format!("~{path}$")).collect(),
+        paths: paths.iter().map(|path| in_kongs_notation(path)).collect(),
         strip_path: false,
         methods: None,
         hosts: None,

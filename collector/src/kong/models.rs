@@ -1,0 +1,270 @@
+//! Model servers: the list of the plugin `llm-router`, and an upstream of Kong for each model.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+use ureq::http::Method;
+
+use super::admin::{Admin, element};
+use super::entities::{LLM_ROUTER, MODELS_ROUTE, SERVICE, id_of, own_id};
+use super::failure::{Failure, Outcome};
+use super::server::Server;
+use super::wanted::models_paths;
+
+/// Longest name, in bytes; the plugin takes no longer one.
+const LONGEST_NAME: usize = 200;
+/// Seconds between two checks of a server: who is dead is known within two of them.
+const CHECK_SECONDS: u32 = 4;
+/// Kong looks for changes as often as this, unless its configuration says something else.
+const LOOKS_SECONDS: f64 = 5.0;
+
+/// A model of the gateway, as the plugin's configuration has it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Model {
+    /// What people call it.
+    pub name: String,
+    /// Other names for it.
+    #[serde(default, deserialize_with = "list")]
+    pub aliases: Vec<String>,
+    /// The upstream whose targets serve it.
+    pub upstream: String,
+    /// What its servers call it, where that is something else.
+    #[serde(default)]
+    pub served_as: Option<String>,
+    /// Who may use it; both empty: everybody.
+    #[serde(default, deserialize_with = "list")]
+    pub teams: Vec<String>,
+    /// See `teams`.
+    #[serde(default, deserialize_with = "list")]
+    pub users: Vec<String>,
+    /// What its servers want as a Bearer token.
+    #[serde(default)]
+    pub key: Option<String>,
+}
+
+/// A list; Kong's encoder writes an empty one as an object.
+fn list<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Vec<String>, D::Error> {
+    let value = Value::deserialize(from)?;
+    let texts = value.as_array().map(Vec::as_slice).unwrap_or_default().iter();
+    Ok(texts.filter_map(Value::as_str).map(str::to_owned).collect())
+}
+
+/// How calls are spread over the servers of a model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Balance {
+    /// To the server with the fewest calls.
+    Least,
+    /// Those of one user to one server, so that its caches are hit.
+    Consumer,
+}
+
+/// A server of a model, and how Kong finds it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Health {
+    /// `host:port`
+    pub target: String,
+    /// Kong's word: `HEALTHY`, `UNHEALTHY`, `DNS_ERROR`, `HEALTHCHECKS_OFF`.
+    pub health: String,
+}
+
+/// Checks a model's name, or another one for it.
+pub fn check_model_name(name: &str) -> Outcome<()> {
+    let is_plain = !name.is_empty() && name.len() <= LONGEST_NAME && !name.chars().any(char::is_control) && name.trim() == name;
+    if is_plain && !name.starts_with('-') {
+        return Ok(());
+    }
+    Err(Failure::new(format!(
+        "a model's name has 1 to {LONGEST_NAME} bytes, no control characters, no blanks at its ends: '{name}'"
+    )))
+}
+
+/// The name of a model's upstream: Kong takes letters, digits and `.`, `_`, `-`. What becomes another text by that gets a digest, so that
+/// two names never become one.
+pub fn upstream_name(model: &str) -> String {
+    const MOST: usize = 60;
+    let safe: String =
+        model.chars().map(|c| if c.is_ascii_alphanumeric() || matches!(c, '-' | '.') { c } else { '-' }).take(MOST).collect();
+    let safe = safe.trim_matches(['-', '.']);
+    if safe == model {
+        return format!("llm-{safe}");
+    }
+    let digest = Sha256::digest(model.as_bytes());
+    let digest: String = digest.iter().take(4).map(|byte| format!("{byte:02x}")).collect();
+    format!("llm-{safe}-{digest}")
+}
+
+fn upstream(name: &str, balance: Balance) -> Value {
+    let (algorithm, hash_on) = match balance {
+        Balance::Least => ("least-connections", "none"),
+        Balance::Consumer => ("consistent-hashing", "consumer"),
+    };
+    json!({
+        "name": name, "algorithm": algorithm, "hash_on": hash_on,
+        "healthchecks": {
+            "active": {
+                "type": "http", "http_path": "/health", "timeout": 3,
+                "healthy": { "interval": CHECK_SECONDS, "successes": 1, "http_statuses": [200] },
+                "unhealthy": {
+                    "interval": CHECK_SECONDS, "tcp_failures": 1, "timeouts": 2, "http_failures": 2,
+                    "http_statuses": [404, 429, 500, 501, 502, 503, 504, 505],
+                },
+            },
+            // A server that refuses connections is dead; one that answers a call with 500 is not.
+            "passive": { "type": "http", "unhealthy": { "tcp_failures": 1, "timeouts": 0, "http_failures": 0 } },
+        },
+    })
+}
+
+/// The models of a Kong.
+#[derive(Debug)]
+pub struct Models {
+    admin: Admin,
+    /// In the plugin's order.
+    pub list: Vec<Model>,
+    pause: Duration,
+    protocol: String,
+}
+
+impl Models {
+    /// Reads them.
+    pub fn read(mut admin: Admin) -> Outcome<Self> {
+        let about = admin.page("/").map_err(|trouble| admin.explain(trouble))?;
+        let service = admin.find(&format!("/services/{}", own_id(SERVICE)))?;
+        let service = service.ok_or_else(|| Failure::new("Kong does not have the vLLM service yet: apply first"))?;
+        if about["plugins"]["available_on_server"]["llm-router"].is_null() {
+            return Err(
+                Failure::new("Kong does not have the plugin llm-router").advise("KONG_PLUGINS=bundled,llm-audit,llm-router")
+            );
+        }
+        let plugin = admin.find(&format!("/plugins/{}", own_id(LLM_ROUTER)))?.unwrap_or_default();
+        let list: Vec<Model> = match &plugin["config"]["models"] {
+            Value::Array(models) => serde_json::from_value(models.clone().into())
+                .map_err(|error| Failure::new(format!("Kong's list of models cannot be read: {error}")))?,
+            _ => Vec::new(),
+        };
+        list.iter().filter_map(|model| model.key.as_deref()).for_each(|key| admin.conceal(key));
+        let seconds = about["configuration"]["worker_state_update_frequency"].as_f64().unwrap_or(LOOKS_SECONDS);
+        let pause = Duration::try_from_secs_f64(seconds.clamp(0.0, 60.0)).unwrap_or_default() + Duration::from_millis(500);
+        let protocol = service["protocol"].as_str().unwrap_or("http").to_owned();
+        Ok(Self { admin, list, pause, protocol })
+    }
+
+    /// The model of a name or of another name for it.
+    pub fn find(&self, name: &str) -> Outcome<&Model> {
+        let found = self.list.iter().find(|model| model.name == name || model.aliases.iter().any(|alias| alias == name));
+        found.ok_or_else(|| Failure::new(format!("there is no model {name}")))
+    }
+
+    /// Adds a model, or brings the one of that name to this. Its servers are known to all of Kong before the first call goes there.
+    pub fn put(&mut self, model: Model, servers: &[Server], balance: Balance) -> Outcome<()> {
+        if let Some(other) = servers.iter().find(|server| server.protocol != self.protocol || !server.path.is_empty()) {
+            let what =
+                format!("{} cannot be a server here: all have to be {}://HOST:PORT, as VLLM_URL", other.target(), self.protocol);
+            return Err(Failure::new(what));
+        }
+        if let Some(key) = &model.key {
+            self.admin.conceal(key);
+        }
+        let path = format!("/upstreams/{}", element(&model.upstream));
+        self.admin.must(&Method::PUT, &path, Some(&upstream(&model.upstream, balance)))?;
+        let there = self.targets(&path)?;
+        let mut is_new = false;
+        for server in servers.iter().filter(|server| !there.iter().any(|(_, target)| *target == server.target())) {
+            self.admin.must(&Method::POST, &format!("{path}/targets"), Some(&json!({ "target": server.target() })))?;
+            is_new = true;
+        }
+        if is_new {
+            std::thread::sleep(self.pause);
+        }
+        for (id, _) in there.iter().filter(|(_, target)| !servers.iter().any(|server| server.target() == *target)) {
+            self.admin.remove(&format!("{path}/targets/{id}"))?;
+        }
+        match self.list.iter_mut().find(|other| other.name == model.name) {
+            Some(other) => *other = model,
+            None => self.list.push(model),
+        }
+        self.write()
+    }
+
+    /// Changes who may use a model.
+    pub fn allow(&mut self, name: &str, teams: Vec<String>, users: Vec<String>) -> Outcome<()> {
+        let name = self.find(name)?.name.clone();
+        if let Some(model) = self.list.iter_mut().find(|model| model.name == name) {
+            (model.teams, model.users) = (teams, users);
+        }
+        self.write()
+    }
+
+    /// Takes a model out of the list, and its servers away once nothing of Kong leads to them.
+    pub fn remove(&mut self, name: &str) -> Outcome<()> {
+        let upstream = self.find(name)?.upstream.clone();
+        self.list.retain(|model| model.name != name && !model.aliases.iter().any(|alias| alias == name));
+        self.write()?;
+        if !self.list.iter().any(|model| model.upstream == upstream) {
+            std::thread::sleep(self.pause);
+            self.admin.remove(&format!("/upstreams/{}", element(&upstream)))?;
+        }
+        Ok(())
+    }
+
+    /// The servers of a model, as Kong sees them.
+    pub fn health(&self, model: &Model) -> Outcome<Vec<Health>> {
+        let servers = self.admin.list(&format!("/upstreams/{}/health", element(&model.upstream)));
+        let servers = servers.map_err(|trouble| self.admin.explain(trouble))?;
+        let text = |server: &Value, name: &str| server[name].as_str().unwrap_or("?").to_owned();
+        Ok(servers.iter().map(|server| Health { target: text(server, "target"), health: text(server, "health") }).collect())
+    }
+
+    fn targets(&self, upstream: &str) -> Outcome<Vec<(String, String)>> {
+        let targets = self.admin.list(&format!("{upstream}/targets")).map_err(|trouble| self.admin.explain(trouble))?;
+        let parts = |target: &Value| Some((id_of(target)?.to_owned(), target["target"].as_str()?.to_owned()));
+        Ok(targets.iter().filter_map(parts).collect())
+    }
+
+    /// Without a model there is no plugin: all calls go to the one server then.
+    fn write(&self) -> Outcome<()> {
+        let path = format!("/plugins/{}", own_id(LLM_ROUTER));
+        if self.list.is_empty() {
+            self.open_one_model(false)?;
+            return self.admin.remove(&path);
+        }
+        let plugin = json!({
+            "name": "llm-router", "service": { "id": own_id(SERVICE) }, "enabled": true, "config": { "models": self.list },
+        });
+        self.admin.must(&Method::PUT, &path, Some(&plugin))?;
+        self.open_one_model(true)
+    }
+
+    /// Opens `/v1/models/NAME`, which the plugin answers, or closes it.
+    fn open_one_model(&self, is_open: bool) -> Outcome<()> {
+        let change = json!({ "paths": models_paths(is_open) });
+        self.admin.must(&Method::PATCH, &format!("/routes/{}", own_id(MODELS_ROUTE)), Some(&change))?;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_upstreams_are_safe_and_never_the_same_for_two_models() {
+        assert_eq!(upstream_name("qwen3-8b"), "llm-qwen3-8b");
+        let odd =
+            ["Qwen/Qwen3-8B", "Qwen-Qwen3-8B", "模型", "模形", "a b", "a-b", "a_b", &"x".repeat(200), &"x".repeat(199), "-", "."];
+        let names: std::collections::BTreeSet<String> = odd.iter().map(|name| upstream_name(name)).collect();
+        assert_eq!(names.len(), odd.len(), "{names:?}");
+        for name in names {
+            assert!(name.len() < 80 && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-.".contains(&byte)), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_list_that_kong_wrote_as_an_object_is_empty() {
+        let model = json!({ "name": "a", "upstream": "llm-a", "aliases": {}, "teams": ["x"], "served_as": null });
+        let model: Model = serde_json::from_value(model).unwrap();
+        assert_eq!((model.aliases, model.teams, model.users), (vec![], vec!["x".to_owned()], vec![]));
+    }
+}
