@@ -13,7 +13,7 @@ use base64::engine::{Simd, general_purpose::PAD};
 use super::digest::describe_binary;
 use super::{charset, form, inflate, sse};
 
-/// Strict. Every byte of a body goes through it: with the processor's vectors at a tenth of the work.
+/// Strict. Every byte of a body goes through it: with the processor's vectors at a seventh of the work.
 static STANDARD: LazyLock<Simd> = LazyLock::new(|| Simd::standard(PAD));
 
 /// A captured body as text. It may hold NUL, which JSON forbids and PostgreSQL cannot store: see [`without_nul`].

@@ -118,7 +118,7 @@ impl<'a, const KEEP: bool> Reader<'a, KEEP> {
         }
     }
 
-    /// Reads one value. Not recursive: moving the values of parts up from call to call was a tenth of all work on an entry.
+    /// Reads one value. Not recursive, so that the values of parts need not be moved up from call to call.
     fn value(&mut self) -> Result<Json<'a>, JsonError> {
         loop {
             let mut value = match self.peek() {
