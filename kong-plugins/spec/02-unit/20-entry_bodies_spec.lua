@@ -33,9 +33,9 @@ describe("the bodies of an entry", function()
   local function llm_audit(bodies, is_alone)
     world.entry = { llm = { seq = world.sequence.next() } }
     kong.ctx.shared = {}
-    local entry = { seq = world.sequence.next(), has_bodies = true,
-                    request = bodies.request, response = bodies.response,
-                    is_encoded = bodies.is_encoded }
+    local entry = world.entry_bodies.new(world.sequence.next(), false,
+                                         bodies.request, bodies.response,
+                                         bodies.is_encoded)
     world.entry_bodies.set(entry, is_alone)
     world.log_queue.expect(entry)
   end

@@ -105,9 +105,27 @@ local function may_mark(route)
 end
 
 
--- @param entry as log_queue.expect wants it, with `request` and `response`: the
--- bodies, nil where there is none; and `is_encoded`: whether the latter is
--- compressed and so no text, whatever it looks like
+-- @param request, response the bodies, nil where there is none
+-- @param is_encoded whether the latter is compressed and so no text, whatever
+-- it looks like
+-- @return the entry as log_queue.expect wants it, with room for what is noted
+function M.new(seq, is_refused, request, response, is_encoded)
+  return {
+    seq = seq,
+    refused = is_refused,
+    has_bodies = request ~= nil or response ~= nil,
+    request = request,
+    response = response,
+    is_encoded = is_encoded,
+    is_marked = false,
+    request_text = false,
+    response_text = false,
+    route = "",
+  }
+end
+
+
+-- @param entry made by M.new
 -- @param is_alone whether http-log does not run for this call
 function M.set(entry, is_alone)
   local route = kong.router.get_route()

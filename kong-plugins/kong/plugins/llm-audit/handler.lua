@@ -405,19 +405,8 @@ local function log(call, conf)
   set_value("llm", llm)
 
   request = is_full and request ~= "" and request or nil
-  local entry = {
-    seq = llm.seq,
-    refused = refusal ~= nil,
-    has_bodies = request ~= nil or content ~= nil,
-    request = request,
-    response = content,
-    -- What is encoded has to be inflated, whatever its bytes look like.
-    is_encoded = call.is_encoded,
-    is_marked = false,
-    request_text = false,
-    response_text = false,
-    route = "",
-  }
+  local entry = entry_bodies.new(llm.seq, refusal ~= nil, request, content,
+                                 call.is_encoded)
   entry_bodies.set(entry, asked.is_reading)
   if asked.is_reading then
     log_queue.add_alone(entry, llm)
