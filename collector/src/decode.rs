@@ -15,6 +15,7 @@ pub mod inflate;
 pub mod json;
 pub mod split;
 pub mod sse;
+mod structure;
 
 use std::borrow::Cow;
 
@@ -92,8 +93,8 @@ pub fn elements(text: &str) -> Result<Elements<'_>, DecodeError> {
 
 /// Elements of an array, one after the other: a large array costs no list of its elements.
 ///
-/// After a broken element the search goes on behind the next `}` and comma from which an object parses that is a log entry (it
-/// has a `request`, so that an object inside the broken element is not taken for one). Broken elements that follow each other are
+/// After a broken element the search goes on behind the next comma from which an object parses that is a log entry (it has a
+/// `request`, so that an object inside the broken element is not taken for one) with another comma or the end behind it. Broken elements that follow each other are
 /// one stretch: where one ends cannot be known.
 #[derive(Debug, Clone)]
 pub struct Elements<'a> {
@@ -125,8 +126,9 @@ impl<'a> Elements<'a> {
     fn end_of_broken(&mut self) -> Option<usize> {
         let rest = self.rest;
         for comma in memchr::memchr_iter(b',', rest.as_bytes()) {
-            let (before, after) = (rest.get(..comma)?, rest.get(comma + 1..)?.trim_start());
-            if !before.trim_end().ends_with('}') || !after.starts_with('{') {
+            let after = rest.get(comma + 1..)?.trim_start();
+            // Within a string quotes have a backslash: text never looks like that.
+            if !after.strip_prefix('{').is_some_and(|inside| inside.trim_start().starts_with('"')) {
                 continue;
             }
             let (length, is_whole) = span(after);
