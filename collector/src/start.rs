@@ -15,8 +15,9 @@ use crate::store::migrate::Migrator;
 use crate::store::pool::StoreError;
 use crate::store::spool;
 
-/// A file in the data folder that names the database that was reached and migrated before. Any other database that cannot be
-/// reached is taken for a wrong setting, which somebody has to hear about; that one, for an outage that the spool is there for.
+/// A file in the data folder that names the database that was reached before. Any other database that cannot be reached is taken for a
+/// wrong setting, which somebody has to hear about; that one, for an outage that the spool is there for. Written as soon as it was
+/// reached: entries go to the spool while it is migrated, and are not to wait for somebody when it is away at the next start.
 const KNOWN_DATABASE: &str = "known-database";
 
 /// How long the address waits for a migration. Most take less, and then no entry meets the spool; who watches the address does not
@@ -72,6 +73,7 @@ impl Start {
         }
         if self.running.is_none() {
             let migrator = Migrator::connect(&self.target, self.patience).await?;
+            self.note_known();
             self.running = Some(tokio::spawn(migrator.run()));
         }
         let Some(running) = &mut self.running else { return Ok(()) };
@@ -86,11 +88,6 @@ impl Start {
         self.running = None;
         ended.unwrap_or_else(|error| Err(StoreError::Migration(error.to_string(), None)))?;
         self.is_over = true;
-        if let Err(error) = spool::write_note(&self.data_dir, KNOWN_DATABASE, &self.target.name()) {
-            error!(
-                "cannot note that the database is known, so that the next start may take an outage for a wrong setting: {error}"
-            );
-        }
         Ok(())
     }
 
@@ -100,6 +97,14 @@ impl Start {
         if text != self.told {
             error!("{text}");
             self.told = text;
+        }
+    }
+
+    fn note_known(&self) {
+        if let Err(error) = spool::write_note(&self.data_dir, KNOWN_DATABASE, &self.target.name()) {
+            error!(
+                "cannot note that the database is known, so that the next start may take an outage for a wrong setting: {error}"
+            );
         }
     }
 
