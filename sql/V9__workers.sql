@@ -11,7 +11,9 @@ CREATE TABLE llm_workers (
     -- Since when that is so.
     done_at timestamptz NOT NULL DEFAULT now(),
     ended   boolean     NOT NULL,
-    seen_at timestamptz NOT NULL DEFAULT now()
+    seen_at timestamptz NOT NULL DEFAULT now(),
+    -- Up to here it was looked for a tail that never arrived.
+    looked  bigint      NOT NULL DEFAULT 0
 );
 
 COMMENT ON TABLE llm_workers IS 'How far each worker of Kong has counted, as its node tells once a second.';
@@ -44,35 +46,35 @@ BEGIN
 END $$;
 
 -- Finds numbers that never arrived and have no arrived one behind them: older than `grace`, or than 20 seconds where the worker has ended
--- (then nothing is on its way any more but what a collector holds). And the rest of a hole that began as such a tail.
+-- (then nothing is on its way any more but what a collector holds). Each worker is looked at once for what it counted. What is still missing
+-- when an arrived number comes to be behind such a tail, llm_find_sequence_gaps finds.
 CREATE FUNCTION llm_find_tail_gaps(grace interval)
 RETURNS TABLE (gap_worker text, gap_first bigint, gap_last bigint)
-LANGUAGE plpgsql AS $$
+LANGUAGE plpgsql SET enable_seqscan = off SET jit = off AS $$
 BEGIN
     IF NOT pg_try_advisory_xact_lock(hashtext('llm_logs'), hashtext('sequences')) THEN
         RETURN;
     END IF;
     RETURN QUERY
-    WITH tails AS (
-        SELECT w.worker, w.done AS tail_last, 1 + greatest(
-            coalesce((SELECT max(s.last_seq) FROM llm_sequences s WHERE s.worker = w.worker), 0),
-            coalesce((SELECT max(g.last_seq) FROM llm_sequence_gaps g WHERE g.worker = w.worker), 0)) AS tail_first
-        FROM llm_workers w
-        WHERE w.done_at < now() - CASE WHEN w.ended THEN least(grace, interval '20 seconds') ELSE grace END
-    ), holes AS (
-        SELECT s.worker, coalesce(lag(s.last_seq) OVER (PARTITION BY s.worker ORDER BY s.first_seq), 0) + 1 AS hole_first,
-            s.first_seq - 1 AS hole_last, s.first_seen_at
-        FROM llm_sequences s WHERE s.worker IN (SELECT w.worker FROM llm_workers w)
-    ), rests AS (
-        SELECT h.worker, known.last_seq + 1 AS rest_first, h.hole_last AS rest_last
-        FROM holes h CROSS JOIN LATERAL (
-            SELECT g.last_seq FROM llm_sequence_gaps g WHERE g.worker = h.worker AND g.first_seq <= h.hole_last
-            ORDER BY g.first_seq DESC LIMIT 1) known
-        WHERE h.first_seen_at < now() - grace AND known.last_seq >= h.hole_first AND known.last_seq < h.hole_last
+    WITH quiet AS (
+        -- One of which a node tells in this moment waits for the next time, or this would wait for the node and the node for this.
+        SELECT w.worker FROM llm_workers w
+        WHERE w.done > w.looked AND w.done_at < now() - CASE WHEN w.ended THEN least(grace, interval '20 seconds') ELSE grace END
+        FOR NO KEY UPDATE SKIP LOCKED
+    ), looked AS (
+        UPDATE llm_workers w SET looked = w.done FROM quiet q WHERE w.worker = q.worker RETURNING w.worker, w.done
+    ), new AS MATERIALIZED (
+        SELECT s.worker, max(s.last_seq) AS last_seq FROM llm_sequences s
+        WHERE NOT s.merged AND s.place > (SELECT m.place FROM llm_sequences_merged_to m) GROUP BY s.worker
+    ), tails AS (
+        SELECT l.worker, l.done AS tail_last, 1 + greatest(
+            coalesce((SELECT s.last_seq FROM llm_sequences s WHERE s.merged AND s.worker = l.worker ORDER BY s.first_seq DESC LIMIT 1), 0),
+            coalesce((SELECT n.last_seq FROM new n WHERE n.worker = l.worker), 0),
+            coalesce((SELECT g.last_seq FROM llm_sequence_gaps g WHERE g.worker = l.worker ORDER BY g.first_seq DESC LIMIT 1), 0)) AS tail_first
+        FROM looked l
     )
     INSERT INTO llm_sequence_gaps (worker, first_seq, last_seq)
-    SELECT worker, tail_first, tail_last FROM tails WHERE tail_first <= tail_last
-    UNION ALL SELECT worker, rest_first, rest_last FROM rests
+    SELECT worker, tail_first, tail_last FROM tails WHERE tail_first <= tail_last ORDER BY worker
     ON CONFLICT DO NOTHING
     RETURNING worker, first_seq, last_seq;
 END $$;

@@ -48,7 +48,7 @@ const SEARCH_PAUSE: Duration = Duration::from_secs(1_800);
 /// rows a minute.
 const COMPACTION_INTERVAL: Duration = Duration::from_secs(60);
 
-/// How often old counts of refused calls are removed.
+/// How often old counts of refused calls and old numbers are removed.
 const TRIM_INTERVAL: Duration = Duration::from_secs(600);
 
 /// How often it is looked for queries of dashboards that take too long: they have a minute, and half of one more.
@@ -242,13 +242,13 @@ impl Upkeep {
         Ok(())
     }
 
-    /// Removes old counts of refused calls, and what was only kept to count each once.
+    /// Removes old counts of refused calls, what was only kept to count each once, and the numbers of workers that are long gone.
     async fn trim_refused_calls(self) {
         loop {
             tokio::time::sleep(TRIM_INTERVAL).await;
             self.while_away().await;
             if let Err(error) = self.trimmed().await {
-                warn!("could not remove old counts of refused calls: {error}");
+                warn!("could not remove old counts of refused calls and numbers of workers: {error}");
             }
         }
     }
@@ -256,7 +256,7 @@ impl Upkeep {
     async fn trimmed(&self) -> Result<(), StoreError> {
         let connection = self.database.connection().await?;
         while refused::trim(&connection, self.clocks.rows_days).await? {}
-        Ok(())
+        gaps::forget(&connection).await
     }
 
     /// Ends queries of dashboards that lifted their time limit.

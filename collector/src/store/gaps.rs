@@ -5,9 +5,16 @@
 //! once, and kept in `llm_sequence_gaps`. Reordering, repeats, and restarts of Kong or collectors make no holes, and what comes after
 //! all is taken back. The SQL is in `sql/V8__gaps_that_close.sql`.
 
-use std::time::Duration;
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
 
 use super::pool::{PooledConnection, StoreError};
+
+/// How long numbers are taken in at a time: what is left is taken in the next time, and until then no holes are looked for.
+const MAX_CLOSING: Duration = Duration::from_secs(2);
+
+/// The rest between two pieces of that, in which somebody else may want the server, or another collector is at it.
+const PIECE_PAUSE: Duration = Duration::from_millis(20);
 
 /// Numbers that never arrived.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,13 +45,33 @@ pub async fn find(connection: &PooledConnection<'_>, grace: Duration) -> Result<
 
 /// Takes back holes whose numbers came after all. Returns the worker and how many of its numbers came.
 pub async fn close(connection: &PooledConnection<'_>) -> Result<Vec<(String, u64)>, StoreError> {
-    let rows =
-        connection.bounded(connection.client().query("SELECT gap_worker, arrived FROM llm_close_sequence_gaps()", &[])).await?;
-    rows.iter().map(|row| Ok((row.try_get(0)?, u64::try_from(row.try_get::<_, i64>(1)?).unwrap_or(0)))).collect()
+    const CLOSE: &str = "SELECT gap_worker, arrived FROM llm_close_sequence_gaps()";
+    const LEFT: &str = "SELECT EXISTS (SELECT FROM llm_sequences
+        WHERE NOT merged AND place > (SELECT place FROM llm_sequences_merged_to) AND place <= $1)";
+    const LAST: &str = "SELECT coalesce(max(place), 0) FROM llm_sequences
+        WHERE NOT merged AND place > (SELECT place FROM llm_sequences_merged_to)";
+    let client = connection.client();
+    let last: i64 = connection.bounded(client.query_one(LAST, &[])).await?.try_get(0)?;
+    let (began, mut closed) = (Instant::now(), BTreeMap::<String, u64>::new());
+    loop {
+        for row in connection.bounded(client.query(CLOSE, &[])).await? {
+            *closed.entry(row.try_get(0)?).or_default() += u64::try_from(row.try_get::<_, i64>(1)?).unwrap_or(0);
+        }
+        let is_left: bool = connection.bounded(client.query_one(LEFT, &[&last])).await?.try_get(0)?;
+        if !is_left || began.elapsed() > MAX_CLOSING {
+            return Ok(closed.into_iter().collect());
+        }
+        tokio::time::sleep(PIECE_PAUSE).await;
+    }
 }
 
 /// Entries that are missing of those holes that were found within the last hour.
 pub async fn missing(connection: &PooledConnection<'_>) -> Result<i64, StoreError> {
     let query = "SELECT coalesce(sum(last_seq - first_seq + 1), 0)::bigint FROM llm_sequence_gaps WHERE found_at > now() - interval '1 hour'";
     Ok(connection.bounded(connection.client().query_one(query, &[])).await?.try_get(0)?)
+}
+
+/// Forgets the numbers of workers that ended long ago.
+pub async fn forget(connection: &PooledConnection<'_>) -> Result<(), StoreError> {
+    connection.bounded(connection.client().execute("SELECT llm_forget_sequences()", &[])).await.map(drop)
 }

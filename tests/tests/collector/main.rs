@@ -22,4 +22,5 @@ mod roles;
 mod rows;
 mod search;
 mod sync;
+mod upkeep;
 mod usage;
