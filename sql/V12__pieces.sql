@@ -1,8 +1,14 @@
--- Nothing here or from here on makes a row wait: partitions are made beside the rows that need them, and what touches many rows does
--- so in pieces.
+-- Nothing here or from here on makes a row wait for longer than a moment: partitions are made beside the rows that need them, and what
+-- touches many rows does so in pieces.
 
--- Days without a partition that need one: those to come, and those of the last `days_back` days whose rows are in the default
--- partition, each found by a look into an index.
+-- Days whose rows are on their way from the default partition to their own: that has the rows before `moved_to`, and its bound there.
+CREATE TABLE llm_partition_moves (
+    day      date        PRIMARY KEY,
+    moved_to timestamptz NOT NULL
+);
+
+-- Days whose partition is missing or has not all of its rows: those to come, and those of the last `days_back` days whose rows are in
+-- the default partition, each found by a look into an index.
 CREATE FUNCTION llm_missing_partitions(days_back integer, days_ahead integer) RETURNS SETOF date
 LANGUAGE sql STABLE AS $$
     SELECT day FROM (
@@ -12,38 +18,89 @@ LANGUAGE sql STABLE AS $$
         AND (number >= 0 OR EXISTS (SELECT FROM llm_logs_default
                                     WHERE started_at >= day::timestamp AT TIME ZONE 'UTC'
                                         AND started_at < (day + 1)::timestamp AT TIME ZONE 'UTC'))
+        OR EXISTS (SELECT FROM llm_partition_moves m WHERE m.day = days.day)
     ORDER BY day DESC
 $$;
 
--- As before, in another order: the locks first. Otherwise a row that arrives in the default partition between the move and ATTACH
--- fails it, and with rows coming in all the time it would never succeed. Whoever waits for these locks waits for us, so callers set a
--- short lock_timeout. Rows that were on their way to the default partition meanwhile are refused by its new bounds (23514), and the
--- collector sends them again.
-CREATE OR REPLACE FUNCTION llm_create_partition(day date) RETURNS boolean
+-- Makes the partition of one day (UTC) and moves the first `max_rows` of the day's rows there (without, all), out of the default partition;
+-- more when called again. True when all are there. Until then the partition ends where the moved rows end: a row has its place in one of the
+-- two at any time. ATTACH reads what is left in the default partition, about a second for a million rows.
+--
+-- Where rows move, llm_logs is locked first. A reader that knows nothing of the new partition yet and waits for the default partition
+-- would find the rows gone from there. Nobody waits for a partition that takes no rows along, but for the default partition.
+--
+-- The locks come before the look at the rows, or one that arrives in between would fail ATTACH. Whoever wants these locks waits for us, so
+-- callers set a short lock_timeout, and a small `max_rows`. Rows that were on their way to the default partition meanwhile are refused
+-- by its new bounds (23514), and the collector sends them again.
+CREATE FUNCTION llm_fill_partition(day date, max_rows integer) RETURNS boolean
 LANGUAGE plpgsql AS $$
 DECLARE
-    name  text        := 'llm_logs_' || to_char(day, 'YYYYMMDD');
-    lower timestamptz := day::timestamp AT TIME ZONE 'UTC';
-    upper timestamptz := (day + 1)::timestamp AT TIME ZONE 'UTC';
+    name     text        := 'llm_logs_' || to_char(day, 'YYYYMMDD');
+    lower    timestamptz := day::timestamp AT TIME ZONE 'UTC';
+    upper    timestamptz := (day + 1)::timestamp AT TIME ZONE 'UTC';
+    since    timestamptz;
+    until    timestamptz;
+    is_there boolean;
+    has_rows boolean;
 BEGIN
     -- Several collectors make the same partitions at midnight.
     PERFORM pg_advisory_xact_lock(hashtext('llm_logs'), hashtext('partitions'));
-    IF to_regclass(name) IS NOT NULL THEN
+    is_there := to_regclass(name) IS NOT NULL;
+    SELECT m.moved_to INTO since FROM llm_partition_moves m WHERE m.day = llm_fill_partition.day;
+    IF is_there AND since IS NULL THEN
+        RETURN true;
+    END IF;
+    -- Retention drops days that are on their way, too.
+    since := CASE WHEN is_there THEN since ELSE lower END;
+    has_rows := EXISTS (SELECT FROM llm_logs_default WHERE started_at >= since AND started_at < upper);
+    IF is_there OR has_rows THEN
+        -- Retention and erasing look for rows first and change them then: none may move in between.
+        IF NOT pg_try_advisory_xact_lock(hashtext('llm_logs'), hashtext('retention')) THEN
+            RAISE lock_not_available USING MESSAGE = 'retention or an erasure is at work';
+        END IF;
+        LOCK TABLE ONLY llm_logs IN ACCESS EXCLUSIVE MODE;
+    ELSE
+        LOCK TABLE ONLY llm_logs IN SHARE UPDATE EXCLUSIVE MODE;
+    END IF;
+    LOCK TABLE llm_logs_default IN ACCESS EXCLUSIVE MODE;
+    IF NOT is_there AND NOT has_rows AND EXISTS (SELECT FROM llm_logs_default WHERE started_at >= since AND started_at < upper) THEN
+        RAISE lock_not_available USING MESSAGE = 'the first row of the day came in this moment';
+    END IF;
+    IF max_rows IS NOT NULL THEN
+        SELECT started_at INTO until FROM llm_logs_default WHERE started_at >= since AND started_at < upper
+        ORDER BY started_at OFFSET max_rows LIMIT 1;
+    END IF;
+    -- More rows than that began at the very same time.
+    IF until = since THEN
+        SELECT started_at INTO until FROM llm_logs_default WHERE started_at > since AND started_at < upper ORDER BY started_at LIMIT 1;
+    END IF;
+    until := coalesce(until, upper);
+
+    IF is_there THEN
+        EXECUTE format('ALTER TABLE llm_logs DETACH PARTITION %I', name);
+    ELSE
+        EXECUTE format('CREATE TABLE %I (LIKE llm_logs INCLUDING DEFAULTS INCLUDING CONSTRAINTS'
+                       ' INCLUDING COMPRESSION INCLUDING STORAGE INCLUDING COMMENTS)', name);
+    END IF;
+    EXECUTE format('WITH moved AS (DELETE FROM llm_logs_default WHERE started_at >= %L AND started_at < %L RETURNING *)'
+                   ' INSERT INTO %I SELECT * FROM moved', since, until, name);
+    EXECUTE format('ALTER TABLE llm_logs ATTACH PARTITION %I FOR VALUES FROM (%L) TO (%L)', name, lower, until);
+    DELETE FROM llm_partition_moves m WHERE m.day = llm_fill_partition.day;
+    IF until < upper THEN
+        INSERT INTO llm_partition_moves VALUES (day, until);
+    END IF;
+    RETURN until = upper;
+END $$;
+
+-- As before: all at once. False when the partition is there already.
+CREATE OR REPLACE FUNCTION llm_create_partition(day date) RETURNS boolean
+LANGUAGE plpgsql AS $$
+BEGIN
+    IF to_regclass('llm_logs_' || to_char(day, 'YYYYMMDD')) IS NOT NULL
+        AND NOT EXISTS (SELECT FROM llm_partition_moves m WHERE m.day = llm_create_partition.day) THEN
         RETURN false;
     END IF;
-    LOCK TABLE ONLY llm_logs IN SHARE UPDATE EXCLUSIVE MODE;
-    LOCK TABLE llm_logs_default IN ACCESS EXCLUSIVE MODE;
-    -- Retention and erasing look for rows first and change them then: none may move in between.
-    IF EXISTS (SELECT FROM llm_logs_default WHERE started_at >= lower AND started_at < upper)
-        AND NOT pg_try_advisory_xact_lock(hashtext('llm_logs'), hashtext('retention')) THEN
-        RAISE lock_not_available USING MESSAGE = 'retention or an erasure is at work';
-    END IF;
-    EXECUTE format('CREATE TABLE %I (LIKE llm_logs INCLUDING DEFAULTS INCLUDING CONSTRAINTS'
-                   ' INCLUDING COMPRESSION INCLUDING STORAGE INCLUDING COMMENTS)', name);
-    EXECUTE format('WITH moved AS (DELETE FROM llm_logs_default WHERE started_at >= %L AND started_at < %L RETURNING *)'
-                   ' INSERT INTO %I SELECT * FROM moved', lower, upper, name);
-    EXECUTE format('ALTER TABLE llm_logs ATTACH PARTITION %I FOR VALUES FROM (%L) TO (%L)', name, lower, upper);
-    RETURN true;
+    RETURN llm_fill_partition(day, NULL);
 END $$;
 
 -- Whether rows are left that are older than the counting of usage and not counted yet. The table is there where an upgrade left it.

@@ -28,8 +28,9 @@ const PARTITION_INTERVAL: Duration = Duration::from_secs(600);
 const PARTITION_RETRY: Duration = Duration::from_secs(1);
 const MAX_PARTITION_RETRY: Duration = Duration::from_secs(30);
 
-/// How long nothing is tried after a failure of another kind.
+/// How long nothing is tried after a failure of another kind, at first and at last: an attempt may have held locks until it failed.
 const PARTITION_PAUSE: Duration = Duration::from_secs(60);
+const MAX_PARTITION_PAUSE: Duration = Duration::from_secs(3_600);
 
 /// How often holes in Kong's numbers are looked for, at most: what arrived since is merged each time, some thousand ranges on a busy
 /// gateway.
@@ -123,13 +124,19 @@ impl Upkeep {
         let mut patience = Duration::ZERO;
         loop {
             self.while_away().await;
+            let began = Instant::now();
             let pause = match partitions::make_and_note(&self.database, &self.days).await {
-                Ok(partitions::Round { put_off: 0, made }) => {
+                Ok(partitions::Round { put_off: 0, unfinished: 0, made }) => {
                     if made > 0 {
                         info!("made {made} partitions");
                     }
                     patience = Duration::ZERO;
                     PARTITION_INTERVAL
+                }
+                Ok(partitions::Round { put_off: 0, .. }) => {
+                    patience = Duration::ZERO;
+                    // Others come first: a piece has locked everybody out.
+                    began.elapsed() * 2
                 }
                 Ok(partitions::Round { .. }) => {
                     if patience.is_zero() {
@@ -142,7 +149,8 @@ impl Upkeep {
                 }
                 Err(error) => {
                     warn!("could not make partitions, which is tried again; their rows are stored in llm_logs_default: {error}");
-                    PARTITION_PAUSE
+                    patience = (patience * 2).clamp(PARTITION_PAUSE, MAX_PARTITION_PAUSE);
+                    patience
                 }
             };
             // While they have to wait, nothing is gained by more rows that want one.

@@ -1,10 +1,11 @@
 //! The day partitions of `llm_logs`.
 //!
-//! Invariant: no row waits for a partition. Making one locks the default partition for a moment, and a reader that holds that for hours
-//! would hold up whoever waits behind us. So rows of a day without a partition go to the default partition, and the partition is made
-//! beside, with short waits for locks, tried again until it succeeds; it takes the day's rows along. Until then the default partition's
-//! unique key tells what is a duplicate, from then on the day's, and in between nobody can insert: the move is one transaction that
-//! locks both.
+//! Invariants: no row waits for a partition longer than a moment, and a reader finds each row once at any time. Making one locks the
+//! default partition, and a reader that holds that for hours would hold up whoever waits behind us. So rows of a day without a
+//! partition go to the default partition, and the partition is made beside, with short waits for locks, tried again until it succeeds;
+//! it takes the day's rows along, some thousand at a time. Until then the default partition's unique key tells what is a duplicate, from
+//! then on the day's, and in between nobody can insert: a move is one transaction that locks both. The SQL is in
+//! `sql/V12__pieces.sql`.
 
 use std::collections::HashSet;
 use std::sync::{Mutex, PoisonError};
@@ -13,8 +14,8 @@ use std::time::Duration;
 use chrono::{DateTime, Days, NaiveDate, Utc};
 use log::debug;
 use tokio::sync::Notify;
-use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
+use tokio_postgres::{Client, SimpleQueryMessage};
 
 use super::pool::{Database, StoreError};
 
@@ -29,7 +30,10 @@ const DAYS_BACK: i32 = 400;
 /// Longest wait for a lock: whoever wants the default partition queues up behind us for as long.
 const LOCK_WAIT: &str = "150ms";
 
-/// Longest time for moving the rows of a day, which nobody can read or add to meanwhile.
+/// Rows that are moved at a time: some tenths of a second, in which nobody can read or write.
+const MOVED_ROWS: i32 = 5_000;
+
+/// Longest time for that. It takes so long only beside tens of millions of rows in the default partition.
 const MOVE_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// What is known of days, between those who write rows and those who make partitions.
@@ -71,17 +75,24 @@ pub struct Round {
     pub made: usize,
     /// Days whose partition could not be made now, because somebody uses the default partition.
     pub put_off: usize,
+    /// Days of which some rows were moved and others are left, for the next round.
+    pub unfinished: usize,
 }
 
-/// Makes the partitions of today and the coming days, and of days whose rows are in the default partition.
+/// Makes the partitions of today and the coming days, and of days whose rows are in the default partition; of one of these a piece.
 pub async fn make_missing(client: &Client) -> Result<Round, tokio_postgres::Error> {
     let mut round = Round::default();
     for row in client.query("SELECT llm_missing_partitions($1, $2)", &[&DAYS_BACK, &DAYS_AHEAD]).await? {
         let day: NaiveDate = row.try_get(0)?;
         // One transaction, because it is one message.
-        let make = format!("SET LOCAL lock_timeout = '{LOCK_WAIT}'; SELECT llm_create_partition('{day}')");
-        match client.batch_execute(&make).await {
-            Ok(()) => round.made += 1,
+        let fill = format!("SET LOCAL lock_timeout = '{LOCK_WAIT}'; SELECT llm_fill_partition('{day}', {MOVED_ROWS})");
+        match client.simple_query(&fill).await {
+            Ok(answers) if is_whole(&answers) => round.made += 1,
+            Ok(_) => {
+                debug!("moved some rows of {day} to its partition");
+                round.unfinished += 1;
+                break;
+            }
             // The next day would have to wait for the same lock.
             Err(error) if error.code() == Some(&SqlState::LOCK_NOT_AVAILABLE) => {
                 debug!("the partition of {day} has to wait: the default partition is in use");
@@ -92,6 +103,10 @@ pub async fn make_missing(client: &Client) -> Result<Round, tokio_postgres::Erro
         }
     }
     Ok(round)
+}
+
+fn is_whole(answers: &[SimpleQueryMessage]) -> bool {
+    answers.iter().any(|answer| matches!(answer, SimpleQueryMessage::Row(row) if row.get(0) == Some("t")))
 }
 
 /// The same, and notes which days have a partition now.

@@ -4,14 +4,14 @@
 DO $$
 DECLARE
     -- What it works with besides, through functions that do one thing with the owner's rights.
-    works   CONSTANT text[] := ARRAY['llm_create_partition', 'llm_missing_partitions', 'llm_count_usage', 'llm_count_usage_backlog',
+    works   CONSTANT text[] := ARRAY['llm_create_partition', 'llm_fill_partition', 'llm_missing_partitions', 'llm_count_usage', 'llm_count_usage_backlog',
         'llm_has_usage_backlog', 'llm_compact_usage', 'llm_compact_usage_piece', 'llm_find_sequence_gaps',
         'llm_close_sequence_gaps', 'llm_forget_sequences', 'llm_note_workers', 'llm_note_response_makers', 'llm_find_tail_gaps',
         'llm_trim_refused_calls'];
     -- The record: calls, what they cost, what could not be stored and what was lost.
     record  CONSTANT text[] := ARRAY['llm_rejected', 'llm_usage', 'llm_usage_days', 'llm_usage_deltas', 'llm_usage_models',
         'llm_model_prices', 'llm_sequence_gaps', 'llm_content', 'llm_usage_backlog', 'llm_retention_rounds',
-        'refinery_schema_history'];
+        'llm_partition_moves', 'refinery_schema_history'];
     own     CONSTANT text   := current_schema();
     name    text;
 BEGIN

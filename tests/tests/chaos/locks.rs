@@ -1,8 +1,9 @@
 //! Others use the database, too: readers that stay for hours, locks, and a large table that is migrated.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use gateway_tests::collector::get;
+use gateway_tests::collector::{get, run};
 use gateway_tests::fixtures;
 
 use super::*;
@@ -67,6 +68,98 @@ async fn a_reader_that_stays_for_hours_keeps_nobody_from_writing_or_reading() {
     assert_eq!(counts(&collector, late_batch("late-3", 3, 33)).await, [0, 3, 0, 0]);
     assert_eq!(site.database.number("SELECT count(*) FROM llm_logs").await, 1 + 6 * 6);
     assert_eq!(site.database.number("SELECT coalesce(sum(calls), 0)::bigint FROM llm_usage_counts").await, 1 + 6 * 6);
+}
+
+/// Sessions that wait for a lock with a statement like this one.
+async fn wait_for_waiting(database: &Database, statement: &str) {
+    let waiting = format!(
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock' AND query LIKE '{statement}'"
+    );
+    wait_until("the statement waits", PATIENCE, || async { database.number(&waiting).await == 1 }).await;
+}
+
+/// Rows of a day that has no partition, a second apart.
+async fn rows_without_partition(database: &Database, days_ago: u32, rows: u32) {
+    assert!(run(&["migrate"], &[("DATABASE_URL", &database.url)]).await.status.success());
+    let rows = format!(
+        "INSERT INTO llm_logs (request_id, consumer_username, started_at)
+        SELECT 'old-' || n, 'c', date_trunc('day', now(), 'UTC') - interval '{days_ago} days' + make_interval(secs => n)
+        FROM generate_series(1, {rows}) AS n"
+    );
+    database.connect().await.batch_execute(&rows).await.unwrap();
+}
+
+#[tokio::test]
+async fn whoever_waits_while_rows_move_finds_each_of_them_once() {
+    let site = Site::new().await;
+    rows_without_partition(&site.database, 30, 50).await;
+    let mover = site.database.connect().await;
+    let mut steps = 0;
+    loop {
+        mover.batch_execute("BEGIN").await.unwrap();
+        let fill = "SELECT llm_fill_partition((now() AT TIME ZONE 'UTC')::date - 30, 20)";
+        let is_whole: bool = mover.query_one(fill, &[]).await.unwrap().get(0);
+        // Both were planned before anybody knew of the new partition, or of its new bounds.
+        let reading = async { site.database.number("SELECT count(*) FROM llm_logs /* reads */").await };
+        let writing = async {
+            let again = "INSERT INTO llm_logs (request_id, consumer_username, started_at)
+                SELECT request_id, consumer_username, started_at FROM unnest(ARRAY['old-1', 'old-20', 'old-21', 'old-50'], ARRAY[1, 20, 21, 50])
+                    AS known (request_id, second)
+                CROSS JOIN LATERAL (SELECT 'c' AS consumer_username, date_trunc('day', now(), 'UTC') - interval '30 days' + make_interval(secs => second) AS started_at) AS old
+                ON CONFLICT DO NOTHING /* writes */";
+            site.database.connect().await.execute(again, &[]).await.unwrap()
+        };
+        let committing = async {
+            wait_for_waiting(&site.database, "SELECT count(*) FROM llm\\_logs /* reads */").await;
+            wait_for_waiting(&site.database, "INSERT INTO llm\\_logs%/* writes */").await;
+            mover.batch_execute("COMMIT").await.unwrap();
+        };
+        let (found, written, ()) = tokio::join!(reading, writing, committing);
+        assert_eq!((found, written), (50, 0), "after step {steps}");
+        steps += 1;
+        if is_whole {
+            break;
+        }
+    }
+    assert_eq!(steps, 3);
+    assert_eq!(site.database.number(&format!("SELECT count(*) FROM {}", partition(30))).await, 50);
+    assert_eq!(site.database.number("SELECT count(*) FROM llm_partition_moves").await, 0);
+    assert_eq!(site.database.number("SELECT count(DISTINCT request_id) FROM llm_logs").await, 50);
+}
+
+#[tokio::test]
+async fn rows_of_a_day_move_in_pieces_while_others_read_and_write() {
+    let site = Site::new().await;
+    // More than two pieces. All in the first hours of the day; what comes for its noon is new.
+    rows_without_partition(&site.database, 30, 12_000).await;
+    let collector = site.collector().await;
+    let is_moved = AtomicBool::new(false);
+    let moving = async {
+        wait_until("all rows have moved", PATIENCE * 2, || async {
+            site.database.number("SELECT count(*) FROM llm_logs_default").await == 0
+                && site.database.number("SELECT count(*) FROM llm_partition_moves").await == 0
+        })
+        .await;
+        is_moved.store(true, Ordering::Relaxed);
+    };
+    let reading = async {
+        let old = "SELECT count(*) FROM llm_logs WHERE request_id LIKE 'old-%'";
+        while !is_moved.load(Ordering::Relaxed) {
+            assert_eq!(site.database.number(old).await, 12_000);
+        }
+    };
+    let writing = async {
+        let mut batches = 0;
+        while !is_moved.load(Ordering::Relaxed) {
+            batches += 1;
+            assert_eq!(send(&collector, late_batch(&format!("new-{batches}"), 2, 30)).await.unwrap().status, 200);
+        }
+        batches
+    };
+    let ((), (), batches) = tokio::join!(moving, reading, writing);
+    site.wait_for_rows(12_000 + 2 * batches).await;
+    assert_eq!(site.database.number(&format!("SELECT count(*) FROM {}", partition(30))).await, 12_000 + 2 * batches);
+    assert_eq!(site.database.number("SELECT count(*) FROM llm_rejected").await, 0);
 }
 
 #[tokio::test]
