@@ -256,3 +256,14 @@ CREATE TABLE llm_retention_rounds (
 );
 
 COMMENT ON TABLE llm_retention_rounds IS 'The last round of retention, and the most that one removed.';
+
+-- When the upkeep that only the owner of the tables can do was last at work, and what keeps retention from removing what is due. The process
+-- that does it has no address; here serve, doctor and alerts see whether it lives.
+CREATE TABLE llm_upkeep (
+    is_only        boolean     PRIMARY KEY DEFAULT true CHECK (is_only),
+    seen_at        timestamptz NOT NULL DEFAULT now(),
+    retention_held text
+);
+INSERT INTO llm_upkeep DEFAULT VALUES;
+
+COMMENT ON TABLE llm_upkeep IS 'When upkeep was last at work, and why retention removes nothing, if it does not.';

@@ -318,6 +318,9 @@ pub struct DoctorSettings {
     /// Command of this installation, for what doctor says about mending; none: this program's own
     #[arg(long, env = "GATEWAY_COMMAND")]
     pub gateway: Option<String>,
+    /// File that `upkeep` keeps: where there is one, the collector is to log in as `llm_writer`
+    #[arg(long, env = "COLLECTOR_READY_FILE")]
+    pub ready_file: Option<PathBuf>,
     /// Kong's status address
     #[arg(long, env = "KONG_STATUS_URL", default_value = "http://127.0.0.1:8100")]
     pub kong_status_url: String,

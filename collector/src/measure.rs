@@ -6,10 +6,11 @@
 
 pub mod labels;
 pub mod nodes;
+pub mod upkeep;
 
 use std::collections::HashMap;
 use std::sync::atomic::AtomicU64;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use prometheus_client::encoding::EncodeLabelSet;
@@ -24,6 +25,7 @@ use crate::call::{Call, Unread};
 use crate::store::state::State;
 use labels::{Bounded, OTHER};
 use nodes::Nodes;
+use upkeep::Upkeep;
 
 /// Consumers that get series of their own. Each costs about 20 series; a company has hundreds of users, not thousands.
 pub const MAX_CONSUMERS: usize = 1_000;
@@ -180,6 +182,8 @@ pub struct Metrics {
     state: StateGauges,
     /// What Kong's nodes tell.
     pub nodes: Nodes,
+    /// What PostgreSQL knows of upkeep.
+    pub upkeep: Arc<Upkeep>,
     store_duration: Histogram,
     batch_entries: Histogram,
     queue_bytes: Gauge,
@@ -304,6 +308,8 @@ impl Metrics {
         registry.register("collector_retention_partitions", "Day partitions that retention was done with", actions);
         let state = StateGauges::register(&mut registry);
         let nodes = Nodes::register(&mut registry);
+        let upkeep = Arc::new(Upkeep::default());
+        registry.register_collector(Box::new(Arc::clone(&upkeep)));
         registry.register("collector_build", "Version of the collector", Info::new([("version", env!("CARGO_PKG_VERSION"))]));
 
         Self {
@@ -322,6 +328,7 @@ impl Metrics {
             retention,
             state,
             nodes,
+            upkeep,
             store_duration,
             batch_entries,
             queue_bytes,

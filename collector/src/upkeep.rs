@@ -16,7 +16,7 @@ use crate::store::addresses::Addresses;
 use crate::store::migrate::{self, Piece};
 use crate::store::partitions::{self, KnownDays};
 use crate::store::pool::{Database, StoreError};
-use crate::store::retention::{self, Clocks, Round};
+use crate::store::retention::{self, Clocks};
 use crate::store::session::Session;
 use crate::store::{Health, gaps, readers, refused, search, state, usage};
 
@@ -57,6 +57,9 @@ const READERS_INTERVAL: Duration = Duration::from_secs(10);
 
 /// How often the gauges are brought up to date: about as often as Prometheus looks.
 const STATE_INTERVAL: Duration = Duration::from_secs(15);
+
+/// How often upkeep notes that it is at work. The alert waits for ten times as long.
+const BEAT_INTERVAL: Duration = Duration::from_secs(60);
 
 /// How often it is tried again while PostgreSQL is away.
 const AWAY_INTERVAL: Duration = Duration::from_secs(1);
@@ -102,7 +105,7 @@ impl Upkeep {
 
     /// Starts the tasks that rewrite, drop and index tables, which their owner alone may.
     pub fn start_owners(self) -> Vec<JoinHandle<()>> {
-        let mut tasks = Vec::new();
+        let mut tasks = vec![tokio::spawn(self.clone().beat())];
         if self.clocks.are_set() {
             tasks.push(tokio::spawn(self.clone().keep()));
         }
@@ -110,6 +113,23 @@ impl Upkeep {
             tasks.push(tokio::spawn(self.index_texts()));
         }
         tasks
+    }
+
+    /// Notes from time to time that whoever owns the tables is at work.
+    async fn beat(self) {
+        loop {
+            self.while_away().await;
+            let noted = match self.database.connection().await {
+                Ok(connection) => state::note_upkeep(&connection).await,
+                Err(error) => Err(error),
+            };
+            match noted {
+                Ok(true) => {}
+                Ok(false) => debug!("upkeep is left to llm-collector upkeep: this role owns no tables"),
+                Err(error) => warn!("could not note that upkeep is at work: {error}"),
+            }
+            tokio::time::sleep(BEAT_INTERVAL).await;
+        }
     }
 
     /// Waits until PostgreSQL takes statements.
@@ -294,20 +314,26 @@ impl Upkeep {
                 Err(error) => warn!("cannot see how full the disk of {} is: {error}", self.data_dir.display()),
             }
             // The disk matters most while PostgreSQL is away: then the spool grows.
-            if self.health.is_up() {
-                match self.seen().await {
-                    Ok(state) => self.metrics.set_state(&state),
-                    Err(error) => warn!("could not look at the state of the database: {error}"),
+            if !self.health.is_up() {
+                tokio::time::sleep(AWAY_INTERVAL).await;
+                continue;
+            }
+            match self.seen().await {
+                Ok((state, upkeep)) => {
+                    self.metrics.set_state(&state);
+                    self.metrics.upkeep.set(upkeep);
                 }
+                Err(error) => warn!("could not look at the state of the database: {error}"),
             }
             tokio::time::sleep(STATE_INTERVAL).await;
         }
     }
 
-    async fn seen(&self) -> Result<state::State, StoreError> {
+    async fn seen(&self) -> Result<(state::State, state::UpkeepState), StoreError> {
         let connection = self.database.connection().await?;
         self.addresses.flush(&connection).await?;
-        state::read(&connection, i64::try_from(MAX_CONSUMERS).unwrap_or(i64::MAX)).await
+        let seen = state::read(&connection, i64::try_from(MAX_CONSUMERS).unwrap_or(i64::MAX)).await?;
+        Ok((seen, state::upkeep(&connection).await?))
     }
 
     /// Removes what is older than it is to be kept.
@@ -315,7 +341,6 @@ impl Upkeep {
         loop {
             self.while_away().await;
             match self.kept().await {
-                Ok(Some(Round { held: Some(reason), .. })) => error!("retention removes nothing: {reason}"),
                 Ok(Some(_)) => {}
                 Ok(None) => debug!("another collector is at retention"),
                 Err(error) => error!("retention failed: {error}"),

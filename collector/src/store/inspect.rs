@@ -65,6 +65,28 @@ pub async fn server(client: &Client) -> Result<Server, StoreError> {
     Ok(Server { max_connections: row.try_get(0)?, connections: row.try_get(1)? })
 }
 
+/// The upkeep that only the owner of the tables can do.
+#[derive(Debug, Clone)]
+pub struct Upkeep {
+    /// Seconds since it was last at work.
+    pub seconds: i64,
+    /// Why retention removes nothing until somebody confirms it.
+    pub retention_held: Option<String>,
+}
+
+/// Looks for signs of upkeep. `None` where a schema has no place for them.
+pub async fn upkeep(client: &Client) -> Option<Upkeep> {
+    const QUERY: &str = "SELECT extract(epoch FROM now() - seen_at)::bigint, retention_held FROM llm_upkeep";
+    let row = one(client, QUERY).await.ok()?;
+    Some(Upkeep { seconds: row.try_get(0).ok()?, retention_held: row.try_get(1).ok()? })
+}
+
+/// Sessions of the role with which the collector logs in where it may only add rows.
+pub async fn writers(client: &Client) -> Option<i64> {
+    const QUERY: &str = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND usename = 'llm_writer'";
+    one(client, QUERY).await.ok()?.try_get(0).ok()
+}
+
 /// Looks at what the collector wrote. An error when its schema is not there.
 pub async fn contents(client: &Client) -> Result<Contents, StoreError> {
     const COUNTS: &str = "SELECT

@@ -182,8 +182,14 @@ pub async fn run(session: &Session, clocks: Clocks, metrics: &Metrics, confirmed
     }
     let steps = plan(session, clocks).await?;
     let amount = brake::Amount::of(&steps);
-    if !confirmed && let Some(reason) = brake::reason(session.client(), amount).await? {
-        return Ok(Some(Round { held: Some(reason), ..Round::default() }));
+    let held = if confirmed { None } else { brake::reason(session.client(), amount).await? };
+    if let Some(reason) = &held {
+        error!("retention removes nothing: {reason}");
+    }
+    // Told where doctor and alerts look, too: who runs this may never read its log.
+    session.client().execute("UPDATE llm_upkeep SET retention_held = $1", &[&held]).await?;
+    if held.is_some() {
+        return Ok(Some(Round { held, ..Round::default() }));
     }
     let mut round = Round::default();
     for step in steps {

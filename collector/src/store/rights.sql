@@ -11,7 +11,7 @@ DECLARE
     -- The record: calls, what they cost, what could not be stored and what was lost.
     record  CONSTANT text[] := ARRAY['llm_rejected', 'llm_usage', 'llm_usage_days', 'llm_usage_deltas', 'llm_usage_models',
         'llm_model_prices', 'llm_sequence_gaps', 'llm_content', 'llm_usage_backlog', 'llm_retention_rounds',
-        'llm_partition_moves', 'refinery_schema_history'];
+        'llm_partition_moves', 'llm_upkeep', 'refinery_schema_history'];
     own     CONSTANT text   := current_schema();
     name    text;
 BEGIN
@@ -32,5 +32,5 @@ BEGIN
     -- To know what is there already, and for the gauges. Partitions are written through their parent.
     GRANT INSERT, SELECT (request_id, started_at, consumer_username, client_ip) ON llm_logs TO llm_writer;
     GRANT INSERT, SELECT (id, raw_sha256) ON llm_rejected TO llm_writer;
-    GRANT SELECT ON llm_sequence_gaps, refinery_schema_history, llm_partitions, llm_partition_days TO llm_writer;
+    GRANT SELECT ON llm_sequence_gaps, llm_upkeep, refinery_schema_history, llm_partitions, llm_partition_days TO llm_writer;
 END $$;

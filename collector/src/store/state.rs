@@ -31,3 +31,33 @@ pub async fn read(connection: &PooledConnection<'_>, max_consumers: i64) -> Resu
         addresses: addresses.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).collect::<Result<_, StoreError>>()?,
     })
 }
+
+/// The upkeep that only the owner of the tables can do, as PostgreSQL knows of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct UpkeepState {
+    /// Seconds since it was last at work, where another process does it.
+    pub seconds: Option<i64>,
+    /// Whether retention removes nothing until somebody confirms it.
+    pub retention_is_held: bool,
+}
+
+/// Looks for signs of upkeep; where this role owns the tables, it is this process that does it.
+pub async fn upkeep(connection: &PooledConnection<'_>) -> Result<UpkeepState, StoreError> {
+    const QUERY: &str = "SELECT CASE WHEN NOT has_table_privilege('llm_upkeep', 'UPDATE')
+            THEN greatest(extract(epoch FROM now() - seen_at), 0)::bigint END, retention_held IS NOT NULL
+        FROM llm_upkeep";
+    let row = connection.bounded(connection.client().query_opt(QUERY, &[])).await?;
+    let Some(row) = row else { return Ok(UpkeepState { seconds: None, retention_is_held: false }) };
+    Ok(UpkeepState { seconds: row.try_get(0)?, retention_is_held: row.try_get(1)? })
+}
+
+/// Notes that upkeep is at work; `false` where this role is not the one that does it.
+pub async fn note_upkeep(connection: &PooledConnection<'_>) -> Result<bool, StoreError> {
+    const MAY: &str = "SELECT has_table_privilege('llm_upkeep', 'UPDATE')";
+    let client = connection.client();
+    if !connection.bounded(client.query_one(MAY, &[])).await?.try_get::<_, bool>(0)? {
+        return Ok(false);
+    }
+    connection.bounded(client.execute("UPDATE llm_upkeep SET seen_at = now()", &[])).await?;
+    Ok(true)
+}

@@ -303,6 +303,8 @@ async fn far_more_than_ever_before_waits_until_it_is_confirmed() {
     let held = run(&arguments(&["--keep-rows-days", "10"]), &[]).await;
     assert_eq!((held.status.code(), database.number(count).await), (Some(1), 6), "{held:?}");
     assert!(held.stderr.contains("6 days") && held.stderr.contains("retention --confirm"), "{held:?}");
+    let told = "SELECT count(*) FROM llm_upkeep WHERE retention_held LIKE '%6 days%retention --confirm%'";
+    assert_eq!(database.number(told).await, 1);
     // The service stops as well, and says so; it goes on with everything else.
     let looks =
         "SELECT (seq_scan + coalesce(idx_scan, 0))::bigint FROM pg_stat_user_tables WHERE relname = 'llm_retention_rounds'";
@@ -316,6 +318,7 @@ async fn far_more_than_ever_before_waits_until_it_is_confirmed() {
     retention(&database, &["--keep-rows-days", "23"]).await;
     assert_eq!(database.number(count).await, 4);
     retention(&database, &["--keep-rows-days", "10", "--confirm"]).await;
+    assert_eq!(database.number("SELECT count(*) FROM llm_upkeep WHERE retention_held IS NULL").await, 1);
     assert_eq!(database.number(count).await, 0);
 
     // The clock is a month ahead: one day would go, and must not.

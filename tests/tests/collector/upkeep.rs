@@ -1,7 +1,10 @@
-//! What is done every few seconds costs by what came since, not by what there is.
+//! What is done every few seconds costs by what came since, not by what there is; and who does it is seen.
 
-use gateway_tests::collector::run;
+use std::time::Duration;
+
+use gateway_tests::collector::{Process, run};
 use gateway_tests::postgres::Database;
+use gateway_tests::process::wait_until;
 use tokio_postgres::Client;
 
 /// Rows that a statement of upkeep may read: some thousand, of tables with a hundred thousand.
@@ -97,4 +100,41 @@ async fn numbers_that_nobody_merged_for_long_are_no_loss() {
         assert_eq!(found, 0);
     }
     assert_eq!(database.number("SELECT count(*) FROM llm_sequences WHERE worker = 'v'").await, 1);
+}
+
+#[tokio::test]
+async fn upkeep_that_another_process_does_is_seen() {
+    let database = Database::create().await;
+    assert!(run(&["migrate"], &[("DATABASE_URL", &database.url)]).await.status.success());
+    let client = database.connect().await;
+    // A role that owns nothing, as llm_writer.
+    let role = format!("upkeep_test_{}", std::process::id());
+    let grants = format!(
+        "CREATE ROLE {role} LOGIN; GRANT USAGE ON SCHEMA public TO {role};
+        GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO {role}; REVOKE ALL ON llm_upkeep FROM {role};
+        GRANT SELECT ON llm_upkeep TO {role};
+        UPDATE llm_upkeep SET seen_at = now() - interval '1 hour', retention_held = 'far more'"
+    );
+    client.batch_execute(&grants).await.unwrap();
+    let (_, rest) = database.url.split_once('@').unwrap();
+    let process = Process::serve(&["--database-url", &format!("postgres://{role}@{rest}")]).await;
+    let page = || async { gateway_tests::collector::get(&format!("{}/metrics", process.url)).await.unwrap().text };
+    let value = |page: &str, name: &str| -> Option<f64> {
+        page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok())
+    };
+    wait_until("the age is told", Duration::from_secs(60), || async {
+        let page = page().await;
+        value(&page, "llm_collector_upkeep_age_seconds").is_some_and(|age| (3_600.0..7_200.0).contains(&age))
+            && value(&page, "llm_collector_retention_held") == Some(1.0)
+    })
+    .await;
+    process.signal("TERM");
+    process.finished().await;
+
+    // Whoever owns the tables does it, says so, and tells no age of it.
+    let process = Process::serve(&["--database-url", &database.url]).await;
+    let recent = "SELECT count(*) FROM llm_upkeep WHERE seen_at > now() - interval '1 minute'";
+    wait_until("it is at work", Duration::from_secs(60), || async { database.number(recent).await == 1 }).await;
+    let page = gateway_tests::collector::get(&format!("{}/metrics", process.url)).await.unwrap().text;
+    assert_eq!(value(&page, "llm_collector_upkeep_age_seconds"), None);
 }

@@ -8,18 +8,18 @@ use serde_json::Value;
 use crate::prometheus::Prometheus;
 
 /// Queries that may give nothing, and why.
-const MAY_BE_EMPTY: [(&str, &str); 5] = [
+const MAY_BE_EMPTY: [(&str, &str); 4] = [
     ("gateway-overview: Alerts: A", "nothing is wrong in the recordings"),
-    ("audit-pipeline: Lost and rejected: A", "no entry of the recordings is missing"),
     ("audit-pipeline: Masked: A", "begins with the first match"),
     ("audit-pipeline: Addresses of a user: A", "the recorded calls are not of the last hour"),
     ("capacity: Disk full in: A", "only a disk that fills up has a day when it is full"),
 ];
 
 /// Metrics that the recordings do not have, and why.
-const NOT_RECORDED: [(&str, &str); 4] = [
+const NOT_RECORDED: [(&str, &str); 5] = [
     ("ALERTS", "made by Prometheus while an alert is pending or firing"),
-    ("llm_collector_entries_lost_total", "begins with the first loss"),
+    ("llm_collector_upkeep_age_seconds", "told where another process does the upkeep"),
+    ("llm_collector_retention_held", "begins when retention is held"),
     ("llm_masked_total", "begins with the first match"),
     ("llm_consumer_addresses", "has consumers of the last hour alone"),
 ];

@@ -180,3 +180,25 @@ async fn a_worker_whose_queue_stands_is_a_problem() {
     execute(&database, &worker("77-1-ab", 120, 100, 90, false, 5)).await;
     site.doctor().await.assert_problem("kong.queues", &["77-1-ab", "of n", "20 entries"]);
 }
+
+#[tokio::test]
+async fn upkeep_that_does_not_work_and_retention_that_waits_for_somebody_are_problems() {
+    let mut site = Site::healthy().await;
+    let database = site.own_database().await;
+    let said = site.doctor().await;
+    said.assert_quiet("upkeep");
+    said.assert_quiet("retention");
+    execute(&database, "UPDATE llm_upkeep SET seen_at = now() - interval '2 hours', retention_held = '60 days are due'").await;
+    let said = site.doctor().await;
+    said.assert_problem("upkeep", &["2 h ago", "gateway logs upkeep"]);
+    said.assert_problem("retention", &["60 days are due", "--dry-run", "--confirm"]);
+}
+
+#[tokio::test]
+async fn a_collector_that_is_not_logged_in_as_the_role_that_can_only_add_is_a_problem_beside_upkeep() {
+    let mut site = Site::healthy().await;
+    site.own_database().await;
+    site.doctor().await.assert_quiet("postgresql.writer");
+    site.set("COLLECTOR_READY_FILE", "/run/upkeep/ready".to_owned());
+    site.doctor().await.assert_problem("postgresql.writer", &["llm_writer", "owner of the tables"]);
+}

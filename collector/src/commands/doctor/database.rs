@@ -5,13 +5,15 @@ use tokio_postgres::{Client, Config};
 
 use super::Report;
 use crate::config::DoctorSettings;
-use crate::store::inspect::{self, Contents, Recent};
+use crate::store::inspect::{self, Contents, Recent, Upkeep};
 use crate::store::workers::{self, Standing};
 
 /// For so long a worker may have sent nothing while it holds entries: a batch waits a second, and a collector that restarts some more.
 const STANDING_SECONDS: i64 = 120;
 /// Until the second look: longer than an entry waits for others.
 const SECOND_LOOK: std::time::Duration = std::time::Duration::from_secs(3);
+/// Upkeep says that it is at work once a minute.
+const MAX_UPKEEP_SECONDS: i64 = 600;
 /// Days of growth that should fit on the disk.
 const DISK_DAYS: f64 = 14.0;
 /// A largest day below this says nothing about growth: then a full disk is not the database's doing.
@@ -59,8 +61,51 @@ pub(super) async fn examine(settings: &DoctorSettings, report: &mut Report) -> F
             report.problem("postgresql.schema", error.to_string(), "rows cannot be written or read", "llm-collector migrate");
         }
     }
+    if let Some(upkeep) = inspect::upkeep(&client).await {
+        owners_work(&upkeep, report);
+    }
+    // In the service upkeep: then the collector is another process, with another role.
+    if settings.ready_file.is_some() {
+        writer(inspect::writers(&client).await, report);
+    }
     workers(&client, report).await;
     connections(&client, report).await
+}
+
+/// Whether the collector is logged in as the role that can take nothing away.
+fn writer(sessions: Option<i64>, report: &mut Report) {
+    match sessions {
+        Some(0) => report.problem(
+            "postgresql.writer",
+            "nobody is logged in as llm_writer",
+            "the collector is away, or it logs in as the owner of the tables, who can change and remove what it stored",
+            "gateway status; gateway apply; gateway restart collector",
+        ),
+        Some(_) => report.good("postgresql.writer", "the collector is logged in as llm_writer"),
+        None => {}
+    }
+}
+
+/// What the process does that owns the tables.
+fn owners_work(upkeep: &Upkeep, report: &mut Report) {
+    if upkeep.seconds > MAX_UPKEEP_SECONDS {
+        report.problem(
+            "upkeep",
+            format!("was last at work {} ago", duration(upkeep.seconds)),
+            "nothing that is too old is removed, and no texts are indexed",
+            "gateway up; gateway logs upkeep (with WRITER_ROLE=off: collector)",
+        );
+    } else {
+        report.good("upkeep", format!("was at work {} ago", duration(upkeep.seconds)));
+    }
+    if let Some(reason) = &upkeep.retention_held {
+        report.problem(
+            "retention",
+            format!("removes nothing: {reason}"),
+            "what is too old stays, and the disk fills",
+            "llm-collector retention --dry-run; if that is right: llm-collector retention --confirm, once",
+        );
+    }
 }
 
 /// Workers of Kong whose log queue stands, by what their nodes tell.
