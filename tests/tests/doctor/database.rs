@@ -190,8 +190,10 @@ async fn upkeep_that_does_not_work_and_retention_that_waits_for_somebody_are_pro
     said.assert_quiet("retention");
     execute(&database, "UPDATE llm_upkeep SET seen_at = now() - interval '2 hours', retention_held = '60 days are due'").await;
     let said = site.doctor().await;
-    said.assert_problem("upkeep", &["2 h ago", "gateway logs upkeep"]);
-    said.assert_problem("retention", &["60 days are due", "--dry-run", "--confirm"]);
+    said.assert_problem("upkeep", &["2 h ago"]);
+    assert!(said.mend("upkeep").contains("gateway logs upkeep"), "{said:?}");
+    said.assert_problem("retention", &["60 days are due"]);
+    assert!(["--dry-run", "--confirm"].iter().all(|flag| said.mend("retention").contains(flag)), "{said:?}");
 }
 
 #[tokio::test]
@@ -200,5 +202,5 @@ async fn a_collector_that_is_not_logged_in_as_the_role_that_can_only_add_is_a_pr
     site.own_database().await;
     site.doctor().await.assert_quiet("postgresql.writer");
     site.set("COLLECTOR_READY_FILE", "/run/upkeep/ready".to_owned());
-    site.doctor().await.assert_problem("postgresql.writer", &["llm_writer", "owner of the tables"]);
+    site.doctor().await.assert_problem("postgresql.writer", &["llm_writer"]);
 }
