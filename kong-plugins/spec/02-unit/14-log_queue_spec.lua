@@ -9,10 +9,7 @@ describe("log_queue", function()
   before_each(function()
     world = worlds.new()
     sent = {}
-    conf = { name = "q", log_tag = "http-log plugin x", max_batch_size = 10,
-             max_coalescing_delay = 0, max_entries = 1000, max_bytes = 8000,
-             max_retry_time = 86400, initial_retry_delay = 1,
-             max_retry_delay = 10, concurrency_limit = 1 }
+    conf = worlds.settings(8000)
     assert.is_true(world.log_queue.install(world.Queue))
   end)
 

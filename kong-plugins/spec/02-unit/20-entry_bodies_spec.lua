@@ -12,10 +12,7 @@ describe("the bodies of an entry", function()
     world = worlds.new()
     world.route = { id = "route-1" }
     sent = {}
-    conf = { name = "q", log_tag = "http-log plugin x", max_batch_size = 10,
-             max_coalescing_delay = 0, max_entries = 1000,
-             max_retry_time = 86400, initial_retry_delay = 1,
-             max_retry_delay = 10, concurrency_limit = 1 }
+    conf = worlds.settings()
     assert.is_true(world.log_queue.install(world.Queue))
   end)
 

@@ -82,6 +82,16 @@ local function new_dict(values)
 end
 
 
+-- Settings of a queue as http-log makes them of its own.
+-- @param max_bytes nil where only the number of entries is bounded
+function M.settings(max_bytes)
+  return { name = "q", log_tag = "http-log plugin x", max_batch_size = 10,
+           max_coalescing_delay = 0, max_entries = 1000, max_bytes = max_bytes,
+           max_retry_time = 86400, initial_retry_delay = 1,
+           max_retry_delay = 10, concurrency_limit = 1 }
+end
+
+
 -- A worker of its own. `world` has: phase, time, exiting, sleeps (seconds that
 -- were slept), timers, warnings, dict (what is in the shared dict), Queue, and
 -- the plugin's modules under their names.
