@@ -10,7 +10,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 demo=$PWD/.demo/$$
-target=${CARGO_TARGET_DIR:-target}/release
+target=${CARGO_TARGET_DIR:-target}/debug
 pids=()
 cluster=
 gateway=
@@ -145,7 +145,7 @@ tests/tools.sh demo
 real_kong=$(tests/kong/run.sh available) || { real_kong=; tests/tools.sh host; }
 mkdir -p "$demo"
 say "building the collector and the simulated vLLM"
-cargo build --release --locked --package llm-collector --package gateway-tests --no-default-features \
+cargo build --locked --package llm-collector --package gateway-tests --no-default-features \
     --bin llm-collector --bin simulated-vllm
 
 if [ -z "${DATABASE_URL:-}" ] || [ -n "$real_kong" ]; then
