@@ -1,6 +1,11 @@
 # The commands of the README. Each installs what it needs through apt, and says so first.
 
-.PHONY: bench bench-queries bundle demo test test-deploy test-e2e
+.PHONY: help bench bench-queries bundle demo test test-deploy test-e2e
+
+## This list.
+help:
+	@awk '/^## / { text = text "  " substr($$0, 4) "\n"; next } \
+	    /^[a-z][a-z0-9-]*:/ { if (text != "") printf "make %s\n%s\n", substr($$1, 1, length($$1) - 1), text } { text = "" }' Makefile
 
 ## See it work: users, a gateway, a simulated vLLM, the collector, a private PostgreSQL. Ctrl-C ends it.
 demo:
