@@ -198,6 +198,11 @@ impl Session {
         self.gateway.command(&[&["users"], arguments].concat(), &url, "").await
     }
 
+    /// Runs `llm-collector models`.
+    pub async fn models(&self, arguments: &[&str]) -> Said {
+        self.gateway.command(&[&["models"], arguments].concat(), &[], "").await
+    }
+
     /// A user that nobody else has.
     pub async fn user(&self) -> User {
         self.gateway.new_user().await

@@ -62,7 +62,10 @@ fn carry_out(command: &ModelsCommand) -> Outcome<()> {
                     name: name.clone(),
                 };
                 models.put(model, &servers, balance)?;
-                say::note(format!("{name}: {} servers", servers.len()));
+                say::note(format!(
+                    "{name}: {}",
+                    if servers.len() == 1 { "1 server".to_owned() } else { format!("{} servers", servers.len()) }
+                ));
             }
             Ok(())
         }

@@ -331,6 +331,7 @@ local function serve_root()
       nginx_worker_processes = tostring(ngx.worker.count()),
       plugins = json.array(settings.plugins),
       router_flavor = "traditional_compatible",
+      worker_state_update_frequency = settings.update_frequency,
     },
   })
 end

@@ -16,6 +16,7 @@ mod events;
 mod kong;
 mod many;
 mod metadata;
+mod model_commands;
 mod models;
 mod odd;
 mod queue;
