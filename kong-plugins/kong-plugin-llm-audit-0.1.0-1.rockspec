@@ -80,6 +80,14 @@ build = {
       "kong/plugins/llm-audit/usage_counts.lua",
     ["kong.plugins.llm-audit.usage_filter"] =
       "kong/plugins/llm-audit/usage_filter.lua",
+    ["kong.plugins.llm-quota.counts"] =
+      "kong/plugins/llm-quota/counts.lua",
+    ["kong.plugins.llm-quota.ledger"] =
+      "kong/plugins/llm-quota/ledger.lua",
+    ["kong.plugins.llm-quota.like"] =
+      "kong/plugins/llm-quota/like.lua",
+    ["kong.plugins.llm-quota.limits"] =
+      "kong/plugins/llm-quota/limits.lua",
     ["kong.plugins.llm-router.handler"] =
       "kong/plugins/llm-router/handler.lua",
     ["kong.plugins.llm-router.model_asked"] =
