@@ -30,10 +30,10 @@ use crate::store::{Health, Store, Writers, migrate};
 /// What this program is called where no other command is known that runs it.
 pub const PROGRAM: &str = "llm-collector";
 
-/// Brings the database to the current schema and says what was done.
-pub async fn migrate(args: &DatabaseArgs) -> Result<Vec<String>> {
+/// Brings the database to the current schema and says what was done. With a `zone` the site's clock is set to it.
+pub async fn migrate(args: &DatabaseArgs, zone: Option<&str>) -> Result<Vec<String>> {
     let target = args.target()?;
-    migrate::migrate(&target, args.timeout()).await.map_err(|error| {
+    migrate::migrate(&target, args.timeout(), zone).await.map_err(|error| {
         let advice = target.advice(&error);
         anyhow::Error::from(error).context(advice)
     })
@@ -47,7 +47,7 @@ fn database(args: &DatabaseArgs) -> Result<Database> {
 
 /// A pipeline without a server, on a migrated database.
 async fn pipeline(args: &DatabaseArgs, settings: &PipelineSettings) -> Result<(Pipeline, Writers)> {
-    migrate(args).await?;
+    migrate(args, None).await?;
     let metrics = Arc::new(Metrics::new());
     let secrets = Arc::new(settings.secrets());
     let privacy = Arc::new(settings.privacy()?);

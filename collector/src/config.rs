@@ -14,7 +14,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, bail};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-pub use database::DatabaseArgs;
+pub use database::{DatabaseArgs, MigrateSettings, SiteArgs};
 pub use kong::{AdminArgs, KongAction, KongCommand, KongSettings};
 pub use models::{BalanceWord, ModelsAction, ModelsCommand};
 pub use usage::{Dimension, PricesAction, PricesSettings, ReportFormat, ReportSettings};
@@ -41,7 +41,7 @@ pub enum Command {
     /// Migrate the database, then receive entries until SIGTERM
     Serve(ServeSettings),
     /// Bring the database to the current schema
-    Migrate(DatabaseArgs),
+    Migrate(MigrateSettings),
     /// Send recorded entries through the pipeline: an array, or one entry a line
     Replay(ReplaySettings),
     /// Look at entries that could not become rows, and try them again
@@ -138,6 +138,8 @@ pub struct ServeSettings {
     pub listen: SocketAddr,
     #[command(flatten)]
     pub database: DatabaseArgs,
+    #[command(flatten)]
+    pub site: SiteArgs,
     /// Folder for entries that PostgreSQL cannot take
     #[arg(long, env = "COLLECTOR_DATA_DIR", default_value = "./data")]
     pub data_dir: PathBuf,
@@ -208,6 +210,8 @@ const MAX_DAYS: i64 = 365_000;
 pub struct UpkeepSettings {
     #[command(flatten)]
     pub database: DatabaseArgs,
+    #[command(flatten)]
+    pub site: SiteArgs,
     #[command(flatten)]
     pub clocks: RetentionClocks,
     /// Index prompts and answers of hours and days that are over, so that text is found fast; takes time and disk

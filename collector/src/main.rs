@@ -54,8 +54,8 @@ fn runtime(command: &Command) -> Result<Runtime> {
 async fn run(command: &Command) -> Result<()> {
     match command {
         Command::Serve(settings) => serve(settings).await,
-        Command::Migrate(database) => {
-            let applied = commands::migrate(database).await?;
+        Command::Migrate(settings) => {
+            let applied = commands::migrate(&settings.database, settings.site.zone().as_deref()).await?;
             print(match applied.as_slice() {
                 [] => "the schema is current\n".to_owned(),
                 names => format!("applied {}\n", names.join(", ")),

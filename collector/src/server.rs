@@ -67,7 +67,7 @@ impl Application {
             age: Duration::from_secs(settings.max_spool_age_hours.saturating_mul(3_600)),
         };
         let spool = Arc::new(Spool::open(&settings.data_dir, limits)?);
-        let start = Start::begin(target.clone(), patience, settings.data_dir.clone()).await?;
+        let start = Start::begin(target.clone(), patience, settings.data_dir.clone(), settings.site.zone()).await?;
 
         let metrics = Arc::new(Metrics::new());
         let secrets = Arc::new(settings.pipeline.secrets());

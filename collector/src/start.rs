@@ -30,6 +30,8 @@ pub struct Start {
     target: Target,
     patience: Duration,
     data_dir: PathBuf,
+    /// The site's clock, where it is set here.
+    zone: Option<String>,
     /// A migration that is under way.
     running: Option<JoinHandle<Result<Vec<String>, StoreError>>>,
     is_over: bool,
@@ -39,8 +41,8 @@ pub struct Start {
 
 impl Start {
     /// Connects, within `patience`, and migrates, or begins to. An error is one that somebody has to mend.
-    pub async fn begin(target: Target, patience: Duration, data_dir: PathBuf) -> anyhow::Result<Self> {
-        let mut start = Self { target, patience, data_dir, running: None, is_over: false, told: String::new() };
+    pub async fn begin(target: Target, patience: Duration, data_dir: PathBuf, zone: Option<String>) -> anyhow::Result<Self> {
+        let mut start = Self { target, patience, data_dir, zone, running: None, is_over: false, told: String::new() };
         if let Err(error) = start.try_to_finish(Some(PATIENCE)).await {
             let advice = start.target.advice(&error);
             let is_known = std::fs::read_to_string(start.note()).is_ok_and(|known| known == start.target.name());
@@ -72,7 +74,7 @@ impl Start {
             return Ok(());
         }
         if self.running.is_none() {
-            let migrator = Migrator::connect(&self.target, self.patience).await?;
+            let migrator = Migrator::connect(&self.target, self.patience, self.zone.as_deref()).await?;
             self.note_known();
             self.running = Some(tokio::spawn(migrator.run()));
         }

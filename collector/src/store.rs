@@ -26,6 +26,7 @@ pub mod responses;
 pub mod retention;
 pub mod search;
 pub mod session;
+mod site;
 pub mod spool;
 pub mod state;
 pub mod suspect;

@@ -76,6 +76,8 @@ check_settings() {
   for name in POSTGRES_MEMORY_MB KONG_MEMORY_MB COLLECTOR_MEMORY_MB PROMETHEUS_MEMORY_MB GRAFANA_MEMORY_MB; do
     is_number "${setting[$name]}" 64 10000000 || wrong $name "a number of megabytes from 64"
   done
+  # Which zones there are PostgreSQL knows; `upkeep` asks it.
+  [[ ${setting[SITE_TIME_ZONE]} =~ ^[A-Za-z0-9_+-]+(/[A-Za-z0-9_+-]+)*$ ]] || wrong SITE_TIME_ZONE "the name of a time zone, as Europe/Berlin"
   [ "${setting[USERS]}" -le 100000 ] || wrong USERS "100000 at most"
   is_number "${setting[CONTAINER_UIDS]}" 1000 4000000000 || wrong CONTAINER_UIDS "a number from 1000 to 4000000000"
   for name in KONG_MANAGER WRITER_ROLE; do [[ ${setting[$name]} =~ ^(on|off)$ ]] || wrong $name "on or off"; done
@@ -313,6 +315,7 @@ write_config() {
 
 collector_environment() {
   printf '%s' "$passed_on" | grep '^COLLECTOR_' || true
+  echo "SITE_TIME_ZONE=${setting[SITE_TIME_ZONE]}"
   [ "${setting[KEEP_CONTENT_DAYS]}" = 0 ] || echo "COLLECTOR_KEEP_CONTENT_DAYS=${setting[KEEP_CONTENT_DAYS]}"
   [ "${setting[KEEP_ROWS_DAYS]}" = 0 ] || echo "COLLECTOR_KEEP_ROWS_DAYS=${setting[KEEP_ROWS_DAYS]}"
 }

@@ -24,7 +24,7 @@ pub async fn run(settings: &UpkeepSettings) -> Result<()> {
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     // What a process left that was killed says nothing of this one.
     settings.ready_file.as_deref().map_or(Ok(()), remove)?;
-    commands::migrate(&settings.database).await?;
+    commands::migrate(&settings.database, settings.site.zone().as_deref()).await?;
     let metrics = Arc::new(Metrics::new());
     let upkeep = Upkeep {
         database: commands::database(&settings.database)?,

@@ -47,3 +47,28 @@ impl DatabaseArgs {
         Duration::from_secs(self.database_timeout)
     }
 }
+
+/// What the site is known by, for those who may change the schema.
+#[derive(Debug, Clone, Args)]
+pub struct SiteArgs {
+    /// Time zone of hours, days and months in usage, as Europe/Berlin: a name that PostgreSQL knows. Kept in the database; not given, it
+    /// stays as it is, UTC at first
+    #[arg(long, env = "SITE_TIME_ZONE")]
+    pub site_time_zone: Option<String>,
+}
+
+impl SiteArgs {
+    /// The time zone, if one is set.
+    pub fn zone(&self) -> Option<String> {
+        self.site_time_zone.as_ref().filter(|zone| !zone.is_empty()).cloned()
+    }
+}
+
+/// Settings of `migrate`.
+#[derive(Debug, Args)]
+pub struct MigrateSettings {
+    #[command(flatten)]
+    pub database: DatabaseArgs,
+    #[command(flatten)]
+    pub site: SiteArgs,
+}

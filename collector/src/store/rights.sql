@@ -9,9 +9,9 @@ DECLARE
         'llm_close_sequence_gaps', 'llm_forget_sequences', 'llm_note_workers', 'llm_note_response_makers', 'llm_find_tail_gaps',
         'llm_trim_refused_calls'];
     -- The record: calls, what they cost, what could not be stored and what was lost.
-    record  CONSTANT text[] := ARRAY['llm_rejected', 'llm_usage', 'llm_usage_days', 'llm_usage_deltas', 'llm_usage_models',
-        'llm_model_prices', 'llm_sequence_gaps', 'llm_content', 'llm_usage_backlog', 'llm_retention_rounds',
-        'llm_partition_moves', 'llm_upkeep', 'refinery_schema_history'];
+    record  CONSTANT text[] := ARRAY['llm_rejected', 'llm_usage', 'llm_usage_days', 'llm_usage_of_teams', 'llm_usage_days_of_teams',
+        'llm_usage_deltas', 'llm_usage_models', 'llm_usage_compacted', 'llm_model_prices', 'llm_site', 'llm_sequence_gaps', 'llm_content',
+        'llm_usage_backlog', 'llm_retention_rounds', 'llm_partition_moves', 'llm_upkeep', 'refinery_schema_history'];
     own     CONSTANT text   := current_schema();
     name    text;
 BEGIN

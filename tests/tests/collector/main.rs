@@ -22,5 +22,6 @@ mod roles;
 mod rows;
 mod search;
 mod sync;
+mod teams;
 mod upkeep;
 mod usage;

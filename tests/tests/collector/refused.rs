@@ -20,7 +20,7 @@ async fn migrated() -> (Database, pool::Database) {
     let database = Database::create().await;
     let target = Target::parse(&database.url, &TlsDefaults::default()).unwrap();
     let timeout = std::time::Duration::from_secs(10);
-    llm_collector::store::migrate::migrate(&target, timeout).await.unwrap();
+    llm_collector::store::migrate::migrate(&target, timeout, None).await.unwrap();
     let pool = pool::Database::new(DatabaseSettings { target, connections: 2, timeout });
     (database, pool)
 }
