@@ -26,9 +26,9 @@ pub(crate) struct Arrival {
 pub(crate) async fn measure(session: &Session, user: &User) -> Arrival {
     let (vllm, gateway) = (session.gateway.vllm.url(), &session.gateway.proxy_url);
     let direct = streams(&vllm, user).await;
-    switch(session, &["llm-audit"], &[]).await;
+    switch(session, &["llm-audit"], &[], user).await;
     let without_audit = streams(gateway, user).await;
-    switch(session, &["llm-audit"], &["llm-audit"]).await;
+    switch(session, &["llm-audit"], &["llm-audit"], user).await;
     let with_audit = streams(gateway, user).await;
     Arrival { direct, without_audit, with_audit }
 }

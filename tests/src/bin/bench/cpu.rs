@@ -25,6 +25,17 @@ pub(crate) fn of_process(pid: u32) -> f64 {
     times(pid).own
 }
 
+/// CPU seconds that the threads of a process have used which it has now, to the nanosecond: clock ticks are too coarse for a
+/// thousand calls.
+pub(crate) fn of_threads(pid: u32) -> f64 {
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let nanoseconds = threads.filter_map(|thread| {
+        let stat = read_to_string(thread.path().join("schedstat")).ok()?;
+        stat.split_whitespace().next()?.parse::<f64>().ok()
+    });
+    nanoseconds.sum::<f64>() / 1e9
+}
+
 /// Most memory that a process ever held, in bytes.
 pub(crate) fn peak_memory(pid: u32) -> u64 {
     status_bytes(pid, "VmHWM:")

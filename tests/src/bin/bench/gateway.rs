@@ -1,8 +1,8 @@
-//! What `llm-audit` costs a gateway, and how soon a call is a row.
+//! What `llm-audit` and `llm-router` cost a gateway, and how soon a call is a row.
 //!
 //! Through the gateway of the end-to-end tests, to the simulated vLLM and into rows: CPU time of the gateway's workers for a call
-//! of 2 KB in and 2 KB out, with key-auth and http-log alone and with `llm-audit` besides; their memory over many calls; the time
-//! from the last byte of an answer to its visible row; and when the events of a stream arrive.
+//! of 2 KB in and 2 KB out, with key-auth and http-log alone, with `llm-audit` besides, and with `llm-router` besides both; their
+//! memory over many calls; the time from the last byte of an answer to its visible row; and when the events of a stream arrive.
 
 use std::time::{Duration, Instant};
 
@@ -19,10 +19,14 @@ use crate::report;
 const BODY_BYTES: usize = 2_000;
 /// Clients at the same time.
 const CLIENTS: usize = 8;
-/// Measurements of CPU time, each with both sets of plugins.
-const ROUNDS: usize = 3;
-/// Calls of each: enough that the clock ticks of /proc, 10 ms, are no more than a hundredth.
-const CALLS: usize = 4_000;
+/// Measurements of CPU time, each with every set of plugins.
+const ROUNDS: usize = 5;
+/// Calls of each.
+const CALLS: usize = 2_000;
+/// Calls after plugins were switched, before which LuaJIT has code for another set of them.
+const CALLS_BEFORE: usize = 1_000;
+/// Calls with each set before anything is measured: until pools and buffers are filled.
+const CALLS_TO_WARM_UP: usize = 3_000;
 /// Calls over which memory has to stay what it is.
 const SOAK_CALLS: usize = 50_000;
 /// Calls after which memory is read for the first time: pools and buffers are filled by then.
@@ -30,16 +34,28 @@ const WARM_CALLS: usize = 5_000;
 /// Calls whose row is waited for.
 const TIMED_CALLS: usize = 400;
 
+/// The model of the calls.
+const MODEL: &str = "m";
+
 /// Plugins that are switched off beside key-auth and http-log.
-const OTHERS: [&str; 4] = ["pre-function", "rate-limiting", "prometheus", "llm-audit"];
+const OTHERS: [&str; 5] = ["pre-function", "rate-limiting", "prometheus", "llm-audit", "llm-router"];
+
+/// Microseconds of the workers' CPU for a call, round by round.
+#[derive(Debug, Default)]
+pub(crate) struct Cpu {
+    /// With key-auth and http-log.
+    pub(crate) plain_us: Vec<f64>,
+    /// With `llm-audit` besides.
+    pub(crate) audit_us: Vec<f64>,
+    /// With `llm-audit` and `llm-router` besides, which leads the call by its one model to the same server.
+    pub(crate) router_us: Vec<f64>,
+}
 
 /// What was measured.
 #[derive(Debug)]
 pub(crate) struct Measured {
-    /// Microseconds of the workers' CPU for a call with key-auth and http-log, round by round.
-    pub(crate) plain_us: Vec<f64>,
-    /// The same with `llm-audit` besides.
-    pub(crate) audit_us: Vec<f64>,
+    /// Of the workers, for a call.
+    pub(crate) cpu: Cpu,
     /// Bytes that all workers held after so many calls.
     pub(crate) memory: Vec<(usize, u64)>,
     /// Seconds from the last byte of an answer until its row was seen, sorted.
@@ -55,8 +71,8 @@ pub(crate) async fn run() -> Measured {
     let arrival = arrival::measure(&session, &user).await;
     let visible_seconds = visible(&session, &user).await;
     let memory = memory(&session, &user).await;
-    let (plain_us, audit_us) = cpu_of_both(&session, &call(&user, BODY_BYTES), ROUNDS).await;
-    Measured { plain_us, audit_us, memory, visible_seconds, arrival }
+    let cpu = cpu_by_plugins(&session, &call(&user, BODY_BYTES), ROUNDS).await;
+    Measured { cpu, memory, visible_seconds, arrival }
 }
 
 /// Measures CPU time alone, with as large a prompt and answer and for as long as one likes: on a machine with other work, many
@@ -65,25 +81,42 @@ pub(crate) async fn run_cpu(rounds: usize, body_bytes: usize) {
     let session = Session::alone().await;
     let user = session.user().await;
     session.change(&[("AUDIT_BATCH_SECONDS", "")]).await;
-    let (plain_us, audit_us) = cpu_of_both(&session, &call(&user, body_bytes), rounds).await;
-    report::print_cpu(body_bytes, &plain_us, &audit_us);
+    let cpu = cpu_by_plugins(&session, &call(&user, body_bytes), rounds).await;
+    report::print_cpu(body_bytes, &cpu);
 }
 
-/// Microseconds of the workers' CPU for a call without and with `llm-audit`, in turn, so that whatever else the machine does
-/// meets both.
-async fn cpu_of_both(session: &Session, call: &Call<'_>, rounds: usize) -> (Vec<f64>, Vec<f64>) {
-    let (mut plain_us, mut audit_us) = (Vec::new(), Vec::new());
-    for _ in 0..rounds {
-        for (others, times) in [(&[][..], &mut plain_us), (&["llm-audit"], &mut audit_us)] {
-            switch(session, &OTHERS, others).await;
-            times.push(cpu_of_calls(session, call).await);
+/// Every set of plugins in turn, so that whatever else the machine does meets all of them.
+async fn cpu_by_plugins(session: &Session, call: &Call<'_>, rounds: usize) -> Cpu {
+    models(session, &format!("add {MODEL} {} --served-as {MODEL}", session.gateway.vllm.url())).await;
+    // Whose rows nobody counts.
+    let looker = session.user().await;
+    let mut cpu = Cpu::default();
+    for round in 0..=rounds {
+        for (plugins, times) in [
+            (&[][..], &mut cpu.plain_us),
+            (&["llm-audit"], &mut cpu.audit_us),
+            (&["llm-audit", "llm-router"], &mut cpu.router_us),
+        ] {
+            switch(session, &OTHERS, plugins, &looker).await;
+            if round == 0 {
+                make_calls(session, call, CALLS_TO_WARM_UP).await;
+            } else {
+                times.push(cpu_of_calls(session, call).await);
+            }
         }
     }
-    (plain_us, audit_us)
+    models(session, &format!("remove {MODEL}")).await;
+    cpu
 }
 
-/// Switches plugins on or off and waits until all workers know.
-pub(crate) async fn switch(session: &Session, plugins: &[&str], on: &[&str]) {
+/// Runs `llm-collector models`.
+async fn models(session: &Session, arguments: &str) {
+    let said = session.shell(&format!("llm-collector models {arguments}")).await;
+    assert!(said.success, "models {arguments}: {}", said.stderr);
+}
+
+/// Switches plugins on or off and waits, with calls of `user`, until all workers know.
+pub(crate) async fn switch(session: &Session, plugins: &[&str], on: &[&str], user: &User) {
     let admin_url = &session.gateway.admin_url;
     let list = reqwest::get(format!("{admin_url}/plugins?size=1000")).await.expect("the plugins").text().await.expect("a text");
     let list: Value = list.parse().expect("JSON");
@@ -102,6 +135,12 @@ pub(crate) async fn switch(session: &Session, plugins: &[&str], on: &[&str]) {
         let shaped = || async { session.call("/v1/models").send().await.json()["error"].is_object() == on };
         session.settled("llm-audit is switched", shaped).await;
     }
+    if plugins.contains(&"llm-router") {
+        // It answers for the model servers.
+        let on = on.contains(&"llm-router");
+        let list = || async { session.call("/v1/models").header("X-API-Key", &user.key).send().await.json() };
+        session.settled("llm-router is switched", || async { (list().await["data"][0]["owned_by"] == "gateway") == on }).await;
+    }
 }
 
 /// A call, and who makes it.
@@ -113,7 +152,7 @@ struct Call<'a> {
 /// A call of about so many bytes in and as many out.
 fn call(user: &User, body_bytes: usize) -> Call<'_> {
     let prompt = "word and another one ".repeat(body_bytes / 21);
-    let body = json!({"model": "m", "messages": [{"role": "user", "content": prompt}]}).to_string();
+    let body = json!({"model": MODEL, "messages": [{"role": "user", "content": prompt}]}).to_string();
     // The simulated vLLM echoes no more than 2,000 bytes of a prompt.
     let headers = format!("X-API-Key: {}\r\nX-Sim-Repeat: {}\r\n", user.key, (body_bytes / BODY_BYTES).max(1));
     Call { user, request: Request::post("/v1/chat/completions", &headers, body, 1) }
@@ -139,10 +178,10 @@ async fn rows(session: &Session, user: &User) -> u64 {
 
 /// Microseconds of the workers' CPU for a call.
 async fn cpu_of_calls(session: &Session, call: &Call<'_>) -> f64 {
-    make_calls(session, call, CALLS / 10).await;
+    make_calls(session, call, CALLS_BEFORE).await;
     let workers = cpu::listeners(&session.gateway.proxy_url);
     assert!(!workers.is_empty(), "the gateway is not on this host: its CPU time cannot be read");
-    let used = || workers.iter().map(|pid| cpu::of_process(*pid)).sum::<f64>();
+    let used = || workers.iter().map(|pid| cpu::of_threads(*pid)).sum::<f64>();
     let before = used();
     make_calls(session, call, CALLS).await;
     (used() - before) * 1e6 / CALLS as f64
@@ -167,7 +206,7 @@ async fn visible(session: &Session, user: &User) -> Vec<f64> {
         let mut seconds = Vec::new();
         for number in 0..TIMED_CALLS / CLIENTS {
             let words = "word and another one ".repeat(10 + (client + number * 7) % 90);
-            let body = json!({"model": "m", "stream": number % 2 == 0, "messages": [{"role": "user", "content": words}]});
+            let body = json!({"model": MODEL, "stream": number % 2 == 0, "messages": [{"role": "user", "content": words}]});
             let reply = session.call("/v1/chat/completions").key(&user.key).body(body.to_string()).send().await;
             let ended = Instant::now();
             assert_eq!(reply.status, 200, "{}", reply.text());

@@ -53,9 +53,9 @@ enum Command {
         #[arg(long)]
         search_index: bool,
     },
-    /// Measures the gateway's CPU time for a call without and with llm-audit, and nothing else
+    /// Measures the gateway's CPU time for a call without and with llm-audit, and with llm-router besides, and nothing else
     Cpu {
-        /// Times that both are measured, in turn; the median of the ratios counts
+        /// Times that all are measured, in turn; the medians of the ratios and differences count
         #[arg(long, default_value_t = 15)]
         rounds: usize,
         /// Bytes of the prompt, and so of the answer
