@@ -307,3 +307,94 @@ FROM (
 
 COMMENT ON VIEW llm_usage_daily IS
     'Usage, cost and latency by day (UTC, by where hours begin), consumer, model and team. Currency is empty where the model has no price.';
+
+-- As before, also for the calls of teams; the empty name stands for calls without one. No argument has a default here, so that it is never
+-- open which of the two functions is meant.
+CREATE FUNCTION llm_search(words text, since timestamptz, until timestamptz, max_rows integer, consumers text[], models text[],
+    outcome text, teams text[])
+RETURNS SETOF llm_logs
+LANGUAGE plpgsql STABLE AS $$
+DECLARE
+    read_first CONSTANT integer := 5000;
+    pattern    CONSTANT text    := llm_pattern(words);
+    doubled    CONSTANT text    := llm_pattern(llm_search_text(words));
+    upper      timestamptz := until + interval '1 microsecond';
+    read_from  timestamptz;
+    stretch    record;
+    found      integer := 0;
+    more       integer;
+    -- $1 and $2 are the times, $3 is how many, the others are as USING has them below.
+    chosen     text := 'SELECT * FROM llm_logs WHERE started_at >= $1 AND started_at < $2';
+    holds      CONSTANT text := ' AND (prompt ILIKE $6 OR response ILIKE $6)';
+    newest     CONSTANT text := ' ORDER BY started_at DESC LIMIT $3';
+    reading    text;
+    by_index   text;
+    remains    text;
+BEGIN
+    -- One name is compared as such, because only then the index on it gives rows by time.
+    chosen := chosen || CASE WHEN cardinality(consumers) = 1 THEN ' AND consumer_username = $4[1]'
+                             WHEN consumers IS NOT NULL THEN ' AND consumer_username = ANY ($4)' ELSE '' END
+        || CASE WHEN models IS NOT NULL THEN ' AND coalesce(model, ''unknown'') = ANY ($5)' ELSE '' END
+        || CASE WHEN teams IS NOT NULL THEN ' AND coalesce(team, '''') = ANY ($8)' ELSE '' END
+        || CASE outcome WHEN 'any' THEN ''
+                        WHEN 'good' THEN ' AND status < 400 AND error IS NULL'
+                        WHEN 'failed' THEN ' AND (status IS NULL OR status >= 400 OR error IS NOT NULL)'
+                        WHEN '4xx' THEN ' AND status BETWEEN 400 AND 499'
+                        WHEN '429' THEN ' AND status = 429'
+                        WHEN '5xx' THEN ' AND status >= 500'
+                        WHEN 'aborted' THEN ' AND aborted' END;
+    IF chosen IS NULL THEN
+        RAISE invalid_parameter_value
+            USING MESSAGE = format('outcome %L is none of any, good, failed, 4xx, 429, 5xx, aborted', outcome);
+    END IF;
+    IF coalesce(words, '') = '' THEN
+        RETURN QUERY EXECUTE chosen || newest USING since, upper, max_rows, consumers, models, pattern, doubled, teams;
+        RETURN;
+    END IF;
+
+    reading := chosen || holds || newest;
+    remains := chosen || ' AND llm_has_content(prompt, response, reasoning, tool_calls, raw_log)' || holds || newest;
+    -- Sorted afterwards, or the planner may think that reading the newest rows will do.
+    by_index := 'WITH hits AS MATERIALIZED (' || chosen
+        || ' AND llm_search_text(coalesce(prompt, '''') || E''\n'' || coalesce(response, '''')) LIKE $7)'
+        ' SELECT * FROM hits WHERE true' || holds || newest;
+    IF doubled !~ '[[:alnum:]]{3}' THEN
+        by_index := reading;
+    END IF;
+
+    EXECUTE 'SELECT started_at FROM (' || chosen || ') AS calls ORDER BY started_at DESC LIMIT 1 OFFSET $3'
+        INTO read_from USING since, upper, read_first, consumers, models, pattern, doubled, teams;
+    FOR stretch IN
+        WITH known AS (
+            SELECT starts_at, ends_at, CASE WHEN content_removed THEN remains ELSE by_index END AS statement
+            FROM llm_searchable
+        ), all_time AS (
+            TABLE known
+            UNION ALL
+            SELECT ends_at, lead(starts_at, 1, 'infinity') OVER (ORDER BY starts_at), reading FROM known
+            UNION ALL
+            SELECT '-infinity', coalesce(min(starts_at), 'infinity'), reading FROM known
+        )
+        SELECT read_from AS starts_at, upper AS ends_at, reading AS statement WHERE read_from IS NOT NULL
+        UNION ALL
+        SELECT greatest(starts_at, since), least(ends_at, read_from, upper), statement
+        FROM all_time WHERE greatest(starts_at, since) < least(ends_at, read_from, upper)
+        ORDER BY starts_at DESC
+    LOOP
+        RETURN QUERY EXECUTE stretch.statement
+            USING stretch.starts_at, stretch.ends_at, max_rows - found, consumers, models, pattern, doubled, teams;
+        GET DIAGNOSTICS more = ROW_COUNT;
+        found := found + more;
+        EXIT WHEN found >= max_rows;
+    END LOOP;
+END $$;
+
+CREATE OR REPLACE FUNCTION llm_search(words text, since timestamptz, until timestamptz, max_rows integer DEFAULT 100,
+    consumers text[] DEFAULT NULL, models text[] DEFAULT NULL, outcome text DEFAULT 'any')
+RETURNS SETOF llm_logs
+LANGUAGE sql STABLE AS $$
+    SELECT * FROM llm_search(words, since, until, max_rows, consumers, models, outcome, NULL)
+$$;
+
+COMMENT ON FUNCTION llm_search(text, timestamptz, timestamptz, integer, text[], text[], text, text[]) IS
+    'The newest calls between two times whose prompt or answer holds these words, also of teams.';

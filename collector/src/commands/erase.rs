@@ -4,7 +4,7 @@ use std::io::{IsTerminal, Write};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use chrono::{TimeDelta, Utc};
+use chrono::Utc;
 
 use super::moment;
 use crate::config::EraseSettings;
@@ -19,7 +19,7 @@ pub async fn run(settings: &EraseSettings) -> Result<String> {
     if settings.consumer.trim().is_empty() {
         bail!("--consumer names nobody: say whose content is to be erased");
     }
-    let before = settings.before.as_deref().map(|text| moment::exact(text, TimeDelta::zero(), Utc::now())).transpose()?;
+    let before = settings.before.as_deref().map(|text| moment::exact(text, Utc::now())).transpose()?;
     let target = settings.database.target()?;
     let session = Session::open(&target, settings.database.timeout(), ()).await?;
     let erasure = Erasure { consumer: settings.consumer.clone(), before, rows: settings.rows };

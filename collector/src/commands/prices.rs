@@ -1,7 +1,7 @@
 //! `prices list`, `set`, `remove`.
 
 use anyhow::{Result, bail};
-use chrono::{DateTime, TimeDelta, Utc};
+use chrono::{DateTime, Utc};
 
 use super::{moment, table};
 use crate::commands;
@@ -52,7 +52,7 @@ pub async fn run(settings: &PricesSettings) -> Result<String> {
 }
 
 fn hour(text: Option<&str>) -> Result<Option<DateTime<Utc>>> {
-    text.map(|text| moment::hour(text, TimeDelta::zero(), Utc::now())).transpose()
+    text.map(|text| moment::hour(text, Utc::now())).transpose()
 }
 
 fn time(moment: DateTime<Utc>) -> String {

@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 
 use anyhow::{Context, Result};
-use chrono::{DateTime, TimeDelta, Utc};
+use chrono::Utc;
 use clap::ValueEnum;
 use log::warn;
 use serde_json::{Map, Value, json};
@@ -14,72 +14,67 @@ use serde_json::{Map, Value, json};
 use super::{moment, table};
 use crate::commands;
 use crate::config::{Dimension, ReportFormat, ReportSettings};
-use crate::store::usage::{self, Answer, Question, Usage};
+use crate::store::usage::{self, Answer, Hours, Moment, Question, Usage};
 
 /// Decimals of an amount of money in the table: a call of a thousand tokens costs about a thousandth.
 const DECIMALS: usize = 4;
 
-/// The whole hours that a report is about.
-struct Range {
-    since: DateTime<Utc>,
-    until: DateTime<Utc>,
-    offset: TimeDelta,
-}
-
 /// Asks the database; returns what to print.
 pub async fn run(settings: &ReportSettings) -> Result<String> {
-    let range = Range::of(settings, Utc::now())?;
+    const OLD: &str = "cannot read the usage (a database that an older collector made needs `llm-collector migrate`)";
+    let (since, until) = moments(settings)?;
+    let zone = settings.utc_offset.as_deref().map(moment::offset).transpose()?.map(zone);
+    let database = commands::database(&settings.database)?;
+    let connection = database.connection().await?;
+    let hours = usage::hours(&connection, zone.as_deref(), since, until).await.context(OLD)?;
     let question = Question {
         by: &settings.by,
-        since: range.since,
-        until: range.until,
-        offset_hours: i32::try_from(range.offset.num_hours())?,
+        hours: &hours,
+        team: settings.team.as_deref(),
         consumer: settings.consumer.as_deref(),
         model: settings.model.as_deref(),
     };
-    let database = commands::database(&settings.database)?;
-    let answer = usage::ask(database.connection().await?, &question).await;
-    let answer =
-        answer.context("cannot read the usage (a database that an older collector made needs `llm-collector migrate`)")?;
+    let answer = usage::ask(connection, &question).await.context(OLD)?;
     match settings.format {
-        ReportFormat::Table if answer.rows.is_empty() => Ok(format!("no calls from {}\n", range.text())),
-        ReportFormat::Table => Ok(text(&answer, &settings.by, &range)),
+        ReportFormat::Table if answer.rows.is_empty() => Ok(format!("no calls from {}\n", range(&hours))),
+        ReportFormat::Table => Ok(text(&answer, &settings.by, &hours)),
         ReportFormat::Csv => {
             if answer.rows.is_empty() {
-                warn!("no calls from {}", range.text());
+                warn!("no calls from {}", range(&hours));
             }
             csv(&answer, &settings.by)
         }
-        ReportFormat::Json => json(&answer, &settings.by, &range),
+        ReportFormat::Json => json(&answer, &settings.by, &hours),
     }
 }
 
-impl Range {
-    fn of(settings: &ReportSettings, now: DateTime<Utc>) -> Result<Self> {
-        let offset = moment::offset(&settings.utc_offset)?;
-        if let Some(month) = &settings.month {
-            let (since, until) = moment::month(month, offset)?;
-            return Ok(Self { since, until, offset });
-        }
-        let until = match &settings.until {
-            Some(until) => moment::hour_after(until, offset, now)?,
-            None => moment::end_of_hour(now)?,
-        };
-        Ok(Self { since: moment::hour(&settings.since, offset, now)?, until, offset })
+/// What the settings say about time.
+fn moments(settings: &ReportSettings) -> Result<(Moment, Moment)> {
+    if let Some(month) = &settings.month {
+        return moment::month(month);
     }
+    let now = Utc::now();
+    let until = settings.until.as_deref().map_or(Ok(Moment::At(now)), |until| moment::read(until, now))?;
+    Ok((moment::read(&settings.since, now)?, until))
+}
 
-    /// For a person, on the clock asked for.
-    fn text(&self) -> String {
-        let local = |moment: DateTime<Utc>| (moment.naive_utc() + self.offset).format("%Y-%m-%d %H:%M").to_string();
-        format!("{} to {} {}, in whole hours", local(self.since), local(self.until), self.clock())
+/// A time zone of whole hours as PostgreSQL reads it: its name, and hours behind UTC.
+fn zone(ahead: i64) -> String {
+    match ahead {
+        0 => "UTC".to_owned(),
+        _ => format!("<UTC{ahead:+03}:00>{:+03}", -ahead),
     }
+}
 
-    fn clock(&self) -> String {
-        match self.offset.num_hours() {
-            0 => "UTC".to_owned(),
-            hours => format!("UTC{hours:+03}:00"),
-        }
-    }
+/// The clock as people call it.
+fn clock(hours: &Hours) -> &str {
+    hours.zone.strip_prefix('<').and_then(|rest| rest.split_once('>')).map_or(&hours.zone, |(name, _)| name)
+}
+
+/// For a person.
+fn range(hours: &Hours) -> String {
+    let [since, until] = &hours.texts;
+    format!("{since} to {until} {}, in whole hours", clock(hours))
 }
 
 /// The name of a dimension, as on the command line.
@@ -98,6 +93,14 @@ fn counts(usage: &Usage) -> [(&'static str, i64); 6] {
     ]
 }
 
+/// What the gateway estimated, behind all others: columns that spreadsheets know stay where they are.
+fn estimated(usage: &Usage) -> [(&'static str, i64); 2] {
+    [
+        ("estimated_prompt_tokens", usage.estimated_prompt_tokens),
+        ("estimated_completion_tokens", usage.estimated_completion_tokens),
+    ]
+}
+
 const PERCENTILES: [&str; 3] = ["latency_p50_ms", "latency_p95_ms", "latency_p99_ms"];
 
 /// The percentiles with their names.
@@ -106,23 +109,30 @@ fn percentiles(usage: &Usage) -> impl Iterator<Item = (&'static str, Option<i32>
     PERCENTILES.into_iter().zip(values)
 }
 
-fn text(answer: &Answer, by: &[Dimension], range: &Range) -> String {
+/// Headings of tokens that were estimated.
+const ESTIMATES: [&str; 2] = ["est. prompt", "est. completion"];
+
+fn text(answer: &Answer, by: &[Dimension], hours: &Hours) -> String {
     let numbers = ["calls", "errors", "prompt", "cached", "completion", "reasoning", "cost", "p50 ms", "p95 ms", "p99 ms"];
-    let heading = by.iter().copied().map(name).chain(numbers.map(str::to_owned)).collect();
+    let heading = by.iter().copied().map(name).chain(numbers.map(str::to_owned));
+    // What is estimated matters where there is some.
+    let has_estimates = estimated(&answer.total).iter().any(|(_, count)| *count != 0);
+    let heading = if has_estimates { heading.chain(ESTIMATES.map(str::to_owned)).collect() } else { heading.collect() };
     let row = |keys: &[String], usage: &Usage| -> Vec<String> {
-        let keys = keys.iter().map(|key| table::visible(key).into_owned());
+        let keys = keys.iter().map(|key| if key.is_empty() { "-".to_owned() } else { table::visible(key).into_owned() });
         let counts = counts(usage).map(|(_, count)| count.to_string());
+        let estimates = has_estimates.then(|| estimated(usage).map(|(_, count)| count.to_string())).into_iter().flatten();
         let percentiles = percentiles(usage).map(|(_, value)| value.map_or_else(|| "-".to_owned(), |value| value.to_string()));
-        keys.chain(counts).chain([cost_text(usage)]).chain(percentiles).collect()
+        keys.chain(counts).chain([cost_text(usage)]).chain(percentiles).chain(estimates).collect()
     };
-    let mut total_keys = vec![String::new(); by.len()];
-    if let Some(first) = total_keys.first_mut() {
-        "total".clone_into(first);
-    }
     let mut rows: Vec<Vec<String>> = vec![heading];
     rows.extend(answer.rows.iter().map(|(keys, usage)| row(keys, usage)));
-    rows.push(row(&total_keys, &answer.total));
-    format!("{}\n\n{}", range.text(), table::aligned(&rows, by.len()))
+    let mut total = row(&vec![" ".to_owned(); by.len()], &answer.total);
+    if let Some(first) = total.first_mut() {
+        "total".clone_into(first);
+    }
+    rows.push(total);
+    format!("{}\n\n{}", range(hours), table::aligned(&rows, by.len()))
 }
 
 fn cost_text(usage: &Usage) -> String {
@@ -144,7 +154,8 @@ fn csv(answer: &Answer, by: &[Dimension]) -> Result<String> {
         _ => currencies.iter().map(|currency| format!("cost_{currency}")).collect(),
     };
     let heading = by.iter().copied().map(name).chain(count_names).chain(cost_names);
-    writer.write_record(heading.chain(PERCENTILES.map(str::to_owned)))?;
+    let estimated_names = estimated(&Usage::default()).map(|(name, _)| name.to_owned());
+    writer.write_record(heading.chain(PERCENTILES.map(str::to_owned)).chain(estimated_names))?;
     for (keys, usage) in &answer.rows {
         let amount = |currency: &str| usage.costs.iter().find(|(name, _)| name == currency).map(|(_, amount)| amount.clone());
         let mut costs: Vec<String> =
@@ -155,7 +166,8 @@ fn csv(answer: &Answer, by: &[Dimension]) -> Result<String> {
         let keys = keys.iter().map(|key| cell(key));
         let counts = counts(usage).map(|(_, count)| count.to_string());
         let percentiles = percentiles(usage).map(|(_, value)| value.map_or_else(String::new, |value| value.to_string()));
-        writer.write_record(keys.chain(counts).chain(costs).chain(percentiles))?;
+        let estimated = estimated(usage).map(|(_, count)| count.to_string());
+        writer.write_record(keys.chain(counts).chain(costs).chain(percentiles).chain(estimated))?;
     }
     Ok(String::from_utf8(writer.into_inner()?)?)
 }
@@ -167,18 +179,22 @@ fn cell(name: &str) -> String {
     format!("{formula}{}", lines.join("\n"))
 }
 
-fn json(answer: &Answer, by: &[Dimension], range: &Range) -> Result<String> {
+fn json(answer: &Answer, by: &[Dimension], hours: &Hours) -> Result<String> {
     let object = |keys: &[String], usage: &Usage| -> Value {
         let keys = by.iter().copied().map(name).zip(keys.iter().map(|key| json!(key)));
-        let counts = counts(usage).map(|(name, count)| (name.to_owned(), json!(count)));
-        let cost: Map<String, Value> = usage.costs.iter().map(|(currency, amount)| (currency.clone(), number(amount))).collect();
+        let counts = counts(usage).into_iter().chain(estimated(usage)).map(|(name, count)| (name.to_owned(), json!(count)));
+        let amounts = |costs: &[(String, String)]| -> Map<String, Value> {
+            costs.iter().map(|(currency, amount)| (currency.clone(), number(amount))).collect()
+        };
+        let costs = [("cost", &usage.costs), ("estimated_cost", &usage.estimated_costs)];
+        let costs = costs.map(|(name, costs)| (name.to_owned(), Value::Object(amounts(costs))));
         let percentiles = percentiles(usage).map(|(name, value)| (name.to_owned(), json!(value)));
-        Value::Object(keys.chain(counts).chain([("cost".to_owned(), Value::Object(cost))]).chain(percentiles).collect())
+        Value::Object(keys.chain(counts).chain(costs).chain(percentiles).collect())
     };
     let report = json!({
-        "since": range.since.format("%Y-%m-%dT%H:%M:%SZ").to_string(),
-        "until": range.until.format("%Y-%m-%dT%H:%M:%SZ").to_string(),
-        "clock": range.clock(),
+        "since": hours.since.format("%Y-%m-%dT%H:%M:%SZ").to_string(),
+        "until": hours.until.format("%Y-%m-%dT%H:%M:%SZ").to_string(),
+        "clock": clock(hours),
         "rows": answer.rows.iter().map(|(keys, usage)| object(keys, usage)).collect::<Vec<_>>(),
         "total": object(&[], &answer.total),
     });

@@ -19,6 +19,9 @@ pub struct ReportSettings {
     /// A calendar month instead: 2026-11
     #[arg(long, conflicts_with_all = ["since", "until"])]
     pub month: Option<String>,
+    /// Only this team; calls without one have the empty name
+    #[arg(long)]
+    pub team: Option<String>,
     /// Only this consumer
     #[arg(long)]
     pub consumer: Option<String>,
@@ -28,9 +31,9 @@ pub struct ReportSettings {
     /// Form of the result
     #[arg(long, value_enum, default_value_t = ReportFormat::Table)]
     pub format: ReportFormat,
-    /// Whole hours that days, months and dates are ahead of UTC, as +08:00
-    #[arg(long, default_value = "+00:00", allow_hyphen_values = true)]
-    pub utc_offset: String,
+    /// Whole hours that days, months and dates are ahead of UTC, as +08:00; not given, they are those of the site (SITE_TIME_ZONE)
+    #[arg(long, allow_hyphen_values = true)]
+    pub utc_offset: Option<String>,
     #[command(flatten)]
     pub database: DatabaseArgs,
 }
@@ -40,6 +43,8 @@ pub struct ReportSettings {
 pub enum Dimension {
     /// Kong's consumer
     Consumer,
+    /// The team that the consumer was in at the time of the call
+    Team,
     /// Model
     Model,
     /// Month

@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, NaiveDateTime, Utc};
 
 use super::pool::{PooledConnection, StoreError};
 use crate::config::Dimension;
@@ -21,17 +21,65 @@ pub async fn compact_piece(connection: &PooledConnection<'_>) -> Result<bool, St
     Ok(row.try_get::<_, i64>(0)? >= i64::from(PIECE))
 }
 
+/// A point in time as somebody says it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Moment {
+    /// It says itself when it is.
+    At(DateTime<Utc>),
+    /// A time on the clock that is asked for.
+    Local(NaiveDateTime),
+}
+
+/// Whole hours on a clock.
+#[derive(Debug)]
+pub struct Hours {
+    /// The clock: a time zone as PostgreSQL knows it.
+    pub zone: String,
+    /// From this hour on.
+    pub since: DateTime<Utc>,
+    /// Up to this hour, without it.
+    pub until: DateTime<Utc>,
+    /// The two on that clock, for a person.
+    pub texts: [String; 2],
+}
+
+/// The hours from the one in which `since` lies to the one in which `until` lies, on the clock of a zone or, without, of the site.
+/// PostgreSQL computes them, because it counted by its knowledge of zones.
+pub async fn hours(
+    connection: &PooledConnection<'_>,
+    zone: Option<&str>,
+    since: Moment,
+    until: Moment,
+) -> Result<Hours, StoreError> {
+    // An hour on a clock need not begin with one in UTC.
+    const QUERY: &str = "WITH clock AS (SELECT coalesce($1, (SELECT time_zone FROM llm_site), 'UTC') AS zone), moments AS (
+            SELECT zone, coalesce($2::timestamptz, $3::timestamp AT TIME ZONE zone) AS since,
+                coalesce($4::timestamptz, $5::timestamp AT TIME ZONE zone) AS until FROM clock
+        ), hours AS (
+            SELECT zone, date_trunc('hour', since, zone) AS since, date_trunc('hour', until, zone)
+                + CASE WHEN until > date_trunc('hour', until, zone) THEN interval '1 hour' ELSE '0' END AS until FROM moments
+        )
+        SELECT zone, since, until, to_char(since AT TIME ZONE zone, 'YYYY-MM-DD HH24:MI'),
+            to_char(until AT TIME ZONE zone, 'YYYY-MM-DD HH24:MI') FROM hours";
+    let split = |moment| match moment {
+        Moment::At(moment) => (Some(moment), None),
+        Moment::Local(local) => (None, Some(local)),
+    };
+    let ((since, local_since), (until, local_until)) = (split(since), split(until));
+    let client = connection.client();
+    let row = connection.bounded(client.query_one(QUERY, &[&zone, &since, &local_since, &until, &local_until])).await?;
+    Ok(Hours { zone: row.try_get(0)?, since: row.try_get(1)?, until: row.try_get(2)?, texts: [row.try_get(3)?, row.try_get(4)?] })
+}
+
 /// What to add up.
 #[derive(Debug)]
 pub struct Question<'q> {
     /// By what.
     pub by: &'q [Dimension],
-    /// From this hour on.
-    pub since: DateTime<Utc>,
-    /// Up to this hour, without it.
-    pub until: DateTime<Utc>,
-    /// Hours that days and months are ahead of UTC.
-    pub offset_hours: i32,
+    /// When, and on which clock days and months are.
+    pub hours: &'q Hours,
+    /// Only this team.
+    pub team: Option<&'q str>,
     /// Only this consumer.
     pub consumer: Option<&'q str>,
     /// Only this model.
@@ -53,8 +101,14 @@ pub struct Usage {
     pub completion_tokens: i64,
     /// Tokens of answers that were reasoning.
     pub reasoning_tokens: i64,
-    /// Currency and amount, as decimal text: different currencies do not add up.
+    /// Tokens of prompts of which the model server reported nothing, as the gateway estimated them.
+    pub estimated_prompt_tokens: i64,
+    /// The same of answers.
+    pub estimated_completion_tokens: i64,
+    /// Currency and amount, as decimal text: different currencies do not add up. Of tokens that were reported.
     pub costs: Vec<(String, String)>,
+    /// The same of tokens that were estimated.
+    pub estimated_costs: Vec<(String, String)>,
     /// p50, p95 and p99 in milliseconds; `None` where no call has a latency.
     pub latency_percentiles_ms: Option<[i32; 3]>,
 }
@@ -72,10 +126,11 @@ pub struct Answer {
 fn expression(dimension: Dimension) -> &'static str {
     match dimension {
         Dimension::Consumer => "consumer_username",
+        Dimension::Team => "team",
         Dimension::Model => "model",
         Dimension::Month => "to_char(local, 'YYYY-MM')",
         Dimension::Day => "to_char(local, 'YYYY-MM-DD')",
-        Dimension::Hour => "to_char(local, 'YYYY-MM-DD HH24:00')",
+        Dimension::Hour => "to_char(local, 'YYYY-MM-DD HH24:MI')",
     }
 }
 
@@ -86,19 +141,23 @@ pub async fn ask(connection: PooledConnection<'_>, question: &Question<'_>) -> R
     let query = format!(
         "SELECT keys, sum(calls)::bigint, sum(errors)::bigint, sum(prompt_tokens)::bigint, sum(cached_tokens)::bigint,
             sum(completion_tokens)::bigint, sum(reasoning_tokens)::bigint,
+            sum(estimated_prompt_tokens)::bigint, sum(estimated_completion_tokens)::bigint,
             llm_latency_percentiles(sum(latencies), sum(timed_calls)::bigint),
             coalesce(array_agg(currency ORDER BY currency) FILTER (WHERE currency <> ''), '{{}}'),
-            coalesce(array_agg(trim_scale(cost)::text ORDER BY currency) FILTER (WHERE currency <> ''), '{{}}')
+            coalesce(array_agg(trim_scale(cost)::text ORDER BY currency) FILTER (WHERE currency <> ''), '{{}}'),
+            coalesce(array_agg(trim_scale(estimated_cost)::text ORDER BY currency) FILTER (WHERE currency <> ''), '{{}}')
         FROM (
             SELECT keys, currency, sum(calls) AS calls, sum(errors) AS errors, sum(prompt_tokens) AS prompt_tokens,
                 sum(cached_tokens) AS cached_tokens, sum(completion_tokens) AS completion_tokens,
-                sum(reasoning_tokens) AS reasoning_tokens, sum(latencies) AS latencies, sum(timed_calls) AS timed_calls,
-                sum(cost) AS cost
+                sum(reasoning_tokens) AS reasoning_tokens, sum(estimated_prompt_tokens) AS estimated_prompt_tokens,
+                sum(estimated_completion_tokens) AS estimated_completion_tokens, sum(latencies) AS latencies, sum(timed_calls) AS timed_calls,
+                sum(cost) AS cost, sum(estimated_cost) AS estimated_cost
             FROM (
                 SELECT ARRAY[{}] AS keys, used.*
-                FROM (SELECT *, hour AT TIME ZONE 'UTC' + make_interval(hours => $5) AS local FROM llm_usage_costs) used
+                FROM (SELECT *, hour AT TIME ZONE $5 AS local FROM llm_usage_costs) used
                 WHERE hour >= $1 AND hour < $2
                     AND ($3::text IS NULL OR consumer_username = left($3, 200)) AND ($4::text IS NULL OR model = left($4, 200))
+                    AND ($6::text IS NULL OR team = left($6, 200))
             ) keyed
             GROUP BY GROUPING SETS ((keys, currency), (currency))
         ) summed
@@ -106,14 +165,14 @@ pub async fn ask(connection: PooledConnection<'_>, question: &Question<'_>) -> R
         keys.join(", ")
     );
     let connection = connection.with_timeout(REPORT_TIMEOUT);
-    let Question { since, until, offset_hours, consumer, model, .. } = question;
+    let Question { hours: Hours { zone, since, until, .. }, team, consumer, model, .. } = question;
     let client = connection.client();
-    let rows = connection.bounded(client.query(&query, &[since, until, consumer, model, offset_hours])).await?;
+    let rows = connection.bounded(client.query(&query, &[since, until, consumer, model, zone, team])).await?;
     let mut answer = Answer::default();
     for row in rows {
-        let currencies: Vec<String> = row.try_get(8)?;
-        let amounts: Vec<String> = row.try_get(9)?;
-        let percentiles: Option<Vec<i32>> = row.try_get(7)?;
+        let currencies: Vec<String> = row.try_get(10)?;
+        let (amounts, estimates): (Vec<String>, Vec<String>) = (row.try_get(11)?, row.try_get(12)?);
+        let percentiles: Option<Vec<i32>> = row.try_get(9)?;
         let usage = Usage {
             calls: row.try_get(1)?,
             errors: row.try_get(2)?,
@@ -121,6 +180,9 @@ pub async fn ask(connection: PooledConnection<'_>, question: &Question<'_>) -> R
             cached_tokens: row.try_get(4)?,
             completion_tokens: row.try_get(5)?,
             reasoning_tokens: row.try_get(6)?,
+            estimated_prompt_tokens: row.try_get(7)?,
+            estimated_completion_tokens: row.try_get(8)?,
+            estimated_costs: currencies.iter().cloned().zip(estimates).collect(),
             costs: currencies.into_iter().zip(amounts).collect(),
             latency_percentiles_ms: percentiles.and_then(|percentiles| percentiles.try_into().ok()),
         };

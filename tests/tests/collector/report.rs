@@ -92,10 +92,8 @@ async fn report_views_rows_and_metrics_say_the_same() {
                 assert_eq!(answer["rows"].as_array().unwrap().len() as i64, rows);
             }
         }
-        let query =
-            "SELECT to_jsonb(d) - 'consumer_username' - 'currency' - 'team' - 'forwarded_calls' - 'estimated_prompt_tokens'
-                - 'estimated_completion_tokens' - 'estimated_cost'
-                || jsonb_build_object('consumer', consumer_username, 'cost', '{}'::jsonb)
+        let query = "SELECT to_jsonb(d) - 'consumer_username' - 'currency' - 'team' - 'forwarded_calls' - 'estimated_cost'
+                || jsonb_build_object('consumer', consumer_username, 'cost', '{}'::jsonb, 'estimated_cost', '{}'::jsonb)
             FROM llm_usage_daily d ORDER BY consumer_username COLLATE \"C\", model COLLATE \"C\", day";
         let daily: Vec<Value> = client.query(query, &[]).await.unwrap().iter().map(|row| row.get(0)).collect();
         assert_eq!(report(&one.database, &["--by", "consumer,model,day"]).await["rows"], json!(daily));
@@ -165,8 +163,9 @@ async fn csv_has_a_column_of_cost_for_each_currency() {
     let database = small_world(&calls).await;
     let heading = "consumer,calls,errors,prompt_tokens,cached_tokens,completion_tokens,reasoning_tokens";
     let csv = with_range(&["--by", "consumer", "--format", "csv"]);
-    let percentiles = "latency_p50_ms,latency_p95_ms,latency_p99_ms";
-    let expected = format!("{heading},cost,{percentiles}\nz1,1,0,2000000,1000000,0,0,0,1,1,1\nz2,1,0,1000000,0,0,0,0,1,1,1\n");
+    let percentiles = "latency_p50_ms,latency_p95_ms,latency_p99_ms,estimated_prompt_tokens,estimated_completion_tokens";
+    let expected =
+        format!("{heading},cost,{percentiles}\nz1,1,0,2000000,1000000,0,0,0,1,1,1,0,0\nz2,1,0,1000000,0,0,0,0,1,1,1,0,0\n");
     assert_eq!(succeeds(&database, &csv).await, expected);
     for (pattern, currency) in [("qwen", "CNY"), ("glm", "USD")] {
         // Without a price of their own, cached tokens cost what others do.
@@ -174,7 +173,7 @@ async fn csv_has_a_column_of_cost_for_each_currency() {
         succeeds(&database, &set).await;
     }
     let expected = format!(
-        "{heading},cost_CNY,cost_USD,{percentiles}\nz1,1,0,2000000,1000000,0,0,0.246912,0,1,1,1\nz2,1,0,1000000,0,0,0,0,0.123456,1,1,1\n"
+        "{heading},cost_CNY,cost_USD,{percentiles}\nz1,1,0,2000000,1000000,0,0,0.246912,0,1,1,1,0,0\nz2,1,0,1000000,0,0,0,0,0.123456,1,1,1,0,0\n"
     );
     assert_eq!(succeeds(&database, &csv).await, expected);
 }
@@ -282,5 +281,89 @@ async fn the_first_price_holds_for_the_past_and_a_further_one_from_now_on() {
     for wrong in [["--prompt", "-1"], ["--prompt", "1e3"], ["--prompt", "."], ["--prompt", "NaN"]] {
         let finished = command(&database, &set(&wrong)).await;
         assert_eq!(finished.status.code(), Some(2), "{wrong:?}: {finished:?}");
+    }
+}
+
+#[tokio::test]
+async fn teams_are_reported_with_what_was_estimated_apart() {
+    let database = small_world(&[]).await;
+    let client = database.connect().await;
+    // z1 goes from one team to another; bob is in none.
+    let rows =
+        "INSERT INTO llm_logs (request_id, consumer_username, team, model, started_at, status, prompt_tokens, completion_tokens,
+            estimated_prompt_tokens, estimated_completion_tokens)
+        VALUES ('a', 'z1', 'ml', 'qwen', '2026-11-20 10:00+00', 200, 1000, 100, NULL, NULL),
+            ('b', 'z1', 'ops', 'glm', '2026-11-20 11:00+00', 499, NULL, NULL, 400, 7),
+            ('c', 'bob', NULL, 'qwen', '2026-11-20 12:00+00', 200, 10, 1, NULL, NULL),
+            ('d', 'eve', 'ml', 'qwen', '2026-11-20 12:00+00', 200, 5, 5, NULL, NULL)";
+    client.batch_execute(rows).await.unwrap();
+    let table = succeeds(&database, &with_range(&["--by", "team"])).await;
+    let expected = "2026-11-20 00:00 to 2026-11-21 00:00 UTC, in whole hours\n\n\
+        team   calls  errors  prompt  cached  completion  reasoning  cost  p50 ms  p95 ms  p99 ms  est. prompt  est. completion\n\
+        -          1       0      10       0           1          0     0       -       -       -            0                0\n\
+        ml         2       0    1005       0         105          0     0       -       -       -            0                0\n\
+        ops        1       1       0       0           0          0     0       -       -       -          400                7\n\
+        total      4       1    1015       0         106          0     0       -       -       -          400                7\n";
+    assert_eq!(table, expected);
+
+    let price = ["prices", "set", "%", "--prompt", "1000", "--completion", "10000", "--currency", "CNY"];
+    succeeds(&database, &price).await;
+    let range = ["--since", "2026-11-20", "--until", "2026-11-21"];
+    let by = report_of(&database, &range, &["--by", "team,model"]).await;
+    let rows: Vec<Value> =
+        by["rows"].as_array().unwrap().iter().map(|row| json!([row["team"], row["model"], row["calls"]])).collect();
+    assert_eq!(json!(rows), json!([["", "qwen", 1], ["ml", "qwen", 2], ["ops", "glm", 1]]));
+    let total = &by["total"];
+    assert_eq!((&total["cost"], &total["estimated_cost"]), (&json!({"CNY": 2.075}), &json!({"CNY": 0.47})));
+    assert_eq!((&total["estimated_prompt_tokens"], &total["estimated_completion_tokens"]), (&json!(400), &json!(7)));
+    for (team, calls) in [("ml", 2), ("ops", 1), ("", 1), ("nobody", 0)] {
+        assert_eq!(
+            report_of(&database, &range, &["--team", team]).await["total"]["calls"].as_i64().unwrap_or(0),
+            calls,
+            "{team}"
+        );
+    }
+    let csv = succeeds(&database, &with_range(&["--by", "team,consumer", "--format", "csv"])).await;
+    assert!(csv.contains("\nops,z1,1,1,0,0,0,0,0,,,,400,7\n"), "{csv}");
+}
+
+async fn report_of(database: &Database, range: &[&str], arguments: &[&str]) -> Value {
+    let all: Vec<&str> = ["report", "--format", "json"].iter().chain(range).chain(arguments).copied().collect();
+    serde_json::from_str(&succeeds(database, &all).await).unwrap()
+}
+
+#[tokio::test]
+async fn days_and_dates_are_those_of_the_site_and_end_where_its_clock_says() {
+    for (zone, day, hours, first_hour) in [
+        ("Asia/Kolkata", "2026-11-20", 24, "2026-11-19T18:30:00Z"),
+        ("Europe/Berlin", "2026-10-25", 25, "2026-10-24T22:00:00Z"),
+        ("Europe/Berlin", "2026-03-29", 23, "2026-03-28T23:00:00Z"),
+        ("Pacific/Chatham", "2026-04-05", 25, "2026-04-04T10:15:00Z"),
+    ] {
+        let database = Database::create().await;
+        let finished = run(&["migrate"], &[("DATABASE_URL", &database.url), ("SITE_TIME_ZONE", zone)]).await;
+        assert!(finished.status.success(), "{finished:?}");
+        // Every ten minutes from a day before to a day after.
+        let rows = format!(
+            "INSERT INTO llm_logs (request_id, consumer_username, started_at)
+            SELECT n, 'z1', '{day}'::timestamp AT TIME ZONE 'UTC' + n * interval '10 minutes' FROM generate_series(-250, 400) n"
+        );
+        database.connect().await.batch_execute(&rows).await.unwrap();
+        let days = report_of(&database, &["--month", &day[..7]], &["--by", "day"]).await;
+        let of_day = days["rows"].as_array().unwrap().iter().find(|row| row["day"] == day).unwrap();
+        assert_eq!(of_day["calls"], json!(hours * 6), "{zone} {day}");
+        let next = (day.parse::<chrono::NaiveDate>().unwrap() + chrono::Days::new(1)).to_string();
+        let range = ["--since", day, "--until", &next];
+        let one = report_of(&database, &range, &["--by", "hour"]).await;
+        assert_eq!((&one["total"]["calls"], &one["since"], &one["clock"]), (&json!(hours * 6), &json!(first_hour), &json!(zone)));
+        let table = succeeds(&database, &[&["report"], &range[..]].concat()).await;
+        assert!(table.starts_with(&format!("{day} 00:00 to {next} 00:00 {zone}, in whole hours\n")), "{table}");
+        // Asked for another clock, it is that one.
+        let elsewhere = report_of(&database, &range, &["--utc-offset", "+08:00"]).await;
+        assert_eq!(elsewhere["clock"], json!("UTC+08:00"));
+        assert_eq!(
+            elsewhere["since"],
+            json!(format!("{}T16:00:00Z", day.parse::<chrono::NaiveDate>().unwrap() - chrono::Days::new(1)))
+        );
     }
 }

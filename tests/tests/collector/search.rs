@@ -11,9 +11,10 @@ use tokio_postgres::Client;
 /// Chinese; some words are in many, some in one.
 const ROWS: &str = "
     SELECT llm_create_partition(((now() AT TIME ZONE 'UTC')::date - n)) FROM generate_series(0, 6) n;
-    INSERT INTO llm_logs (request_id, consumer_username, model, started_at, status, aborted, error, prompt, response)
+    INSERT INTO llm_logs (request_id, consumer_username, model, started_at, status, team, aborted, error, prompt, response)
     SELECT 'r' || n, 'user' || n % 3, CASE WHEN n % 4 > 0 THEN 'model' || n % 4 END, now() - n * interval '1 minute',
-        CASE n % 5 WHEN 0 THEN 200 WHEN 1 THEN 200 WHEN 2 THEN 429 WHEN 3 THEN 503 END, n % 9 = 0, CASE WHEN n % 11 = 0 THEN 'failed' END,
+        CASE n % 5 WHEN 0 THEN 200 WHEN 1 THEN 200 WHEN 2 THEN 429 WHEN 3 THEN 503 END,
+        CASE n % 8 WHEN 0 THEN 'ml' WHEN 1 THEN 'web' WHEN 2 THEN 'ops' END, n % 9 = 0, CASE WHEN n % 11 = 0 THEN 'failed' END,
         CASE WHEN n % 10 > 0 THEN 'Please Summarise the QUARTERLY report number ' || n || E'\\n' ||
             CASE WHEN n % 7 = 0 THEN '第' || n || '季度的安全报告，请总结。' ELSE 'It''s 50%_off for user' || n || '@example.com \\\\o/' END END,
         CASE WHEN n % 3 > 0 THEN 'Ärger mit ' || n || ' Geräten, naïve café; かな' || n || ' 한국어 𠀀𠀁' || n END
@@ -49,7 +50,7 @@ const WORDS: [&str; 24] = [
     "\n第",
 ];
 
-const FILTERS: [&str; 8] = [
+const FILTERS: [&str; 10] = [
     "",
     ", consumers => ARRAY['user1']",
     ", consumers => ARRAY['user1', 'user2', 'nobody'], outcome => 'good'",
@@ -58,10 +59,12 @@ const FILTERS: [&str; 8] = [
     ", outcome => '429', consumers => ARRAY['user0']",
     ", outcome => '5xx'",
     ", outcome => 'aborted'",
+    ", NULL, NULL, 'any', ARRAY['ml', 'web']",
+    ", ARRAY['user1'], NULL, 'good', ARRAY['']",
 ];
 
 /// The same in SQL as somebody would write it.
-const CONDITIONS: [&str; 8] = [
+const CONDITIONS: [&str; 10] = [
     "true",
     "consumer_username = 'user1'",
     "consumer_username IN ('user1', 'user2') AND status < 400 AND error IS NULL",
@@ -70,6 +73,8 @@ const CONDITIONS: [&str; 8] = [
     "status = 429 AND consumer_username = 'user0'",
     "status >= 500",
     "aborted",
+    "team IN ('ml', 'web')",
+    "consumer_username = 'user1' AND status < 400 AND error IS NULL AND team IS NULL",
 ];
 
 async fn ids(client: &Client, query: &str, words: &str) -> Vec<String> {

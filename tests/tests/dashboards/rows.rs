@@ -100,7 +100,12 @@ async fn choices(grafana: &Grafana, dashboard: &Dashboard) -> Vec<Variables> {
             for status in ["good", "failed", "4xx", "429", "5xx", "aborted"] {
                 choose(&[("status", &[status])]);
             }
-            choose(&[("consumer", &["z123456", "z200001"]), ("model", &["qwen-tiny", "unknown"]), ("text", &["it's 100%_\\"])]);
+            choose(&[
+                ("team", &["no team", "it's"]),
+                ("consumer", &["z123456", "z200001"]),
+                ("model", &["qwen-tiny", "unknown"]),
+                ("text", &["it's 100%_\\"]),
+            ]);
         }
         "conversation" => {
             for column in ["reasoning", "tool_calls", "error", "ttft_ms"] {
@@ -112,7 +117,7 @@ async fn choices(grafana: &Grafana, dashboard: &Dashboard) -> Vec<Variables> {
                 choose(&[("request_id", &[row.get(0)]), ("started_ms", &[row.get(1)])]);
             }
         }
-        _ => choose(&[("consumer", &["z123456", "it's"]), ("model", &["qwen-tiny"])]),
+        _ => choose(&[("team", &["no team", "it's"]), ("consumer", &["z123456", "it's"]), ("model", &["qwen-tiny"])]),
     }
     all
 }
@@ -216,6 +221,12 @@ async fn text_is_found_as_it_was_typed() {
     assert_eq!(conversations(&grafana, &[("limit", &["2"])]).await.rows.len(), 2);
     assert_eq!(conversations(&grafana, &[("consumer", &["nobody"])]).await.rows.len(), 0);
     assert_eq!(conversations(&grafana, &[("consumer", &["nobody", "z1"])]).await.rows.len(), 3);
+    let change = "UPDATE llm_logs SET team = 'ml' WHERE request_id LIKE '50%'";
+    grafana.owner.batch_execute(change).await.unwrap();
+    let of_team = async |team: &str| conversations(&grafana, &[("team", &[team])]).await;
+    assert_eq!(of_team("ml").await.column("request_id"), ["50percent off", "50%_off"]);
+    assert_eq!(of_team("no team").await.column("request_id"), ["Ends with a Backslash"]);
+    assert_eq!(of_team("web").await.rows.len(), 0);
 }
 
 #[tokio::test]
