@@ -72,6 +72,12 @@ LANGUAGE plpgsql AS $$
 DECLARE
     zone text := coalesce((SELECT time_zone FROM llm_site), 'UTC');
 BEGIN
+    -- Another image of PostgreSQL may know fewer zones. Upkeep says so at its start; no row is lost for it.
+    BEGIN
+        PERFORM date_trunc('hour', now(), zone);
+    EXCEPTION WHEN invalid_parameter_value THEN
+        zone := 'UTC';
+    END;
     -- Names are cut, because an index cannot hold all that a client may make up as a model.
     -- `prompt_tokens` leaves out cached tokens for the messages API alone.
     INSERT INTO llm_usage_deltas (hour, consumer_username, model, team, calls, errors, forwarded_calls, prompt_tokens,

@@ -162,6 +162,28 @@ async fn the_zone_is_one_that_postgresql_knows_and_stays_where_none_is_given() {
 }
 
 #[tokio::test]
+async fn calls_are_counted_on_the_clock_that_serve_was_given_and_on_utc_once_nobody_knows_it() {
+    let app = TestApp::start_on(Database::create().await, &["--site-time-zone", "Asia/Kolkata"]).await;
+    let at = 1_795_400_000_000;
+    assert_eq!(app.log(call("a", at, "ml")).await.count("stored"), 1);
+    let client = app.database.connect().await;
+    // A server whose files of zones are others: the check looks at what is written only.
+    execute(
+        &client,
+        "ALTER TABLE llm_site DROP CONSTRAINT llm_site_time_zone_check; UPDATE llm_site SET time_zone = 'Gone/Zone'",
+    )
+    .await;
+    assert_eq!(app.log(call("b", at, "ml")).await.count("stored"), 1);
+    execute(&client, "DELETE FROM llm_site").await;
+    assert_eq!(app.log(call("c", at, "ml")).await.count("stored"), 1);
+    let hours =
+        "SELECT to_char(hour AT TIME ZONE 'UTC', 'HH24:MI ') || sum(calls) FROM llm_usage_counts GROUP BY hour ORDER BY hour";
+    // 02:13 in UTC, 07:43 in Kolkata.
+    assert_eq!(texts(&client, hours).await, ["01:30 1", "02:00 2"]);
+    app.stop().await;
+}
+
+#[tokio::test]
 async fn usage_from_before_teams_stays_as_it_was_and_is_not_written_anew() {
     let database = Database::create().await;
     let mut client = database.connect().await;
