@@ -81,6 +81,13 @@ pub async fn upkeep(client: &Client) -> Option<Upkeep> {
     Some(Upkeep { seconds: row.try_get(0).ok()?, retention_held: row.try_get(1).ok()? })
 }
 
+/// The site's time zone, and whether this server knows it. `None` where a schema has no place for it.
+pub async fn zone(client: &Client) -> Option<(String, bool)> {
+    const QUERY: &str = "SELECT time_zone, llm_is_time_zone(time_zone) FROM llm_site";
+    let row = one(client, QUERY).await.ok()?;
+    Some((row.try_get(0).ok()?, row.try_get(1).ok()?))
+}
+
 /// Sessions of the role with which the collector logs in where it may only add rows.
 pub async fn writers(client: &Client) -> Option<i64> {
     const QUERY: &str = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND usename = 'llm_writer'";

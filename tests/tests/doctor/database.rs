@@ -204,3 +204,16 @@ async fn a_collector_that_is_not_logged_in_as_the_role_that_can_only_add_is_a_pr
     site.set("COLLECTOR_READY_FILE", "/run/upkeep/ready".to_owned());
     site.doctor().await.assert_problem("postgresql.writer", &["llm_writer"]);
 }
+
+#[tokio::test]
+async fn a_time_zone_that_the_server_no_longer_knows_is_a_problem() {
+    let mut site = Site::healthy().await;
+    let database = site.own_database().await;
+    site.doctor().await.assert_quiet("clock");
+    // As with another image of PostgreSQL: the check looks at what is written only.
+    let gone = "ALTER TABLE llm_site DROP CONSTRAINT llm_site_time_zone_check; UPDATE llm_site SET time_zone = 'Gone/Zone'";
+    execute(&database, gone).await;
+    let said = site.doctor().await;
+    said.assert_problem("clock", &["Gone/Zone"]);
+    assert!(said.mend("clock").contains("SITE_TIME_ZONE"), "{said:?}");
+}

@@ -64,6 +64,16 @@ pub(super) async fn examine(settings: &DoctorSettings, report: &mut Report) -> F
     if let Some(upkeep) = inspect::upkeep(&client).await {
         owners_work(&upkeep, report);
     }
+    match inspect::zone(&client).await {
+        Some((zone, true)) => report.good("clock", format!("hours and days of usage are those of {zone}")),
+        Some((zone, false)) => report.problem(
+            "clock",
+            format!("PostgreSQL no longer knows the time zone {zone}: usage is counted in hours of UTC"),
+            "reports by day fail, and quotas would end at other times than people expect",
+            "set SITE_TIME_ZONE in gateway.env to one of SELECT name FROM pg_timezone_names, then gateway apply",
+        ),
+        None => {}
+    }
     // In the service upkeep: then the collector is another process, with another role.
     if settings.ready_file.is_some() {
         writer(inspect::writers(&client).await, report);
