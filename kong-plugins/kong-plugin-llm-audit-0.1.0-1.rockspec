@@ -42,8 +42,6 @@ build = {
       "kong/plugins/llm-audit/estimate.lua",
     ["kong.plugins.llm-audit.gate"] =
       "kong/plugins/llm-audit/gate.lua",
-    ["kong.plugins.llm-audit.guard"] =
-      "kong/plugins/llm-audit/guard.lua",
     ["kong.plugins.llm-audit.handler"] =
       "kong/plugins/llm-audit/handler.lua",
     ["kong.plugins.llm-audit.json_length"] =
@@ -82,12 +80,22 @@ build = {
       "kong/plugins/llm-audit/usage_filter.lua",
     ["kong.plugins.llm-quota.counts"] =
       "kong/plugins/llm-quota/counts.lua",
+    ["kong.plugins.llm-quota.estimate"] =
+      "kong/plugins/llm-quota/estimate.lua",
+    ["kong.plugins.llm-quota.handler"] =
+      "kong/plugins/llm-quota/handler.lua",
     ["kong.plugins.llm-quota.ledger"] =
       "kong/plugins/llm-quota/ledger.lua",
     ["kong.plugins.llm-quota.like"] =
       "kong/plugins/llm-quota/like.lua",
     ["kong.plugins.llm-quota.limits"] =
       "kong/plugins/llm-quota/limits.lua",
+    ["kong.plugins.llm-quota.prompts"] =
+      "kong/plugins/llm-quota/prompts.lua",
+    ["kong.plugins.llm-quota.schema"] =
+      "kong/plugins/llm-quota/schema.lua",
+    ["kong.plugins.llm-quota.words"] =
+      "kong/plugins/llm-quota/words.lua",
     ["kong.plugins.llm-router.handler"] =
       "kong/plugins/llm-router/handler.lua",
     ["kong.plugins.llm-router.model_asked"] =
@@ -98,10 +106,14 @@ build = {
       "llm_gateway/answers.lua",
     ["llm_gateway.api"] =
       "llm_gateway/api.lua",
+    ["llm_gateway.early_reading"] =
+      "llm_gateway/early_reading.lua",
     ["llm_gateway.form"] =
       "llm_gateway/form.lua",
     ["llm_gateway.forwarded"] =
       "llm_gateway/forwarded.lua",
+    ["llm_gateway.guard"] =
+      "llm_gateway/guard.lua",
     ["llm_gateway.json_bytes"] =
       "llm_gateway/json_bytes.lua",
     ["llm_gateway.json_outline"] =
@@ -114,6 +126,8 @@ build = {
       "llm_gateway/models.lua",
     ["llm_gateway.reading"] =
       "llm_gateway/reading.lua",
+    ["llm_gateway.refusal"] =
+      "llm_gateway/refusal.lua",
     ["llm_gateway.request"] =
       "llm_gateway/request.lua",
     ["llm_gateway.request_body"] =
@@ -122,6 +136,8 @@ build = {
       "llm_gateway/response_servers.lua",
     ["llm_gateway.route"] =
       "llm_gateway/route.lua",
+    ["llm_gateway.sync_members"] =
+      "llm_gateway/sync_members.lua",
     ["llm_gateway.upload_room"] =
       "llm_gateway/upload_room.lua",
   },

@@ -45,7 +45,17 @@ local MAX_KNOWN = 1000
 local MAX_KNOWN_BYTES = 128
 local known_paths, known_count = {}, 0
 
-local M = {}
+local M = {
+  -- APIs whose calls take tokens, and those that answer with new ones.
+  TAKES_TOKENS = {
+    chat = true, completions = true, responses = true, messages = true,
+    embeddings = true, pooling = true, classify = true, rerank = true,
+    score = true,
+  },
+  GENERATES = {
+    chat = true, completions = true, responses = true, messages = true,
+  },
+}
 
 
 -- An escaped slash or percent sign is neither a separator nor an escape.

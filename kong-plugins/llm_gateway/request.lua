@@ -34,7 +34,9 @@ local OPEN_BRACE = byte("{")
 local QUOTE = byte('"')
 
 local WANTED = { model = true, stream = true, stream_options = true,
-                 previous_response_id = true }
+                 previous_response_id = true, max_tokens = true,
+                 max_completion_tokens = true, max_output_tokens = true,
+                 n = true, prompt = true }
 
 -- With request_id a client chooses, and overwrites, the ids of the server's
 -- responses; with kv_transfer_params it reaches into the server's caches.
@@ -73,7 +75,7 @@ local WORDS = {
 local LONGEST_WORD_BYTES = 64
 
 -- Of what was read, as a rule.
-local READING_FIELDS = 8
+local READING_FIELDS = 12
 
 local M = { REASONS = REASONS, MAX_NAME_BYTES = MAX_NAME_BYTES }
 
@@ -271,6 +273,7 @@ end
 --   open, position of its "{"; model, stream_options, the last members of that
 --     name, see json_outline;
 --   previous_response_id, a string or nil;
+--   members, the last ones of all names that are looked for, by name;
 --   text_bytes, how much of the body is not pictures, sound or vectors
 function Reader:finish(size)
   local outline = self.outline
@@ -286,6 +289,7 @@ function Reader:finish(size)
   end
 
   reading.open = outline.open
+  reading.members = found
   reading.stream_options = found.stream_options
   reading.model = found.model
   reading.changes = take_out(outline.dropped)

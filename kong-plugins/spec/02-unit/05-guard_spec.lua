@@ -1,4 +1,4 @@
-local guard = require "kong.plugins.llm-audit.guard"
+local guard = require "llm_gateway.guard"
 
 
 describe("guard", function()

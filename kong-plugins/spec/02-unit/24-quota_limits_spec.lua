@@ -238,6 +238,17 @@ describe("what comes over the network", function()
     end)
   end
 
+  it("may say null where nothing is to be said", function()
+    local null = require("cjson").null
+    local conf, left_out = limits.clean({ limits = {
+      { id = 1, subject = "everybody", name = null, models = null,
+        unit = "calls", currency = null, per = "day", amount = 1,
+        mode = "hard" },
+    } })
+    assert.equal(0, left_out)
+    assert.equal("%", conf.limits[1].models)
+  end)
+
   it("leaves out limits of nobody, and cost of no currency", function()
     local conf, left_out = limits.clean({ limits = {
       { id = 1, subject = "user", unit = "calls", per = "day", amount = 1,

@@ -98,8 +98,9 @@ describe("a limit", function()
       assert(one:reserve(quota.call())):settle(i, TAKEN)
     end
     assert.equal(150, used(11, DAY, ""))
-    local _, _, states = one:reserve(quota.call())
-    assert.equal(150, states[1].used)
+    local _, _, places, so_far = one:reserve(quota.call())
+    assert.equal(11, places[1].limit.id)
+    assert.same({ 150 }, so_far)
   end)
 
   it("of 0 refuses every call", function()
@@ -143,7 +144,7 @@ describe("several limits", function()
                           completion = 30 })
     -- 10 * 1000 + 10 * 100 + 30 * 2000
     assert.same({ 50, 1, 50, 71000 }, all())
-    assert.is_nil(node.dict:get("r:1:7:" .. DAY .. ":alice"))
+    assert.is_nil(node.dict:get("r:1:1"))
   end)
 
   it("are reserved none where one is over, and the longest is told", function()
@@ -152,12 +153,13 @@ describe("several limits", function()
     end
     assert.same({ 300, 3, 0, 480000 }, all())
     -- Both the calls of this hour and the money of this day are over.
-    local _, refusal, states = one:reserve(quota.call())
+    local _, refusal, _, so_far = one:reserve(quota.call())
     assert.equal(10, refusal.limit.id)
     assert.equal(480000, refusal.used)
     assert.equal(160000, refusal.asked)
     assert.same({ 300, 3, 0, 480000 }, all())
-    assert.equal(4, #states)
+    -- What is left is told without it.
+    assert.same({ 300, 3, 0, 480000 }, so_far)
   end)
 
   it("are as before when a call leaves nothing", function()
@@ -166,7 +168,7 @@ describe("several limits", function()
     admission:release()
     admission:settle(1, TAKEN)
     assert.same({ 0, 0, 0, 0 }, all())
-    assert.is_nil(node.dict:get("pending"))
+    assert.is_nil(node.dict:get("p:1:1"))
   end)
 
   it("are charged once, however often it is said", function()
@@ -175,14 +177,15 @@ describe("several limits", function()
     admission:settle(2, TAKEN)
     admission:release()
     assert.same({ 50, 1, 50, 80000 }, all())
-    assert.equal(1, node.dict:get("pending"))
+    assert.is_string(node.dict:get("p:1:1"))
+    assert.is_nil(node.dict:get("p:1:2"))
   end)
 
   it("are charged nothing for a call that took nothing", function()
     assert(one:reserve(quota.call())):settle(1, { calls = 0, prompt = 0,
                                                   completion = 0 })
     assert.same({ 0, 0, 0, 0 }, all())
-    assert.is_nil(node.dict:get("pending"))
+    assert.is_nil(node.dict:get("p:1:1"))
   end)
 end)
 
@@ -259,30 +262,31 @@ end)
 
 describe("a dict that is full", function()
   it("costs a reservation, counted, and refuses nobody", function()
-    local node = quota.new(7)
+    -- generation, conf, left_out, version, revision, told_at
+    local node = quota.new(6)
     local one = node:worker("w-one")
     assert(node:tell(one, quota.full({ TOKENS_A_DAY })))
-    -- generation, conf, left_out, version, revision, told_at, and no more
-    -- than the worker's slot
     local admission = assert(one:reserve(quota.call()))
-    assert.equal(1, one.dict:get("w:1") and 1)
     assert.is_nil(node:counter(7, DAY, "alice"))
     admission:settle(1, TAKEN)
     assert.is_nil(node:counter(7, DAY, "alice"))
-    assert.is_nil(node.dict:get("pending"))
   end)
 
   it("is one that nothing was taken out of", function()
+    -- room for what counts losses, the worker and its reservation
     local node = quota.new(9)
     local one = node:worker("w-one")
     node.dict:safe_add("lost", 0)
     assert(node:tell(one, quota.full({ TOKENS_A_DAY })))
-    -- Room for a reservation by this worker and none in the counter.
     local admission = assert(one:reserve(quota.call()))
+    assert.is_string(node.dict:get("r:1:1"))
     assert.is_nil(node:counter(7, DAY, "alice"))
-    assert.equal(0, node.dict:get("r:1:7:" .. DAY .. ":alice"))
-    assert.is_true(node.dict:get("lost") >= 1)
+    assert.equal(1, node.dict:get("lost"))
+    -- Now a charge finds room and its counter none.
+    node.dict.room = 8
     admission:settle(1, TAKEN)
+    assert.is_nil(node.dict:get("r:1:1"))
     assert.is_nil(node.dict:get("p:1:1"))
+    assert.equal(2, node.dict:get("lost"))
   end)
 end)

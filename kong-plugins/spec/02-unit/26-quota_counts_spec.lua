@@ -197,11 +197,18 @@ describe("a worker that died", function()
   end)
 
   it("and lives takes nothing back twice", function()
-    local admission = call(one)
+    local first, second = call(one), call(one)
+    node.time = node.time + 20
     counts.ask(two, is_one_running)
     assert.equal(300, used())
-    admission:settle(1, TAKEN)
+    first:settle(1, TAKEN)
     assert.equal(350, used())
+    second:release()
+    assert.equal(350, used())
+    -- It has a place again.
+    call(one, 2)
+    assert.equal(400, used())
+    assert.same({ "w-one" }, counts.ask(two, running).workers)
   end)
 
   it("in the middle of an answer is followed by one that asks for all of it",

@@ -5,7 +5,8 @@ local M = {}
 -- Modules that know nginx or Kong.
 local MODULES = {
   "kong.plugins.llm-router.handler", "kong.plugins.llm-router.model_asked",
-  "llm_gateway.forwarded", "llm_gateway.reading", "llm_gateway.request_body",
+  "llm_gateway.early_reading", "llm_gateway.forwarded", "llm_gateway.reading",
+  "llm_gateway.refusal", "llm_gateway.request_body",
   "llm_gateway.response_servers", "llm_gateway.route",
 }
 

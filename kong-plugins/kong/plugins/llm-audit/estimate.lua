@@ -13,11 +13,16 @@
 -- Invariant: never beside counts that the server reported. What counts as
 -- reported is a count above zero in an object "usage".
 
+local apis = require "llm_gateway.api"
+
 local byte = string.byte
 local ceil = math.ceil
 local find = string.find
 local setmetatable = setmetatable
 local sub = string.sub
+
+local GENERATES = apis.GENERATES
+local TAKES_TOKENS = apis.TAKES_TOKENS
 
 local BYTES_PER_TOKEN = 4
 
@@ -27,19 +32,11 @@ local CARRY_BYTES = 512
 local LF = byte("\n")
 local OPEN_BRACKET = byte("[")
 
--- APIs whose calls take tokens; by what an event that brings something is
--- told, where there are events of many kinds.
-local TAKES_TOKENS = {
-  chat = true, completions = true, responses = true, messages = true,
-  embeddings = true, pooling = true, classify = true, rerank = true,
-  score = true,
-}
+-- By what an event that brings something is told, where there are events of
+-- many kinds.
 local BRINGS = {
   responses = ".delta\n",
   messages = "content_block_delta\n",
-}
-local GENERATES = {
-  chat = true, completions = true, responses = true, messages = true,
 }
 
 local M = {}

@@ -27,7 +27,7 @@ local entry_bodies = require "kong.plugins.llm-audit.entry_bodies"
 local error_plan = require "kong.plugins.llm-audit.error_plan"
 local errors = require "kong.plugins.llm-audit.errors"
 local gate = require "kong.plugins.llm-audit.gate"
-local guard = require "kong.plugins.llm-audit.guard"
+local guard = require "llm_gateway.guard"
 local log_queue = require "kong.plugins.llm-audit.log_queue"
 local reading = require "kong.plugins.llm-audit.reading"
 local refused = require "kong.plugins.llm-audit.refused"
@@ -176,6 +176,10 @@ local function header_filter(_, conf)
   call.response = conf.capture == "full"
                   and new_capture(conf.max_response_body_size)
                   or reported.capture(status, content_type, encoding)
+  -- With bodies the collector reads what was reported, unless it matters here.
+  if call.asked.settle and conf.capture == "full" and not call.ends then
+    call.ends = reported.capture(status, content_type, encoding)
+  end
 
   local plan = error_plan.of(conf, status, content_type, content_length)
   if plan then
@@ -221,6 +225,9 @@ local function see(call, chunk)
   end
 
   call.response:put(chunk)
+  if call.ends then
+    call.ends:put(chunk)
+  end
 
   if call.meter then
     call.meter:put(chunk)
@@ -360,8 +367,9 @@ local function log(call, conf)
 
   if is_full then
     content = response and response:content()
+    answer = asked.settle and call.ends and read_reported(call, call.ends)
   elseif response then
-    answer = read_reported(call)
+    answer = read_reported(call, response)
   end
 
   local llm = {
@@ -388,7 +396,7 @@ local function log(call, conf)
     -- An SDK may hang up at the last event, before the last byte; a server that
     -- dies may end the body in good order. With bodies the collector sees that.
     -- Without that event it is whole where every choice said why it ended.
-    if answer.ended ~= nil then
+    if answer.ended ~= nil and not is_full then
       llm.aborted = not answer.ended
                     and (llm.aborted or not answer.finished)
     end
@@ -407,6 +415,10 @@ local function log(call, conf)
   request = is_full and request ~= "" and request or nil
   local entry = entry_bodies.new(llm.seq, refusal ~= nil, request, content,
                                  call.is_encoded)
+  if asked.settle then
+    entry.settle, entry.llm = asked.settle, llm
+    entry.hides_usage = call.is_encoded or call.meter and call.meter.has_usage
+  end
   entry_bodies.set(entry, asked.is_reading)
   if asked.is_reading then
     log_queue.add_alone(entry, llm)
@@ -420,9 +432,11 @@ local function release(call)
   if call.response then
     call.response:free()
   end
+  if call.ends then
+    call.ends:free()
+  end
 
   shared_reading.leave(call.asked or shared_reading.of_call())
-  stored_responses.leave(call)
   kong.ctx.plugin.call = nil
 end
 
@@ -456,8 +470,8 @@ end
 LlmAudit.header_filter = guarded("header_filter", header_filter)
 LlmAudit.body_filter = guarded("body_filter", body_filter, pass_held_bytes)
 
-read_reported = guarded("log", function(call)
-  return reported.read(call.response, call.stream, is_complete(call))
+read_reported = guarded("log", function(call, body)
+  return reported.read(body, call.stream, is_complete(call))
 end)
 
 describe_stored = guarded("log", function(call, llm, content)

@@ -89,9 +89,24 @@ local function admit(room, entry, value)
 end
 
 
-local function add(entry, conf, handler, handler_conf, value)
-  -- First of all: from here on the collector waits for this number.
+-- From here on the collector waits for the number of this entry, and whoever
+-- wants to know under which number the call is counted is told.
+local function give_number(entry)
   sequence.give(entry.seq)
+
+  local settle = entry.settle
+  if settle then
+    local ok, err = pcall(settle, entry.seq, entry.llm, entry.hides_usage)
+    if not ok then
+      pcall(kong.log.err, "a call was not charged: ", tostring(err))
+    end
+  end
+end
+
+
+local function add(entry, conf, handler, handler_conf, value)
+  -- First of all.
+  give_number(entry)
 
   value = admit(queue_keeper.room(conf), entry,
                 entry_bodies.fill_in(entry, value))
@@ -215,12 +230,13 @@ end
 
 
 -- Hands over the entry that the plugin has completed for this call: { seq,
--- refused, has_bodies, kept_out }, with what entry_bodies wants of it.
+-- refused, has_bodies, kept_out }, with what entry_bodies wants of it; and
+-- { settle, llm, hides_usage }, see llm_gateway.reading, where it has a limit.
 function M.expect(entry)
   kong.ctx.shared.llm_audit_entry = entry
   if not original and entry.seq then
     -- Nobody will tell what becomes of it.
-    sequence.give(entry.seq)
+    give_number(entry)
   end
 end
 

@@ -127,6 +127,12 @@ function M.give_sign()
 end
 
 
+-- @return whether a worker of that name gives signs
+function M.is_running(name)
+  return dict():get("sign:" .. name) ~= nil
+end
+
+
 -- Calls see(slot, worker, given, ended) for each worker that the shared dict
 -- knows.
 function M.each_worker(see)
@@ -135,7 +141,7 @@ function M.each_worker(see)
     local name = shared:get("worker:" .. slot)
     if name then
       see(slot, name, shared:get("given:" .. name) or 0,
-          shared:get("sign:" .. name) == nil)
+          not M.is_running(name))
     end
   end
 end

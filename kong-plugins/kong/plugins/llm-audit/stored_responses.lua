@@ -108,7 +108,8 @@ end
 
 
 -- Notes in the call what it takes to tell whose tokens the answer has.
--- @param keeps_ends whether the call's own capture keeps what reported reads
+-- @param keeps_ends whether the call's own capture keeps what reported reads;
+-- else call.ends is to keep it
 -- @return seen(chunk), to be called with the answer's chunks; nil where there
 -- is nothing to be seen
 function M.watch(call, status, content_type, content_encoding, keeps_ends)
@@ -126,16 +127,17 @@ function M.watch(call, status, content_type, content_encoding, keeps_ends)
     return nil
   end
 
-  local ends = not keeps_ends and reported.capture(status, content_type) or nil
+  if not keeps_ends then
+    call.ends = reported.capture(status, content_type)
+  end
+  if id then
+    return nil
+  end
+
   local user = reading.caller()
-  local read = not id and response_owners.id_reader()
-  call.ends = ends
+  local read = response_owners.id_reader()
 
   return function(chunk)
-    if ends then
-      ends:put(chunk)
-    end
-
     if read then
       local found, goes_on = read(chunk)
       if found then
@@ -193,15 +195,6 @@ function M.describe(call, llm, content, is_whole)
     or counts and not owners:count(number)
   then
     llm["repeat"] = true
-  end
-end
-
-
--- The call has ended.
-function M.leave(call)
-  if call.ends then
-    call.ends:free()
-    call.ends = nil
   end
 end
 

@@ -1,7 +1,8 @@
 -- Tells the collector, once a second and from one worker of the node, what no
 -- log entry can tell: up to where each worker has counted, which refused calls
 -- left no entry, how full the queues are, and who made which stored response.
--- Asks it for makers that are not known here. Never in a request.
+-- Asks it for makers that are not known here. Never in a request. What other
+-- plugins tell and ask is theirs to say (llm_gateway.sync_members).
 --
 -- `POST /sync` next to the `POST /log` of http-log, with its headers; what is
 -- sent stands in docs/contract.md. Every worker gives a sign and publishes its
@@ -14,6 +15,7 @@ local queue_keeper = require "kong.plugins.llm-audit.queue_keeper"
 local refused = require "kong.plugins.llm-audit.refused"
 local sequence = require "kong.plugins.llm-audit.sequence"
 local stored_responses = require "kong.plugins.llm-audit.stored_responses"
+local sync_members = require "llm_gateway.sync_members"
 
 local floor = math.floor
 local format = string.format
@@ -41,6 +43,9 @@ local TIMEOUT_MS = 3000
 -- which none takes more than 250 bytes.
 local MAX_REFUSED = 500
 local MAX_RESPONSES = 300
+
+-- An answer to a node's 5,000 users with some limits each has a megabyte.
+local MAX_ANSWER_BYTES = 16777216
 
 -- A state that is older belongs to a worker that is gone.
 local STATE_SECONDS = 15
@@ -102,6 +107,20 @@ local function node_name()
 end
 
 
+local function report(err)
+  local now = ngx.now()
+  if reported_at and now - reported_at < REPORT_SECONDS
+    and now >= reported_at
+  then
+    return
+  end
+
+  reported_at = now
+  pcall(kong.log.warn, "could not tell the collector about this node: ",
+        tostring(err))
+end
+
+
 -- cjson makes {} of an empty list, so a list is left out instead.
 local function list(items)
   return items[1] ~= nil and items or nil
@@ -146,13 +165,22 @@ local function make_body(shared)
                          status = count.status, count = count.count }
   end
 
-  return cjson.encode({ v = VERSION, node = node_name(),
-                        workers = list(workers),
-                        refused_calls = list(refused_calls),
-                        responses_made = list(taken.news),
-                        responses_asked = list(taken.asked),
-                        gauges = gauges }),
-         ended, taken
+  local told = { v = VERSION, node = node_name(), workers = list(workers),
+                 refused_calls = list(refused_calls),
+                 responses_made = list(taken.news),
+                 responses_asked = list(taken.asked), gauges = gauges }
+  for name, member in pairs(sync_members.all()) do
+    local ok, value = pcall(member.ask, sequence.is_running)
+    if ok then
+      told[name] = value
+      member.note_gauges(gauges)
+    else
+      report(value)
+    end
+  end
+  taken.told = told
+
+  return cjson.encode(told), ended, taken
 end
 
 
@@ -182,7 +210,11 @@ local function post(endpoint, body)
     return nil, "status " .. answer.status
   end
 
-  local told = cjson.decode(answer.body or "")
+  local text = answer.body or ""
+  if #text > MAX_ANSWER_BYTES then
+    return nil, "its answer has " .. #text .. " bytes"
+  end
+  local told = cjson.decode(text)
 
   return type(told) == "table" and told or {}
 end
@@ -203,17 +235,16 @@ local function learn(asked, made)
 end
 
 
-local function report(err)
-  local now = ngx.now()
-  if reported_at and now - reported_at < REPORT_SECONDS
-    and now >= reported_at
-  then
-    return
+-- @param told the request
+local function learn_members(answer, told)
+  for name, member in pairs(sync_members.all()) do
+    if told[name] ~= nil and answer[name] ~= nil then
+      local called, ok, err = pcall(member.learn, answer[name], told[name])
+      if not called or not ok then
+        report(name .. ": " .. tostring(called and err or ok))
+      end
+    end
   end
-
-  reported_at = now
-  pcall(kong.log.warn, "could not tell the collector about this node: ",
-        tostring(err))
 end
 
 
@@ -242,6 +273,7 @@ local function send(shared)
 
   refused.forget(taken.refused)
   learn(taken.asked, answer.responses)
+  learn_members(answer, taken.told)
   for slot, name in pairs(ended) do
     sequence.forget(slot, name)
   end

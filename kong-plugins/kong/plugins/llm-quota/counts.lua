@@ -37,16 +37,32 @@ local M = {}
 
 -- --- asking -----------------------------------------------------------------
 
+-- Takes amounts that are noted under a key out of their counters.
+local function take_out(dict, key)
+  local noted = dict:get(key)
+  if type(noted) ~= "string" then
+    return
+  end
+
+  dict:delete(key)
+  local from = 1
+  while from <= #noted do
+    local amount, length, at = match(noted, "^(%d+) (%d+) ()", from)
+    if not amount then
+      return
+    end
+    from = at + tonumber(length)
+    dict:incr("t" .. sub(noted, at, from - 1), -tonumber(amount))
+  end
+end
+
+
 -- Takes back what calls of a worker that died have reserved.
 local function drop_reservations(dict, slot)
   local prefix = "r:" .. slot .. ":"
   for _, key in ipairs(dict:get_keys(0)) do
     if sub(key, 1, #prefix) == prefix then
-      local reserved = dict:get(key)
-      dict:delete(key)
-      if type(reserved) == "number" then
-        dict:incr("t" .. sub(key, #prefix), -reserved)
-      end
+      take_out(dict, key)
     end
   end
 end
@@ -100,7 +116,7 @@ end
 
 -- --- what is committed ------------------------------------------------------
 
--- @return the counter, its time to live, the amount; nil where it is none
+-- @return the counter, the end of its window, the amount; nil where it is none
 local function read_used(ledger, index, told)
   if type(told) ~= "table" then
     return nil
@@ -124,18 +140,17 @@ local function read_used(ledger, index, told)
   end
 
   local _, stop = limits.window(index, limit.per, start)
-  local ttl = ledger:ttl(stop)
-  if not amount or ttl <= 0 then
+  if not amount or ledger:ttl(stop) <= 0 then
     return nil
   end
 
-  return ":" .. limit.prefix .. start .. ":" .. subject, ttl, amount
+  return ":" .. limit.prefix .. start .. ":" .. subject, stop, amount
 end
 
 
-local function add_committed(ledger, counter, ttl, amount)
-  if not (ledger:add("b" .. counter, amount, ttl)
-          and ledger:add("t" .. counter, amount, ttl))
+local function add_committed(ledger, counter, stop, amount)
+  if not (ledger:add("b" .. counter, amount, stop)
+          and ledger:add("t" .. counter, amount, stop))
   then
     ledger:lose()
   end
@@ -148,14 +163,14 @@ local function apply_used(ledger, index, used, is_full)
   local dict = ledger.dict
   local named = {}
   for i = 1, min(#used, MAX_USED) do
-    local counter, ttl, amount = read_used(ledger, index, used[i])
+    local counter, stop, amount = read_used(ledger, index, used[i])
     if counter then
       local before = dict:get("b" .. counter) or 0
       local change = is_full and max(amount, 0) - before
                      or max(amount, -before)
       named["b" .. counter] = true
       if change ~= 0 then
-        add_committed(ledger, counter, ttl, change)
+        add_committed(ledger, counter, stop, change)
       end
     end
   end
@@ -178,27 +193,6 @@ end
 
 
 -- --- what is in the count ---------------------------------------------------
-
--- Takes the charges of a call out of the counters.
-local function drop_charges(dict, key)
-  local charges = dict:get(key)
-  if type(charges) ~= "string" then
-    return
-  end
-
-  dict:delete(key)
-  dict:incr("pending", -1)
-  local from = 1
-  while from <= #charges do
-    local amount, length, at = match(charges, "^(%d+) (%d+) ()", from)
-    if not amount then
-      return
-    end
-    from = at + tonumber(length)
-    dict:incr("t" .. sub(charges, at, from - 1), -tonumber(amount))
-  end
-end
-
 
 -- @return ranges in order that do not overlap, within low and high; how many
 -- numbers they have
@@ -245,6 +239,7 @@ local function is_in(ranges, number)
 end
 
 
+-- @return the lowest number that is left, nil where none is
 local function drop_by_keys(dict, slot, ranges)
   -- Such as end before they begin were in another one.
   local kept = {}
@@ -254,13 +249,20 @@ local function drop_by_keys(dict, slot, ranges)
     end
   end
 
+  local lowest
   for _, key in ipairs(dict:get_keys(0)) do
     local of_slot, number = match(key, "^p:(%d+):(%d+)$")
-    if of_slot and tonumber(of_slot) == slot and is_in(kept, tonumber(number))
-    then
-      drop_charges(dict, key)
+    number = tonumber(number)
+    if of_slot and tonumber(of_slot) == slot then
+      if is_in(kept, number) then
+        take_out(dict, key)
+      else
+        lowest = min(number, lowest or number)
+      end
     end
   end
+
+  return lowest
 end
 
 
@@ -284,12 +286,12 @@ local function apply_counted(dict, counted)
       if type(told) == "table" then
         local ranges, count = clean_ranges(told, low, high)
         if count > MAX_NUMBERS then
-          drop_by_keys(dict, slot, ranges)
+          low = drop_by_keys(dict, slot, ranges) or high + 1
         else
           local prefix = "p:" .. slot .. ":"
           for _, range in ipairs(ranges) do
             for number = range[1], range[2] do
-              drop_charges(dict, prefix .. number)
+              take_out(dict, prefix .. number)
             end
           end
         end
@@ -377,11 +379,19 @@ function M.age(ledger)
 end
 
 
--- @return { pending, refused, lost, left_out }
+-- @return { pending: calls at most that wait to be counted, refused, lost,
+-- left_out }
 function M.gauges(ledger)
-  local gauges = {}
-  for _, name in ipairs({ "pending", "refused", "lost", "left_out" }) do
-    gauges[name] = ledger.dict:get(name) or 0
+  local dict = ledger.dict
+  local gauges = { pending = 0 }
+  for slot = 1, ledgers.MAX_SLOTS do
+    local low, high = dict:get("lo:" .. slot), dict:get("hi:" .. slot)
+    if low and high then
+      gauges.pending = gauges.pending + max(high - low + 1, 0)
+    end
+  end
+  for _, name in ipairs({ "refused", "lost", "left_out" }) do
+    gauges[name] = dict:get(name) or 0
   end
 
   return gauges

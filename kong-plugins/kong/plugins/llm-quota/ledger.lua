@@ -8,8 +8,8 @@
 -- A COUNTER is LIMIT:WINDOW:SUBJECT, with the window's first second. So that
 -- each part can be taken back when its time has come:
 --   b:COUNTER        what of it is committed (counts.lua)
---   r:SLOT:COUNTER   what calls under way in one worker have reserved
---   p:SLOT:NUMBER    the charges of one ended call: amounts and counters
+--   r:SLOT:N         what one call under way has reserved: amounts and counters
+--   p:SLOT:NUMBER    what one ended call is charged, likewise
 --   w:SLOT           the worker's name; lo:SLOT and hi:SLOT bound its numbers
 --
 -- Invariants
@@ -24,13 +24,12 @@
 -- between two additions leaves one call too much in a counter, until its window
 -- is over.
 
+local buffer = require "string.buffer"
 local limits = require "kong.plugins.llm-quota.limits"
 
 local new_table = require "table.new"
 
-local concat = table.concat
 local format = string.format
-local ipairs = ipairs
 local max = math.max
 local setmetatable = setmetatable
 
@@ -39,6 +38,13 @@ local MAX_SLOTS = 256
 
 -- A counter is kept for so long behind its window, for calls that began in it.
 local GRACE_SECONDS = 7200
+
+-- A worker that gives no sign for 15 s is taken for dead, and what it had
+-- reserved is taken back. One that comes back looks before it goes on.
+local UNSEEN_SECONDS = 5
+
+-- Numbers up to here are written with all their digits.
+local PLAIN = 1e14
 
 local MOST = limits.MOST
 
@@ -49,6 +55,9 @@ Ledger.__index = Ledger
 
 local Admission = {}
 Admission.__index = Admission
+
+-- In which what a call reserves or is charged is put together.
+local out = buffer.new()
 
 
 -- @param dict an ngx.shared dict
@@ -63,6 +72,10 @@ function M.new(dict, options)
     generation = nil,
     index = nil,
     slot = nil,
+    slot_seen_at = 0,
+    has_low = false,
+    -- reservations of this worker so far
+    reservations = 0,
   }, Ledger)
 end
 
@@ -84,15 +97,20 @@ function Ledger:lose()
 end
 
 
--- @return the counter's new value; nil where there is no room for it
-function Ledger:add(key, amount, ttl)
+-- @param stop of the counter's window
+-- @return its new value; nil where there is no room for it, or it is over
+function Ledger:add(key, amount, stop)
   local dict = self.dict
   local value = dict:incr(key, amount)
   if value then
     return value
   end
 
-  local ok, err = dict:safe_add(key, 0, ttl)
+  local ttl = self:ttl(stop)
+  local ok, err
+  if ttl > 0 then
+    ok, err = dict:safe_add(key, 0, ttl)
+  end
   if not ok and err ~= "exists" then
     return nil
   end
@@ -117,17 +135,13 @@ function Ledger:limits()
 end
 
 
--- @return a place for what this worker notes; nil where all are taken
-function Ledger:own_slot()
+local function take_slot(self)
   local dict, name = self.dict, self.worker()
-  local slot = self.slot
-  if slot and dict:get("w:" .. slot) == name then
-    return slot
-  end
-
   for i = 1, MAX_SLOTS do
     if dict:safe_add("w:" .. i, name) then
-      self.slot = i
+      self.reserved_prefix = "r:" .. i .. ":"
+      self.charged_prefix = "p:" .. i .. ":"
+      self.has_low = false
       return i
     end
   end
@@ -136,103 +150,145 @@ function Ledger:own_slot()
 end
 
 
+-- @return a place for what this worker notes; nil where all are taken
+function Ledger:own_slot()
+  local now = self.now()
+  local seen_at = self.slot_seen_at
+  if now - seen_at > UNSEEN_SECONDS or now < seen_at then
+    local slot = self.slot
+    if not slot or self.dict:get("w:" .. slot) ~= self.worker() then
+      self.slot = take_slot(self)
+    end
+  end
+  self.slot_seen_at = now
+
+  return self.slot
+end
+
+
 -- --- a call that begins -----------------------------------------------------
 
-local function take_back(self, items)
-  for _, item in ipairs(items) do
-    if item.reserved then
-      self:give_back(item)
-    end
+-- Notes an amount of a counter in `out`.
+local function put(amount, place)
+  if amount >= PLAIN then
+    amount = format("%.0f", amount)
   end
+  out:put(amount, " ", place.tail)
 end
 
 
--- Takes a reservation out of its counters, and puts the charge there.
--- @param charge nil: none
-function Ledger:give_back(item, charge)
+-- @return where one limit counts a call that began then; the same table for
+-- all calls of the window
+local function place_of(index, found, at)
+  local limit = found.limit
+  local start, stop = limits.window(index, limit.per, at)
+  local place = found.place
+  if place and place.start == start then
+    return place
+  end
+
+  local counter = ":" .. limit.prefix .. start .. found.suffix
+  place = { limit = limit, subject = found.subject, start = start,
+            stop = stop, key = "t" .. counter,
+            tail = #counter .. " " .. counter }
+  found.place = place
+
+  return place
+end
+
+
+local function places_of(index, call, model)
+  local applying = limits.applying(index, call.user, call.team, model)
+  local count = #applying
+  local places = new_table(count, 0)
+  for i = 1, count do
+    places[i] = place_of(index, applying[i], call.at)
+  end
+
+  return places, count
+end
+
+
+-- Takes back what a call has reserved.
+local function take_back(self, key, places, reserved)
   local dict = self.dict
-  local reserved = item.reserved or 0
-  item.reserved = nil
-
-  if reserved > 0 then
-    local left = dict:incr(item.reserved_key, -reserved)
-    if not left then
-      -- This worker was taken for a dead one: it is taken back already.
-      reserved = 0
-    elseif left <= 0 then
-      dict:delete(item.reserved_key)
-    end
+  if key then
+    dict:delete(key)
   end
-
-  local change = (charge or 0) - reserved
-  if change == 0 then
-    return
-  end
-  if not dict:incr(item.key, change) and change > 0 then
-    local ttl = self:ttl(item.stop)
-    if ttl > 0 and not self:add(item.key, change, ttl) then
-      self:lose()
+  for i = 1, #places do
+    if reserved[i] > 0 then
+      dict:incr(places[i].key, -reserved[i])
     end
   end
 end
 
 
--- @return what is used with this call in it; nil where there is no room for
--- the reservation
-local function reserve_one(self, item, amount, slot)
-  local ttl = self:ttl(item.stop)
-  local key = "r:" .. slot .. item.colon_key
-  if ttl <= 0 or not self:add(key, amount, ttl) then
+-- Notes what stands in `out` as reserved.
+-- @return under which key; nil where there is no room
+local function note_reservation(self)
+  if not self:own_slot() then
     return nil
   end
 
-  local used = self:add(item.key, amount, ttl)
-  if not used then
-    self.dict:incr(key, -amount)
-    return nil
-  end
-  item.reserved, item.reserved_key = amount, key
+  local number = self.reservations + 1
+  self.reservations = number
+  local key = self.reserved_prefix .. number
 
-  return used
+  return self.dict:safe_set(key, out:tostring()) and key or nil
 end
 
 
--- @return the counters of the limits that hold for a call
-local function items_of(index, applying, at)
-  local items = new_table(#applying, 0)
-  for i = 1, #applying do
-    local found = applying[i]
-    local limit = found.limit
-    local start, stop = limits.window(index, limit.per, at)
-    local colon_key = ":" .. limit.prefix .. start .. found.suffix
-    items[i] = { limit = limit, subject = found.subject, start = start,
-                 stop = stop, colon_key = colon_key, key = "t" .. colon_key,
-                 reserved = nil, reserved_key = nil, used = 0 }
+-- @param amounts of each place that the call may take
+-- @return what of it is to be reserved, and the key under which that is noted
+local function plan(self, places, amounts, count)
+  local reserved = new_table(count, 0)
+  local has_any = false
+  out:reset()
+  for i = 1, count do
+    local is_reserved = amounts[i] > 0 and places[i].limit.mode == "hard"
+    reserved[i] = is_reserved and amounts[i] or 0
+    if is_reserved then
+      put(amounts[i], places[i])
+      has_any = true
+    end
   end
 
-  return items
+  local key = has_any and note_reservation(self) or nil
+  if has_any and not key then
+    self:lose()
+    for i = 1, count do
+      reserved[i] = 0
+    end
+  end
+
+  return reserved, key
 end
 
 
 -- Looks at one limit, and takes what the call may take of it.
--- @return whether it is refused
-local function look_at(self, item, amount, slot)
-  local limit = item.limit
-  item.asked = amount
-  local takes_any = amount > 0 or limit.unit == "calls"
-
-  if limit.mode == "hard" and takes_any and slot then
-    local used = reserve_one(self, item, amount, slot)
+-- @return what is used, with the call; whether the call is refused
+local function look_at(self, place, amount, reserved, i)
+  local limit = place.limit
+  if reserved[i] > 0 then
+    local used = self:add(place.key, amount, place.stop)
     if used then
-      item.used = used
-      return used > limit.most
+      return used, used > limit.most
     end
+    reserved[i] = 0
     self:lose()
   end
 
-  item.used = max(self.dict:get(item.key) or 0, 0)
+  local used = max(self.dict:get(place.key) or 0, 0)
+  local takes_any = amount > 0 or limit.unit == "calls"
 
-  return limit.mode ~= "shadow" and takes_any and item.used >= limit.most
+  return used, takes_any and limit.mode ~= "shadow" and used >= limit.most
+end
+
+
+local function note_refused(dict)
+  if not dict:incr("refused", 1) then
+    dict:safe_add("refused", 1)
+  end
 end
 
 
@@ -240,45 +296,60 @@ end
 -- @param call { user, team, model (nil: not known), at: the second in which it
 -- began, calls, prompt, completion: what it may take }
 -- @return an admission, which has to be settled or released; or nil and the
--- refusal: { limit, subject, used, asked, start, stop }; in any case what is
--- left of each limit: list of { limit, used, stop }
+-- refusal: { limit, subject, used, asked, start, stop }; in any case the places
+-- where the call is counted, { limit, start, stop }, and what is used of each
 function Ledger:reserve(call)
   local index = self:limits()
-  local applying = limits.applying(index, call.user, call.team, call.model)
-  local items = items_of(index, applying, call.at)
-  local slot = items[1] and self:own_slot()
+  local places, count = places_of(index, call, call.model)
+  local amounts, used = new_table(count, 0), new_table(count, 0)
+  for i = 1, count do
+    amounts[i] = limits.taken_of(index, places[i].limit, call.model, call)
+  end
 
+  local reserved, key = plan(self, places, amounts, count)
   local refused
-  for i = 1, #items do
-    local item = items[i]
-    local amount = limits.taken_of(index, item.limit, call.model, call)
+  for i = 1, count do
+    local place = places[i]
+    local sum, is_over = look_at(self, place, amounts[i], reserved, i)
+    used[i] = sum
     -- Of several that are over the one that is over for longest is told.
-    if look_at(self, item, amount, slot)
-      and (not refused or item.stop > refused.stop)
-    then
-      refused = item
+    if is_over and (not refused or place.stop > places[refused].stop) then
+      refused = i
     end
   end
 
-  if refused then
-    local used = refused.used - (refused.reserved or 0)
-    take_back(self, items)
-    if not self.dict:incr("refused", 1) then
-      self.dict:safe_add("refused", 1)
-    end
-
-    return nil, { limit = refused.limit, subject = refused.subject,
-                  used = used, asked = refused.asked, start = refused.start,
-                  stop = refused.stop }, items
+  if not refused then
+    return setmetatable({ ledger = self, index = index, call = call,
+                          places = places, reserved = reserved, key = key,
+                          is_done = false }, Admission), nil, places, used
   end
 
-  return setmetatable({ ledger = self, index = index, call = call,
-                        items = items, is_done = false }, Admission),
-         nil, items
+  for i = 1, count do
+    used[i] = used[i] - reserved[i]
+  end
+  take_back(self, key, places, reserved)
+  note_refused(self.dict)
+  local place = places[refused]
+
+  return nil, { limit = place.limit, subject = place.subject,
+                used = used[refused], asked = amounts[refused],
+                start = place.start, stop = place.stop }, places, used
 end
 
 
 -- --- a call that ends -------------------------------------------------------
+
+-- Whether what a call has reserved is still there: not where this worker was
+-- taken for a dead one meanwhile.
+local function holds(self)
+  local ledger = self.ledger
+  if ledger.now() - self.call.at <= UNSEEN_SECONDS or not self.key then
+    return true
+  end
+
+  return ledger.dict:get(self.key) ~= nil
+end
+
 
 -- Nothing will be counted of the call: it leaves no trace.
 function Admission:release()
@@ -287,54 +358,53 @@ function Admission:release()
   end
 
   self.is_done = true
-  take_back(self.ledger, self.items)
+  if holds(self) then
+    take_back(self.ledger, self.key, self.places, self.reserved)
+  end
 end
 
 
--- The counters of the limits that hold for the model that answered, with the
--- reservations that are there.
-local function items_for(self, model)
-  local call, index = self.call, self.index
-  if not model or model == call.model then
-    return self.items
-  end
-
-  local applying = limits.applying(index, call.user, call.team, model)
-  local items = items_of(index, applying, call.at)
-  local by_key = {}
-  for _, item in ipairs(items) do
-    by_key[item.key] = item
-  end
-  for _, old in ipairs(self.items) do
-    local item = by_key[old.key]
-    if item then
-      item.reserved, item.reserved_key = old.reserved, old.reserved_key
-    elseif old.reserved then
-      self.ledger:give_back(old)
+-- Where the model that answered is counted, and what is reserved there.
+local function places_for(self, model)
+  local call, places = self.call, self.places
+  local reserved = self.reserved
+  if model and model ~= call.model then
+    local others, count = places_of(self.index, call, model)
+    local are_same = count == #places
+    for i = 1, count do
+      are_same = are_same and others[i].key == places[i].key
+    end
+    if not are_same then
+      take_back(self.ledger, nil, places, reserved)
+      places, reserved = others, new_table(count, 0)
+      for i = 1, count do
+        reserved[i] = 0
+      end
     end
   end
 
-  return items
+  return places, reserved
 end
 
 
--- Remembers the charges of a call until the collector has counted it.
+-- Remembers what stands in `out` until the collector has counted the call.
 -- @return whether there was room for that
-local function remember(self, number, parts)
+local function remember(self, number)
   local dict = self.dict
   local slot = self:own_slot()
   if not slot or number > MOST
-    or not dict:safe_set("p:" .. slot .. ":" .. number, concat(parts))
+    or not dict:safe_set(self.charged_prefix .. number, out:tostring())
   then
     self:lose()
     return false
   end
 
-  dict:safe_add("lo:" .. slot, number)
-  dict:safe_set("hi:" .. slot, number)
-  if not dict:incr("pending", 1) then
-    dict:safe_add("pending", 1)
+  if not self.has_low then
+    dict:safe_add("lo:" .. slot, number)
+    self.has_low = true
+    self.high_key = "hi:" .. slot
   end
+  dict:safe_set(self.high_key, number)
 
   return true
 end
@@ -351,23 +421,41 @@ function Admission:settle(number, taken, model)
   end
 
   self.is_done = true
-  local ledger = self.ledger
-  local items = items_for(self, model)
-  local charges, parts = {}, {}
-  for i, item in ipairs(items) do
-    local charge = limits.taken_of(self.index, item.limit,
-                                   model or self.call.model, taken)
+  local ledger, index = self.ledger, self.index
+  local dict = ledger.dict
+  local held = holds(self)
+  if not held then
+    for i = 1, #self.places do
+      self.reserved[i] = 0
+    end
+  end
+  local places, reserved = places_for(self, model)
+  local count = #places
+  local charges = new_table(count, 0)
+  local has_any = false
+  model = model or self.call.model
+  out:reset()
+  for i = 1, count do
+    local charge = limits.taken_of(index, places[i].limit, model, taken)
     charges[i] = charge
     if charge > 0 then
-      parts[#parts + 1] = format("%.0f %d ", charge,
-                                 #item.colon_key)
-      parts[#parts + 1] = item.colon_key
+      put(charge, places[i])
+      has_any = true
     end
   end
 
-  local is_kept = parts[1] == nil or remember(ledger, number, parts)
-  for i, item in ipairs(items) do
-    ledger:give_back(item, is_kept and charges[i] or 0)
+  local is_kept = has_any and remember(ledger, number)
+  if self.key and held then
+    dict:delete(self.key)
+  end
+  for i = 1, count do
+    local charge = is_kept and charges[i] or 0
+    local change = charge - reserved[i]
+    if change > 0 then
+      ledger:add(places[i].key, change, places[i].stop)
+    elseif change < 0 then
+      dict:incr(places[i].key, change)
+    end
   end
 end
 

@@ -2,7 +2,7 @@
 -- told them; which of them hold for a call.
 --
 -- What comes over the network is made clean first: a limit, a time or a price
--- that is none is left out, and there are no more of each than MAX_… say.
+-- that is none is left out, and of each there are no more than stands below.
 -- Amounts are whole numbers up to 2^53, which a float holds exactly; cost
 -- is counted in millionths of the currency.
 --
@@ -102,6 +102,12 @@ function M.amount(unit, value)
 end
 
 
+-- JSON's null is something else than nil.
+local function is_missing(value)
+  return value == nil or type(value) == "userdata"
+end
+
+
 local function clean_limit(told)
   if type(told) ~= "table" then
     return nil
@@ -111,7 +117,7 @@ local function clean_limit(told)
     id = whole(told.id) and told.id < MAX_ID and told.id or nil,
     subject = SUBJECTS[told.subject] and told.subject,
     name = text(told.name),
-    models = text(told.models) or told.models == nil and "%" or nil,
+    models = text(told.models) or is_missing(told.models) and "%" or nil,
     unit = UNITS[told.unit] and told.unit,
     currency = text(told.currency),
     per = SECONDS[told.per] and told.per,

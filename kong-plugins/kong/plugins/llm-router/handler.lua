@@ -14,11 +14,12 @@
 -- of servers (Kong), the entry (llm-audit).
 
 local answers = require "llm_gateway.answers"
-local apis = require "llm_gateway.api"
 local chosen = require "kong.plugins.llm-router.model_asked"
+local early_reading = require "llm_gateway.early_reading"
 local forwarded = require "llm_gateway.forwarded"
 local models = require "llm_gateway.models"
 local reading = require "llm_gateway.reading"
+local refusal = require "llm_gateway.refusal"
 local response_servers = require "llm_gateway.response_servers"
 local route = require "llm_gateway.route"
 
@@ -27,7 +28,6 @@ local gsub = string.gsub
 local kong = kong
 local match = string.match
 local ngx = ngx
-local require = require
 local setmetatable = setmetatable
 local tonumber = tonumber
 
@@ -54,23 +54,10 @@ local function index_of(conf)
 end
 
 
-local function answer(status, body, headers)
-  headers = headers or {}
-  headers["Content-Type"] = "application/json"
+local answer = refusal.answer
 
-  return kong.response.exit(status, body, headers)
-end
-
-
--- @param err as answers makes it; may have headers
 local function refuse(asked, err)
-  asked.refused_by = "router"
-  local is_anthropic = apis.is_anthropic(reading.api_of(asked))
-                       or asked.api == "models" and asked.is_anthropic
-
-  return answer(err.status, answers.error(is_anthropic, err,
-                                          ngx.var.kong_request_id),
-                err.headers)
+  return refusal.send(asked, "router", err)
 end
 
 
@@ -209,14 +196,7 @@ function LlmRouter.log(_, conf)
     return
   end
 
-  local asked = reading.of_call()
-  if asked.is_reading and kong.ctx.plugin.is_reading
-    and kong.configuration.loaded_plugins["llm-audit"]
-  then
-    require("kong.plugins.llm-audit.handler").log_unreached()
-  end
-  reading.close(asked)
-  reading.leave(asked)
+  early_reading.log(reading.of_call())
 end
 
 

@@ -9,18 +9,16 @@
 -- like all others, everything else goes to the service's address.
 
 local answers = require "llm_gateway.answers"
+local early_reading = require "llm_gateway.early_reading"
 local form = require "llm_gateway.form"
 local json_scan = require "llm_gateway.json_scan"
 local reading = require "llm_gateway.reading"
 local request = require "llm_gateway.request"
-local upload_room = require "llm_gateway.upload_room"
 
 local byte = string.byte
-local error = error
 local find = string.find
 local kong = kong
 local lower = string.lower
-local pcall = pcall
 local sub = string.sub
 
 local QUOTE = byte('"')
@@ -63,34 +61,11 @@ local function is_json_type()
 end
 
 
-local function too_large(err)
-  return {
-    status = err.status,
-    message = err.message .. ".",
-    type = err.status == 429 and "requests" or "server_error",
-    code = err.status == 429 and "rate_limit_exceeded" or nil,
-    anthropic_type = err.status == 429 and "rate_limit_error"
-                     or "overloaded_error",
-    headers = err.headers,
-  }
-end
-
-
-local function too_late(err)
-  return {
-    status = err.status,
-    message = "The request did not arrive in time: " .. err.message .. ".",
-    type = "invalid_request_error",
-    anthropic_type = "invalid_request_error",
-  }
-end
-
-
 -- @return how to answer instead of reading the body
 local function refusal(asked)
-  local lacking = reading.take_room(asked, upload_room.size())
+  local lacking = early_reading.lacks_room(asked)
   if lacking then
-    return too_large(lacking)
+    return lacking
   end
 
   if reading.is_encoded() then
@@ -176,19 +151,7 @@ function M.read(asked)
     return nil, err
   end
 
-  local call = kong.ctx.plugin
-  call.is_reading = true
-  local ok, name
-  ok, name, err = pcall(read, asked)
-  call.is_reading = nil
-  if not ok and name ~= reading.LATE then
-    error(name, 0)
-  elseif not ok then
-    return nil, too_late(name)
-  end
-  reading.rest(asked)
-
-  return name, err
+  return early_reading.read(asked, read)
 end
 
 

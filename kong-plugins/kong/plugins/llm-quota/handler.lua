@@ -1,0 +1,280 @@
+-- Lets a call in as long as its limits have room for it, and tells callers how
+-- much is left. Limits and what is used of them come from the collector, once
+-- a second; see ledger.lua for how a node counts in between.
+--
+-- Invariants
+--   No call waits for the collector: what is known stands in shared memory.
+--   A call reserves in `access` and is settled when its log entry gets its
+--   number (`asked.settle`, called by llm-audit's log_queue), or released: what
+--   leaves no entry is charged nothing.
+--   An error in here lets the call go on, unlimited, and is logged.
+--   Where the plugin is not configured nothing of it runs.
+--
+-- Not here: what the server reported (llm-audit reads it), sending and asking
+-- (llm-audit's sync.lua), windows and time zones (the collector).
+
+local apis = require "llm_gateway.api"
+local cjson = require "cjson.safe"
+local counts = require "kong.plugins.llm-quota.counts"
+local early_reading = require "llm_gateway.early_reading"
+local estimate = require "kong.plugins.llm-quota.estimate"
+local forwarded = require "llm_gateway.forwarded"
+local guard = require "llm_gateway.guard"
+local ledgers = require "kong.plugins.llm-quota.ledger"
+local limits = require "kong.plugins.llm-quota.limits"
+local prompts = require "kong.plugins.llm-quota.prompts"
+local reading = require "llm_gateway.reading"
+local refusals = require "llm_gateway.refusal"
+local request_body = require "llm_gateway.request_body"
+local sync_members = require "llm_gateway.sync_members"
+local words = require "kong.plugins.llm-quota.words"
+
+local find = string.find
+local floor = math.floor
+local kong = kong
+local ngx = ngx
+local pairs = pairs
+local require = require
+
+-- Behind rate-limiting (910), in front of what lets calls wait.
+local PRIORITY = 905
+
+-- Without an answer for so long it is not known any more what other nodes use.
+local STALE_SECONDS = 60
+
+local SWEEP_SECONDS = 1
+
+local LlmQuota = {
+  PRIORITY = PRIORITY,
+  VERSION = "0.1.0",
+}
+
+local guarded = guard.new(function(line)
+  kong.log.err(line)
+end, ngx.now)
+
+-- This worker's, once the plugin is configured; nil without the shared dict.
+local ledger
+local is_started = false
+
+-- Calls that have ended and of which the entry may still get its number.
+local ended, ended_count = {}, 0
+
+
+-- --- starting ---------------------------------------------------------------
+
+-- Ends what no entry came of: log phases run to their end without a pause, so
+-- at any later time it is known.
+local function sweep()
+  for i = 1, ended_count do
+    ended[i]:release()
+    ended[i] = nil
+  end
+  ended_count = 0
+end
+
+
+local MEMBER = {
+  ask = function(is_running)
+    return counts.ask(ledger, is_running)
+  end,
+  learn = function(told, asked)
+    return counts.apply(ledger, told, asked, cjson.encode)
+  end,
+  note_gauges = function(gauges)
+    for name, value in pairs(counts.gauges(ledger)) do
+      gauges["quota_" .. name] = value
+    end
+  end,
+}
+
+
+local function start()
+  is_started = true
+  local dict = ngx.shared.llm_quota
+  if not dict then
+    kong.log.err("there is no lua_shared_dict llm_quota: no limit is known "
+                 .. "(KONG_NGINX_HTTP_LUA_SHARED_DICT)")
+    return
+  end
+
+  ledger = ledgers.new(dict, {
+    worker = require("kong.plugins.llm-audit.sequence").worker,
+    now = ngx.now,
+    decode = cjson.decode,
+  })
+  kong.timer:every(SWEEP_SECONDS, function()
+    sweep()
+  end)
+end
+
+
+LlmQuota.configure = guarded("configure", function(_, configs)
+  local is_wanted = configs ~= nil and configs[1] ~= nil
+  if is_wanted and not is_started then
+    start()
+  end
+  sync_members.set("quota", is_wanted and ledger and MEMBER or nil)
+end)
+
+
+-- --- a call that begins -----------------------------------------------------
+
+-- Whether a model would work for the call. Lists of models, and what is asked
+-- of stored responses, are no work.
+local function is_work(asked)
+  return kong.request.get_method() == "POST"
+         and reading.api_of(asked) ~= "models"
+         and not (asked.api == "responses"
+                  and find(forwarded.path(), "/v1/responses/[^/]"))
+end
+
+
+-- Reads the request unless a plugin in front has, or it cannot be read.
+-- @return nil, or how to answer
+local function read(asked)
+  local expected = reading.expected_body(asked.api)
+  if asked.found or not expected or reading.is_encoded()
+    or reading.hides_length()
+  then
+    return nil
+  end
+
+  kong.ctx.plugin.has_read = true
+  local lacking = early_reading.lacks_room(asked)
+  if lacking then
+    return lacking
+  end
+
+  local _, err = early_reading.read(asked, expected == "json"
+                                           and reading.read_json
+                                           or reading.read_form)
+
+  return err
+end
+
+
+local function count_prompts(asked)
+  local members = asked.found and asked.found.members
+  if asked.api ~= "completions" or not members or not members.prompt then
+    return 1
+  end
+
+  local count = prompts.count(asked.body, members.prompt, reading.await_turn)
+  reading.rest(asked)
+
+  return count
+end
+
+
+-- @return the name by which the server will report the model, as far as known
+local function model_of(asked)
+  local model = asked.routed_to
+
+  return model and model.served_as or asked.found and asked.found.model_asked
+end
+
+
+local function reserve(conf, asked, user, team)
+  local size = asked.request_bytes or request_body.declared_size() or 0
+  local prompt, completion = estimate.of_request(asked.api, asked.found, size,
+                                                 count_prompts(asked),
+                                                 conf.default_max_tokens)
+  local call = {
+    user = user,
+    team = team,
+    model = model_of(asked),
+    at = floor(kong.request.get_start_time() / 1000),
+    calls = 1,
+    prompt = prompt,
+    completion = completion,
+  }
+  local admission, refusal, places, used = ledger:reserve(call)
+  local own = kong.ctx.plugin
+  own.places, own.used = places, used
+  if refusal then
+    return words.error(refusal, floor(ngx.now()), conf.contact)
+  end
+
+  if places[1] then
+    own.admission = admission
+    asked.settle = function(number, llm, hides_usage)
+      admission:settle(number, estimate.of_entry(llm, admission.was_forwarded,
+                                                 hides_usage, call), llm.model)
+    end
+  end
+end
+
+
+-- @return nil, or how to answer instead of the server
+local function access(_, conf)
+  local asked = reading.of_call()
+  if not is_work(asked) then
+    return nil
+  end
+
+  local index = ledger and ledger:limits()
+  if conf.fail_closed
+    and (not index or (counts.age(ledger) or STALE_SECONDS) >= STALE_SECONDS)
+  then
+    return words.unknown()
+  end
+  if not index then
+    return nil
+  end
+
+  local user, team = limits.caller(kong.client.get_consumer())
+  if not limits.concerns(index, user, team) then
+    return nil
+  end
+
+  return read(asked) or reserve(conf, asked, user, team)
+end
+
+local decide = guarded("access", access)
+
+function LlmQuota:access(conf)
+  local err = decide(self, conf)
+  if err then
+    return refusals.send(reading.of_call(), "quota", err)
+  end
+end
+
+
+-- --- its answer -------------------------------------------------------------
+
+local function set_header(name, value)
+  ngx.header[name] = value
+end
+
+
+LlmQuota.header_filter = guarded("header_filter", function()
+  local own = kong.ctx.plugin
+  if own.places and own.places[1] then
+    words.set_headers(own.places, own.used,
+                      apis.is_anthropic(reading.of_call().api),
+                      floor(ngx.now()), set_header)
+  end
+end)
+
+
+LlmQuota.log = guarded("log", function()
+  if ended_count > 0 then
+    sweep()
+  end
+
+  local own = kong.ctx.plugin
+  local admission = own.admission
+  if admission then
+    local server = ngx.var.upstream_addr
+    admission.was_forwarded = server ~= nil and server ~= ""
+    ended_count = ended_count + 1
+    ended[ended_count] = admission
+  end
+  if own.has_read then
+    early_reading.log(reading.of_call())
+  end
+end)
+
+
+return LlmQuota
