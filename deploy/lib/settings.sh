@@ -64,6 +64,7 @@ check_settings() {
     is_number "${setting[$name]}" 1 65535 || wrong $name "a port"
   done
   is_number "${setting[MAX_REQUEST_MB]}" 1 1024 || wrong MAX_REQUEST_MB "a number of megabytes from 1 to 1024"
+  is_number "${setting[REQUEST_BODY_SECONDS]}" 0 86400 || wrong REQUEST_BODY_SECONDS "a number of seconds to 86400, 0 for ever"
   for name in USERS VLLM_READ_TIMEOUT_SECONDS KONG_WORKERS GATEWAY_HOSTS PROMETHEUS_KEEP_DAYS PROMETHEUS_KEEP_GB AUDIT_QUEUE_BYTES AUDIT_RETRY_SECONDS; do
     is_number "${setting[$name]}" 1 1000000000000 || wrong $name "a whole number from 1"
   done
@@ -254,7 +255,8 @@ own_address() { case $1 in 0.0.0.0) echo 127.0.0.1 ;; *) echo "$1" ;; esac }
 kong_environment() {
   local name
   for name in VLLM_URL VLLM_EXTRA_PATHS RATE_LIMIT_PER_HOUR AUDIT_CAPTURE AUDIT_MAX_REQUEST_BYTES AUDIT_MAX_RESPONSE_BYTES \
-    AUDIT_QUEUE_BYTES AUDIT_RETRY_SECONDS AUDIT_INCLUDE_USAGE STRICT_REQUESTS AUDIT_OPENAI_ERRORS ANONYMOUS_PER_MINUTE; do
+    AUDIT_QUEUE_BYTES AUDIT_RETRY_SECONDS AUDIT_INCLUDE_USAGE STRICT_REQUESTS AUDIT_OPENAI_ERRORS ANONYMOUS_PER_MINUTE \
+    REQUEST_BODY_SECONDS; do
     printf '%s=%s\n' "$name" "${setting[$name]}"
   done
   cat <<LINES

@@ -283,7 +283,7 @@ PY
 @test "wrong settings are refused before anything is changed" {
   whole_state >"$WORK/before"
   for setting in RATE_LIMIT_PER_HOUR=-1 RATE_LIMIT_PER_HOUR=1e3 RATE_LIMIT_PER_HOUR=99999999999999999999 VLLM_URL=127.0.0.1:8000 \
-    VLLM_URL=http://user:pw@vllm:8000 VLLM_URL=ftp://x VLLM_READ_TIMEOUT_MS=0 AUDIT_CAPTURE=all AUDIT_INCLUDE_USAGE=yes STRICT_REQUESTS=1 \
+    VLLM_URL=http://user:pw@vllm:8000 VLLM_URL=ftp://x VLLM_READ_TIMEOUT_MS=0 REQUEST_BODY_SECONDS=86401 REQUEST_BODY_SECONDS=1.5 AUDIT_CAPTURE=all AUDIT_INCLUDE_USAGE=yes STRICT_REQUESTS=1 \
     COLLECTOR_URL=collector AUDIT_BATCH_SECONDS=fast KONG_SHARED=true VLLM_API_KEY='a b' 'VLLM_API_KEY=$(x)' \
     'COLLECTOR_TOKEN={vault://env/x}' COLLECTOR_TOKEN_FILE=/no/such/file VLLM_EXTRA_PATHS=metrics GATEWAY_PLUGINS_DIR=/no/such/dir; do
     run env "$setting" "$COLLECTOR" kong apply

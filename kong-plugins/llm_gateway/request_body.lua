@@ -16,6 +16,7 @@ local buffer = require "string.buffer"
 
 local concat = table.concat
 local error = error
+local ipairs = ipairs
 local io_open = io.open
 local kong = kong
 local min = math.min
@@ -37,13 +38,36 @@ local BYTES_A_SECOND = 131072
 -- What a body that hides its size may have.
 local HIDDEN_BYTES = 16777216
 
-local M = {
-  -- How long any body may take, 0: for ever. llm-audit sets it.
-  seconds = 60,
-}
+-- How long a body may take where nobody says it: llm-audit's default.
+local DEFAULT_SECONDS = 60
+
+local seconds_of_all = DEFAULT_SECONDS
+
+local M = {}
 
 local Body = {}
 Body.__index = Body
+
+
+-- @param seconds that any body may take from now on, 0: for ever; nil for the
+-- default
+function M.set_seconds(seconds)
+  seconds_of_all = seconds or DEFAULT_SECONDS
+end
+
+
+-- The longest of several settings holds until a call has one of its own.
+-- @param configs of llm-audit
+function M.allow_longest(configs)
+  local longest
+  for _, conf in ipairs(configs) do
+    local seconds = conf.body_seconds
+    local is_longer = not longest or seconds == 0
+                      or longest ~= 0 and seconds > longest
+    longest = is_longer and seconds or longest
+  end
+  M.set_seconds(longest)
+end
 
 
 -- @return the body's size as the client declares it, nil for a chunked one
@@ -92,9 +116,9 @@ function M.open()
     return setmetatable({ data = "", size = 0 }, Body)
   end
 
-  if M.seconds == 0 then
+  if seconds_of_all == 0 then
     ngx.req.read_body()
-  elseif not await_body(M.seconds
+  elseif not await_body(seconds_of_all
                         + (declared or HIDDEN_BYTES) / BYTES_A_SECOND)
   then
     return nil

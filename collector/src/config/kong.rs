@@ -139,6 +139,9 @@ pub struct KongSettings {
     /// Large request bodies on their way in each worker, a user's at most half of it; 0 is any number [default: 0]
     #[arg(long, env = "UPLOAD_ROOM_MB")]
     pub upload_room_mb: Option<String>,
+    /// How long a request body may take to arrive, plus a second for each 128 KiB of it; 0 is for ever [default: 60]
+    #[arg(long, env = "REQUEST_BODY_SECONDS")]
+    pub request_body_seconds: Option<String>,
     /// How long an entry waits for others [default: 0.5]
     #[arg(long, env = "AUDIT_BATCH_SECONDS")]
     pub audit_batch_seconds: Option<String>,

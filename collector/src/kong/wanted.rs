@@ -176,6 +176,7 @@ fn plugins(settings: &Settings, batch: &Batch, is_shared: bool) -> Vec<Part> {
                 "max_request_body_size": settings.max_request_bytes,
                 "max_response_body_size": settings.max_response_bytes,
                 "upload_room_mb": settings.upload_room_mb,
+                "body_seconds": settings.body_seconds,
                 "include_usage": settings.include_usage,
                 "strict_requests": settings.strict_requests,
                 "openai_errors": settings.openai_errors,

@@ -126,6 +126,28 @@ describe("llm-audit", function()
       assert.equal(3, #threads.sleeps)
     end)
 
+    it("tells who reads in front of it how long a body may take", function()
+      local told
+      require("llm_gateway.request_body").set_seconds = function(seconds)
+        told = seconds or "default"
+      end
+      local function tell(...)
+        local configs = {}
+        for i, seconds in ipairs({ ... }) do
+          configs[i] = { upload_room_mb = 0, body_seconds = seconds }
+        end
+        running.handler:configure(configs)
+        return told
+      end
+
+      assert.equal("default", tell())
+      assert.equal(5, tell(5))
+      assert.equal(9, tell(5, 9, 7))
+      assert.equal(0, tell(5, 0, 9))
+      running.handler:configure(nil)
+      assert.equal("default", told)
+    end)
+
     it("waits for a body as long as nginx does, if it is to", function()
       running = gateway.new({ body_seconds = 0 })
       call({ body = BODY })

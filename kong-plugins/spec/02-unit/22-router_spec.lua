@@ -161,6 +161,11 @@ describe("llm-router", function()
     assert.is_true(late.asked.is_late)
     assert.matches("did not arrive in time", err.error.message)
     assert.same({ 60 }, { math.floor(ngx.thread.sleeps[1]) })
+
+    -- llm-audit says how long, when it is configured
+    package.loaded["llm_gateway.request_body"].set_seconds(5)
+    chat('{"model":"small"}', BOB, { never_comes = true })
+    assert.equal(5, math.floor(ngx.thread.sleeps[2]))
   end)
 
   it("reads the model of a form", function()

@@ -115,9 +115,7 @@ async fn a_request_that_is_too_large_gives_413_whether_it_tells_its_length_or_no
 #[tokio::test]
 async fn a_body_that_trickles_in_has_an_end() {
     let session = Session::alone().await;
-    session.change(&[]).await;
-    let set = |seconds: u32| session.set_plugin("llm-audit", json!({"body_seconds": seconds}));
-    set(1).await;
+    session.change(&[("REQUEST_BODY_SECONDS", "1")]).await;
     for (path, length, piece) in [
         (CHAT, "Content-Length: 1000", &b" "[..]),
         (MESSAGES, "Content-Length: 3", b""),
@@ -140,7 +138,6 @@ async fn a_body_that_trickles_in_has_an_end() {
         );
         assert!(session.gateway.seen(|seen| seen.header("x-e2e-raw") == Some(&user.name)).is_empty(), "it reached vLLM");
     }
-    set(60).await;
 }
 
 #[tokio::test]

@@ -104,13 +104,15 @@ local function init_worker()
 end
 
 
--- llm-router reads bodies, too, and in front of this plugin.
+-- llm-router reads bodies, too, and in front of this plugin: of several
+-- settings the most generous holds for it.
 local function configure(_, configs)
   local most = 0
   for _, conf in ipairs(configs or {}) do
     most = max(most, conf.upload_room_mb)
   end
   upload_room.set_size(most * 1048576)
+  request_body.allow_longest(configs or {})
 end
 
 

@@ -181,7 +181,7 @@ end
 -- @return nil, or how to answer instead of the server: { status, message, err }
 function M.read(conf, call, asked)
   shared_reading.api_of(asked)
-  request_body.seconds = conf.body_seconds
+  request_body.set_seconds(conf.body_seconds)
 
   local ok, answer = pcall(read, conf, call, asked)
   if not ok then
