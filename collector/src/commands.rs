@@ -3,6 +3,7 @@
 pub mod doctor;
 pub mod erase;
 pub mod healthcheck;
+pub mod import;
 pub mod kong;
 pub mod models;
 mod moment;

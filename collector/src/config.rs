@@ -3,6 +3,7 @@
 #![allow(missing_docs, reason = "a doc comment is help text here; flattened groups of settings have none of their own")]
 
 mod database;
+mod import;
 mod kong;
 mod models;
 mod usage;
@@ -15,6 +16,7 @@ use anyhow::{Context, Result, bail};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 pub use database::{DatabaseArgs, MigrateSettings, SiteArgs};
+pub use import::ImportSettings;
 pub use kong::{AdminArgs, KongAction, KongCommand, KongSettings};
 pub use models::{BalanceWord, ModelsAction, ModelsCommand};
 pub use usage::{Dimension, PricesAction, PricesSettings, ReportFormat, ReportSettings};
@@ -44,6 +46,8 @@ pub enum Command {
     Migrate(MigrateSettings),
     /// Send recorded entries through the pipeline: an array, or one entry a line
     Replay(ReplaySettings),
+    /// Take over the rows of a table llm_logs that was made by hand
+    Import(ImportSettings),
     /// Look at entries that could not become rows, and try them again
     Rejected(RejectedSettings),
     /// Usage and cost by consumer, model and time

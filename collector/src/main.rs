@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use clap::Parser;
 use llm_collector::commands::say::print;
 use llm_collector::commands::{
-    self, doctor, erase, healthcheck, kong, models, prices, rejected, replay, report, retention, upkeep, users,
+    self, doctor, erase, healthcheck, import, kong, models, prices, rejected, replay, report, retention, upkeep, users,
 };
 use llm_collector::config::{Cli, Command, ServeSettings};
 use llm_collector::server::{Application, BLOCKING_THREADS};
@@ -73,6 +73,7 @@ async fn run(command: &Command) -> Result<()> {
                 _ => anyhow::bail!("{damaged} places are damaged and were passed over, see above; everything else was taken"),
             }
         }
+        Command::Import(settings) => print(import::run(settings).await?),
         Command::Rejected(settings) => {
             let (result, left) = rejected::run(settings).await?;
             print(result)?;

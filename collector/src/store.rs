@@ -16,6 +16,7 @@ pub mod gaps;
 pub mod insert;
 pub mod inspect;
 pub mod migrate;
+pub mod original;
 pub mod partitions;
 pub mod pool;
 pub mod prices;

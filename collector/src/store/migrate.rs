@@ -4,14 +4,17 @@
 //! tables are waited for shortly and often, because whoever inserts or reads queues up behind us meanwhile: a dashboard or a backup
 //! that reads for hours puts a migration off and disturbs nobody.
 
+mod aside;
 mod backlog;
 mod foreign;
 
 use std::time::{Duration, Instant};
 
 use log::{debug, info, warn};
-use tokio_postgres::Client;
+use refinery::Migration;
+use tokio_postgres::{Client, Transaction};
 
+pub use aside::move_aside;
 pub use backlog::{Piece, count_piece, is_pending};
 
 use super::connect::Target;
@@ -68,12 +71,7 @@ impl Migrator {
             return Ok(Vec::new());
         }
         let deadline = Instant::now() + PATIENCE;
-        while !self.client.query_one("SELECT pg_try_advisory_lock($1)", &[&LOCK]).await?.try_get::<_, bool>(0)? {
-            if Instant::now() > deadline {
-                return Err(StoreError::Unavailable("another collector is still migrating the database".to_owned()));
-            }
-            tokio::time::sleep(PAUSE).await;
-        }
+        lock(&self.client, deadline).await?;
         let applied = loop {
             match apply(&mut self.client).await {
                 Err(error) if error.is_lock() && Instant::now() < deadline => {
@@ -100,6 +98,27 @@ impl Migrator {
             warn!("could not make partitions ahead, which is tried again later: {error}");
         }
     }
+}
+
+/// Takes the advisory lock of migrations.
+async fn lock(client: &Client, deadline: Instant) -> Result<(), StoreError> {
+    while !client.query_one("SELECT pg_try_advisory_lock($1)", &[&LOCK]).await?.try_get::<_, bool>(0)? {
+        if Instant::now() > deadline {
+            return Err(StoreError::Unavailable("another collector is still migrating the database".to_owned()));
+        }
+        tokio::time::sleep(PAUSE).await;
+    }
+    Ok(())
+}
+
+/// Notes a migration that was not applied by refinery, as refinery does.
+async fn note_applied(transaction: &Transaction<'_>, migration: &Migration) -> Result<(), StoreError> {
+    let applied = "INSERT INTO refinery_schema_history (version, name, applied_on, checksum)
+        VALUES ($1::int, $2::text, to_char(now() AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"'), $3::text)";
+    let parameters: [&(dyn tokio_postgres::types::ToSql + Sync); 3] =
+        [&migration.version(), &migration.name(), &migration.checksum().to_string()];
+    transaction.execute(applied, &parameters).await?;
+    Ok(())
 }
 
 /// Whether this role may change the schema. One that only writes rows finds it as the owner made it.

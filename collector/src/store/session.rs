@@ -28,6 +28,8 @@ pub enum Work {
     Retention,
     /// Making indexes of texts.
     Search,
+    /// Taking over the rows of a table made by hand.
+    Import,
 }
 
 impl Work {
@@ -36,6 +38,7 @@ impl Work {
         match self {
             Work::Retention => "retention",
             Work::Search => "search",
+            Work::Import => "import",
         }
     }
 }

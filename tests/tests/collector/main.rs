@@ -11,6 +11,7 @@
 mod commands;
 mod connect;
 mod erase;
+mod import;
 mod metrics;
 mod privacy;
 mod reasons;

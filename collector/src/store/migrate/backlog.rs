@@ -56,9 +56,7 @@ pub(super) async fn park(client: &mut Client, migrations: &[Migration]) -> Resul
     let transaction = client.transaction().await?;
     transaction.batch_execute(tables).await?;
     transaction.batch_execute(NOTE).await?;
-    let applied = "INSERT INTO refinery_schema_history (version, name, applied_on, checksum)
-        VALUES ($1::int, $2::text, to_char(now() AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"'), $3::text)";
-    transaction.execute(applied, &[&VERSION, &migration.name(), &migration.checksum().to_string()]).await?;
+    super::note_applied(&transaction, migration).await?;
     transaction.commit().await?;
     Ok(format!("V{VERSION}__{} (rows that are there are counted in the background)", migration.name()))
 }

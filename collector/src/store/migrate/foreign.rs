@@ -1,15 +1,16 @@
 //! Tables that have our names and are not ours.
 //!
-//! Before this program there was often a table `llm_logs` made by hand. It is recognised before anything is changed, and told how to
-//! get out of the way; its rows stay where they are.
+//! Before this program there was often a table `llm_logs` made by hand. It is recognised before anything is changed, and said how its rows
+//! are taken over, or how it gets out of the way.
 
 use std::collections::BTreeSet;
 use std::sync::LazyLock;
 
 use refinery::Migration;
 use regex::Regex;
-use tokio_postgres::Client;
+use tokio_postgres::GenericClient;
 
+use crate::store::original::Shape;
 use crate::store::pool::StoreError;
 
 /// What migrations make, by its name.
@@ -17,8 +18,12 @@ use crate::store::pool::StoreError;
 static MADE: LazyLock<Regex> =
     LazyLock::new(|| Regex::new(r"(?m)^CREATE (?:UNIQUE )?(?:TABLE|INDEX|VIEW|SEQUENCE) (\w+)").expect("valid pattern"));
 
+/// What is said of a table whose rows can be taken over.
+const IMPORT: &str = " Its rows can be taken over: stop whatever writes into it, then run llm-collector import (with --dry-run it only says \
+    what it would do); docs/move.md tells the whole move. Or leave them behind.";
+
 /// An error when something stands where migrations would make it, and no migration was ever applied.
-pub(super) async fn refuse(client: &Client, migrations: &[Migration]) -> Result<(), StoreError> {
+pub(super) async fn refuse(client: &impl GenericClient, migrations: &[Migration]) -> Result<(), StoreError> {
     let has_history = "SELECT to_regclass('refinery_schema_history') IS NOT NULL";
     if client.query_one(has_history, &[]).await?.try_get(0)?
         && client.query_opt("SELECT FROM refinery_schema_history LIMIT 1", &[]).await?.is_some()
@@ -47,9 +52,11 @@ pub(super) async fn refuse(client: &Client, migrations: &[Migration]) -> Result<
         };
         if message.is_empty() {
             let columns: String = columns.chars().take(200).collect();
+            let takes_over = name == "llm_logs" && what == "TABLE" && Shape::of(client, &name).await?.is_ok();
+            let import = if takes_over { IMPORT } else { "" };
             message = format!(
-                "the database has a {} \"{name}\" that this program did not make ({columns}); nothing was changed. Rename what is in \
-                 the way, which keeps its rows, or use another database:",
+                "the database has a {} \"{name}\" that this program did not make ({columns}); nothing was changed.{import} Rename what \
+                 is in the way, which keeps its rows, or use another database:",
                 what.to_lowercase()
             );
         }
