@@ -35,6 +35,9 @@ cargo build --workspace --all-features --bins --locked --quiet
 # stack.bats, a whole installation in Docker, comes last.
 find deploy/tests -name '*.bats' ! -name stack.bats -print0 | sort -z | xargs -0 bats
 
+step "bats: what the documents say is there"
+bats tests/docs.bats
+
 step "cargo test"
 COLLECTOR_IS_BUILT=1 cargo test --workspace --all-features --locked --quiet
 
