@@ -235,8 +235,8 @@ def check_settings(documents):
     known = set().union(*source.values())
     for page in documents.pages:
         for number, code in documents.code(page):
-            # Names with two parts or more, whole: not the beginning of one (KEEP_*_DAYS), not a key of somebody's.
-            for name in re.findall(r"(?<![\w…*{-])[A-Z][A-Z0-9]*(?:_[A-Z0-9]+)+(?![\w*…-])", code):
+            # Names with two parts or more, whole: not the beginning of one (KEEP_*_DAYS), not a part of something (REQUEST_ID/llm_logs/ID).
+            for name in re.findall(r"(?<![\w…*{/-])[A-Z][A-Z0-9]*(?:_[A-Z0-9]+)+(?![\w*…/-])", code):
                 if name not in known and not name.startswith(FOREIGN_PREFIXES):
                     documents.fault(page, number, f"nothing reads {name}")
 
