@@ -53,11 +53,11 @@ local function new_dict(values)
     values[key] = value
     return true
   end
-  function dict.incr(_, key, by)
-    if values[key] == nil then
+  function dict.incr(_, key, by, init)
+    if values[key] == nil and not init then
       return nil, "not found"
     end
-    values[key] = values[key] + by
+    values[key] = (values[key] or init) + by
     return values[key]
   end
   function dict.delete(_, key)

@@ -15,6 +15,7 @@ local byte = string.byte
 local floor = math.floor
 local format = string.format
 local gsub = string.gsub
+local min = math.min
 local ngx = ngx
 
 local M = {}
@@ -59,6 +60,24 @@ local function random_hex()
 end
 
 
+-- Slots are taken from the lowest on. One is counted before somebody takes it
+-- for the first time, so that there is none beyond those that are counted.
+local function take_slot(shared)
+  local slots = shared:get("worker-slots") or 0
+  for slot = 1, M.MAX_WORKERS do
+    if slot > slots then
+      slots = shared:incr("worker-slots", 1, 0) or M.MAX_WORKERS
+    end
+
+    if shared:safe_add("worker:" .. slot, worker) then
+      return true
+    end
+  end
+
+  return false
+end
+
+
 -- Begins to count from 1 under a new name.
 -- @return false when the shared dict has no place for this worker
 function M.start()
@@ -73,13 +92,8 @@ function M.start()
   end
 
   M.give_sign()
-  for slot = 1, M.MAX_WORKERS do
-    if shared:safe_add("worker:" .. slot, worker) then
-      return true
-    end
-  end
 
-  return false
+  return take_slot(shared)
 end
 
 
@@ -137,7 +151,13 @@ end
 -- knows.
 function M.each_worker(see)
   local shared = dict()
-  for slot = 1, shared and M.MAX_WORKERS or 0 do
+  if not shared then
+    return
+  end
+
+  -- All are looked at where there was no room even for the count.
+  local slots = shared:get("worker-slots") or M.MAX_WORKERS
+  for slot = 1, min(slots, M.MAX_WORKERS) do
     local name = shared:get("worker:" .. slot)
     if name then
       see(slot, name, shared:get("given:" .. name) or 0,
