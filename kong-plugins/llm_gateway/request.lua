@@ -225,6 +225,13 @@ local function read_name(found)
 end
 
 
+local function stands_before(first, second)
+  -- what is put in comes before what is taken out there
+  return first.from < second.from
+         or first.from == second.from and first.to < second.to
+end
+
+
 -- @return the changes of both lists in the order of the body; nil when there
 -- are none. Either may be nil
 function M.merge(one, other)
@@ -239,11 +246,7 @@ function M.merge(one, other)
     end
   end
 
-  sort(changes, function(first, second)
-    -- what is put in comes before what is taken out there
-    return first.from < second.from
-           or first.from == second.from and first.to < second.to
-  end)
+  sort(changes, stands_before)
 
   return changes[1] and changes
 end

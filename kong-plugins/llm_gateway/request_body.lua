@@ -76,23 +76,30 @@ function M.declared_size()
 end
 
 
+local function read_body(progress)
+  ngx.req.read_body()
+  progress.is_there = true
+end
+
+
+-- A light thread begins with a function of Lua.
+local function sleep(seconds)
+  ngx.sleep(seconds)
+end
+
+
 -- @return whether the body came in time; raises when it cannot be read
 local function await_body(seconds)
   local thread = ngx.thread
-  local is_there = false
+  local progress = { is_there = false }
 
-  local reader = thread.spawn(function()
-    ngx.req.read_body()
-    is_there = true
-  end)
-  if is_there then
+  local reader = thread.spawn(read_body, progress)
+  if progress.is_there then
     -- as a rule it comes with the head
     return true
   end
 
-  local clock = thread.spawn(function()
-    ngx.sleep(seconds)
-  end)
+  local clock = thread.spawn(sleep, seconds)
   local ok, err = thread.wait(reader, clock)
   thread.kill(clock)
   thread.kill(reader)
@@ -100,7 +107,7 @@ local function await_body(seconds)
     error(err)
   end
 
-  return is_there
+  return progress.is_there
 end
 
 

@@ -8,6 +8,9 @@
 --
 -- Pure: numbers only.
 
+local ipairs = ipairs
+local max = math.max
+
 local M = {}
 
 -- Smaller ones stay in nginx's memory (client_body_buffer_size).
@@ -18,12 +21,18 @@ local held = 0
 local held_by = {}
 
 
--- For who has no setting of its own: bytes for all bodies of the worker.
-function M.set_size(size)
-  size_of_all = size
+-- The most of several settings holds for who has none of its own.
+-- @param configs of llm-audit
+function M.allow_most(configs)
+  local most = 0
+  for _, conf in ipairs(configs) do
+    most = max(most, conf.upload_room_mb)
+  end
+  size_of_all = most * 1048576
 end
 
 
+-- @return bytes for all bodies of the worker
 function M.size()
   return size_of_all
 end

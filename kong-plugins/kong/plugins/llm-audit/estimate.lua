@@ -126,7 +126,8 @@ function Meter:put(chunk)
     end
   end
 
-  if byte(chunk, -1) == LF then
+  -- Of what is no stream nothing but the usage is looked for.
+  if byte(chunk, -1) == LF or self.has_usage and not self.is_stream then
     self.carry = nil
   else
     self.carry = sub(text, -CARRY_BYTES)

@@ -20,14 +20,15 @@ local M = {}
 
 
 -- @param asked what is known of the request, see llm_gateway.reading
+-- @param path that goes to the model server
 -- @return nil, or how to answer: { status, headers, message or body }
-function M.refusal(conf, asked)
+function M.refusal(conf, asked, path)
   local upgrade = ngx.var.http_upgrade
   if upgrade and find(lower(upgrade), "websocket", 1, true) then
     return { status = 400, message = "WebSockets are not supported" }
   end
 
-  return stored_responses.refusal_of_path()
+  return stored_responses.refusal_of_path(path)
          or reading.take_room(asked, conf.upload_room_mb * 1048576)
 end
 

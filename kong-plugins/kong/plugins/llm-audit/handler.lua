@@ -26,6 +26,7 @@ local capture = require "kong.plugins.llm-audit.capture"
 local entry_bodies = require "kong.plugins.llm-audit.entry_bodies"
 local error_plan = require "kong.plugins.llm-audit.error_plan"
 local errors = require "kong.plugins.llm-audit.errors"
+local forwarded = require "llm_gateway.forwarded"
 local gate = require "kong.plugins.llm-audit.gate"
 local guard = require "llm_gateway.guard"
 local log_queue = require "kong.plugins.llm-audit.log_queue"
@@ -47,7 +48,6 @@ local new_table = require "table.new"
 local concat = table.concat
 local find = string.find
 local floor = math.floor
-local ipairs = ipairs
 local kong = kong
 local lower = string.lower
 local max = math.max
@@ -107,11 +107,7 @@ end
 -- llm-router reads bodies, too, and in front of this plugin: of several
 -- settings the most generous holds for it.
 local function configure(_, configs)
-  local most = 0
-  for _, conf in ipairs(configs or {}) do
-    most = max(most, conf.upload_room_mb)
-  end
-  upload_room.set_size(most * 1048576)
+  upload_room.allow_most(configs or {})
   request_body.allow_longest(configs or {})
 end
 
@@ -125,7 +121,9 @@ local function access(_, conf)
   call.asked = asked
   route.confirm(asked)
 
-  local refusal = gate.refusal(conf, asked)
+  call.path = forwarded.path()
+
+  local refusal = gate.refusal(conf, asked, call.path)
   if refusal then
     return refusal
   end

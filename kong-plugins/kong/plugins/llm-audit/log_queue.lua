@@ -24,6 +24,7 @@ local entry_bodies = require "kong.plugins.llm-audit.entry_bodies"
 local queue_keeper = require "kong.plugins.llm-audit.queue_keeper"
 local sequence = require "kong.plugins.llm-audit.sequence"
 
+local find = string.find
 local kong = kong
 local ngx = ngx
 local pairs = pairs
@@ -167,7 +168,7 @@ local function is_log_entry(conf, value)
   return type(value) == "string" and type(conf) == "table"
          and type(conf.name) == "string" and type(conf.max_entries) == "number"
          and type(conf.log_tag) == "string"
-         and sub(conf.log_tag, 1, 8) == "http-log"
+         and find(conf.log_tag, "http-log", 1, true) == 1
 end
 
 

@@ -39,6 +39,9 @@ local original
 local states = setmetatable({}, { __mode = "k" })
 -- The queues that got our entries, by name.
 local queues = {}
+-- What M.room gives, which is asked for with every entry.
+local room = { entries = 0, bytes = 0, refused_entries = 0, refused_bytes = 0,
+               max_entries = 0, max_bytes = 0 }
 local lost = 0
 local reported_at, unreported = nil, 0
 
@@ -107,12 +110,15 @@ end
 
 
 -- @param conf what the queue is made with when it is not there
--- @return what admission.fits wants to know of it
+-- @return what admission.fits wants to know of it: one table, until the next
+-- call
 function M.room(conf)
   local queue = queues[conf.name]
   if not queue then
-    return { entries = 0, bytes = 0, refused_entries = 0, refused_bytes = 0,
-             max_entries = conf.max_entries, max_bytes = conf.max_bytes }
+    room.entries, room.bytes = 0, 0
+    room.refused_entries, room.refused_bytes = 0, 0
+    room.max_entries, room.max_bytes = conf.max_entries, conf.max_bytes
+    return room
   end
 
   local state = state_of(queue)
@@ -120,14 +126,13 @@ function M.room(conf)
   -- A queue keeps its limits until it has run empty; then Kong makes a new one.
   local limits = (waiting > 0 or state.running) and queue or conf
 
-  return {
-    entries = waiting + state.in_hand,
-    bytes = queue.bytes_queued + state.in_hand_bytes,
-    refused_entries = state.refused_entries,
-    refused_bytes = state.refused_bytes,
-    max_entries = limits.max_entries,
-    max_bytes = limits.max_bytes,
-  }
+  room.entries = waiting + state.in_hand
+  room.bytes = queue.bytes_queued + state.in_hand_bytes
+  room.refused_entries = state.refused_entries
+  room.refused_bytes = state.refused_bytes
+  room.max_entries, room.max_bytes = limits.max_entries, limits.max_bytes
+
+  return room
 end
 
 
@@ -159,21 +164,13 @@ local function deliver(state, handler, conf, entries)
 end
 
 
--- Takes a queue into care that has got an entry of ours.
-local function adopt(queue)
-  local state = state_of(queue)
-  queues[queue.name] = queue
-  if state.adopted then
-    return state
-  end
-
+-- Has the queue send by `deliver`.
+local function adopt(queue, state)
   local handler = queue.handler
   queue.handler = function(conf, entries)
     return deliver(state, handler, conf, entries)
   end
   state.adopted = true
-
-  return state
 end
 
 
@@ -258,7 +255,13 @@ end
 -- @param number of the entry
 -- @param refused_bytes its size when it is of a refused call, else nil
 function M.note(queue, number, refused_bytes)
-  local state = adopt(queue)
+  -- Kong makes a new one of the same name when one has run empty.
+  local state = state_of(queue)
+  queues[queue.name] = queue
+  if not state.adopted then
+    adopt(queue, state)
+  end
+
   local place = queue.back - 1
 
   state.numbers[place] = number

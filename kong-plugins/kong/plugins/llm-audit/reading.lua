@@ -8,7 +8,6 @@
 
 local estimate = require "kong.plugins.llm-audit.estimate"
 local form = require "llm_gateway.form"
-local forwarded = require "llm_gateway.forwarded"
 local request = require "llm_gateway.request"
 local request_body = require "llm_gateway.request_body"
 local request_text = require "kong.plugins.llm-audit.request_text"
@@ -150,9 +149,7 @@ end
 
 -- Servers undo such escapes, before or after they look for the API; here the
 -- path would be that of another, or of none. Names of models have slashes.
-local function is_odd_path(asked)
-  local path = forwarded.path()
-
+local function is_odd_path(asked, path)
   return find(path, "%", 1, true) ~= nil and asked.api ~= "models"
          and (find(path, "%%2[5Ff]") or find(path, "%%5[Cc]")
               or find(path, "%00", 1, true)) ~= nil
@@ -160,7 +157,7 @@ end
 
 
 local function read(conf, call, asked)
-  local is_odd = is_odd_path(asked)
+  local is_odd = is_odd_path(asked, call.path)
   local answer = refusal(conf, is_odd and "odd_path")
   if answer then
     return answer

@@ -62,12 +62,10 @@ local function not_found(id)
 end
 
 
--- @return the id in the path, nil where there is none; and the path
-local function id_of_path()
-  local path = forwarded.path()
-
+-- @return the id in the path, nil where there is none
+local function id_of(path)
   return find(path, RESPONSES, 1, true)
-         and match(path, RESPONSES .. "/([^/]+)") or nil, path
+         and match(path, RESPONSES .. "/([^/]+)") or nil
 end
 
 
@@ -92,8 +90,8 @@ end
 
 
 -- @return nil, or how to answer a call whose path has the id of a response
-function M.refusal_of_path()
-  local id = id_of_path()
+function M.refusal_of_path(path)
+  local id = id_of(path)
 
   return id and M.refusal(id) or nil
 end
@@ -107,13 +105,32 @@ local function makes_response(status, path)
 end
 
 
+-- @return told(chunk), which notes what the answer says of its id
+local function id_watcher(call)
+  local user = reading.caller()
+  local read = response_owners.id_reader()
+
+  return function(chunk)
+    if read then
+      local found, goes_on = read(chunk)
+      if found then
+        call.response_number = owners:note(found, user)
+        route.note_response(reading.of_call(), found)
+      end
+      read = goes_on and read
+    end
+  end
+end
+
+
 -- Notes in the call what it takes to tell whose tokens the answer has.
 -- @param keeps_ends whether the call's own capture keeps what reported reads;
 -- else call.ends is to keep it
 -- @return seen(chunk), to be called with the answer's chunks; nil where there
 -- is nothing to be seen
 function M.watch(call, status, content_type, content_encoding, keeps_ends)
-  local id, path = id_of_path()
+  local path = call.path or forwarded.path()
+  local id = id_of(path)
   if id and status >= 200 and status <= 299 then
     call.response_number = owners:number_of(id)
     if not call.response_number or owners:is_counted(call.response_number) then
@@ -130,23 +147,8 @@ function M.watch(call, status, content_type, content_encoding, keeps_ends)
   if not keeps_ends then
     call.ends = reported.capture(status, content_type)
   end
-  if id then
-    return nil
-  end
 
-  local user = reading.caller()
-  local read = response_owners.id_reader()
-
-  return function(chunk)
-    if read then
-      local found, goes_on = read(chunk)
-      if found then
-        call.response_number = owners:note(found, user)
-        route.note_response(reading.of_call(), found)
-      end
-      read = goes_on and read
-    end
-  end
+  return not id and id_watcher(call) or nil
 end
 
 
