@@ -60,7 +60,7 @@ passes() {
     echo "$output" && [ "$status" -eq 0 ]
 }
 
-@test "README.md is short" {
+@test "README.md is short, and README.zh-CN.md says the same" {
     run python3 "$DOCS" readme
     echo "$output" && [ "$status" -eq 0 ]
 }
@@ -118,5 +118,14 @@ passes() {
 
 @test "a README.md that grew too long is found" {
     seq 121 >"$small/README.md"
+    touch "$small/README.zh-CN.md"
     finds readme 'README.md:121: 121 lines'
+}
+
+@test "what README.zh-CN.md does not tell is found" {
+    readme '[Page](docs/page.md)' '[中文](README.zh-CN.md)'
+    echo '[一页](docs/page.md)' >"$small/README.zh-CN.md"
+    passes readme
+    echo '一页' >"$small/README.zh-CN.md"
+    finds readme 'README.md:3: README.zh-CN.md has no link to docs/page.md'
 }

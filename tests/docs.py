@@ -9,7 +9,7 @@ CHECK is one of:
   make      every `make TARGET` is a target of the Makefile
   commands  every `llm-collector …` and `gateway …` is known to --help, with its sub-commands and options
   settings  every setting of deploy/gateway.env is described, and every setting that a document names is read somewhere
-  readme    README.md has at most 120 lines
+  readme    README.md has at most 120 lines, and README.zh-CN.md leads wherever it leads
 
 ROOT is the repository by default. Prints one line for each fault and ends with status 1 if there is any. LLM_COLLECTOR names the
 binary; without it, the debug build.
@@ -23,9 +23,9 @@ import sys
 from pathlib import Path
 
 README_LINES = 120
-# Settings of other programs, which the documents name: those of SDKs and Open WebUI, and those that Kong
+# Settings of other programs, which the documents name: those of SDKs, Open WebUI and pip, and those that Kong
 # hands on to nginx or that Grafana reads.
-FOREIGN = {"OPENAI_BASE_URL", "OPENAI_API_KEY", "OPENAI_API_BASE_URL"}
+FOREIGN = {"OPENAI_BASE_URL", "OPENAI_API_KEY", "OPENAI_API_BASE_URL", "PIP_INDEX_URL"}
 FOREIGN_PREFIXES = ("KONG_NGINX_", "GF_")
 SKIPPED = {".git", ".test", ".demo", "target", "dist"}
 LINK = re.compile(r"\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^()\s]+)\)|(?:src|href)=\"([^\"]+)\"")
@@ -246,6 +246,11 @@ def check_readme(documents):
     lines = len(page.read_text(encoding="utf-8").splitlines())
     if lines > README_LINES:
         documents.fault(page, lines, f"{lines} lines, where {README_LINES} are the most: move something to docs/")
+    translation = documents.root / "README.zh-CN.md"
+    led_to = {target for _, _, target in documents.links(translation)}
+    for number, _, target in documents.links(page):
+        if target not in led_to and target != translation.name:
+            documents.fault(page, number, f"{translation.name} has no link to {target}")
 
 
 CHECKS = {
