@@ -27,6 +27,9 @@ cargo clippy --workspace --all-targets --all-features --locked --quiet -- -D war
 step "bats: the nginx test host"
 bats tests/nginx-host
 
+step "docs/schema/ describes what is sent"
+.test/venv/bin/python tests/schema/check.py
+
 step "bats: the start of a real Kong"
 bats tests/kong
 
