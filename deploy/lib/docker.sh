@@ -146,7 +146,7 @@ explain_failure() {
         warn "$service has another password than PostgreSQL knows" "Set it anew on both sides:  $(this_gateway) apply"
       else
         warn "$service has another password than PostgreSQL at ${setting[POSTGRES_HOST]} knows" \
-          "Set it there as in $secrets_file: see 'Several gateway hosts' in deploy/README.md"
+          "Set it there as in $secrets_file: see 'Several gateway hosts' in docs/scale.md"
       fi ;;
     *'Address already in use'* | *'address already in use'* | *'listens on'*already*)
       warn "a port of $service is taken" "Who has it:  ss -ltnp" "Another port: in $settings_file, then  $(this_gateway) apply" ;;
