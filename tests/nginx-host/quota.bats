@@ -61,7 +61,7 @@ call() {
 }
 header() { tr -d '\r' <"$WORK/headers" | sed -n "s/^$1: //Ip" | tail -n 1; }
 
-wait_for() { for _ in $(seq 200); do if "$@"; then return 0; fi; sleep 0.1; done; echo "in vain: $*"; return 1; }
+wait_for() { for _ in $(seq 400); do if "$@"; then return 0; fi; sleep 0.1; done; echo "in vain: $*"; return 1; }
 
 # How many tokens are left is told by a call that takes none.
 left() { PATH_OF_CALL=tokenize call '' -H 'X-Tokens: none' >/dev/null; header x-ratelimit-remaining-tokens; }
@@ -242,6 +242,37 @@ PY
   wait_for is_settled
   is_left 500
 }
+
+@test "a team's money, at the price of its model" {
+  admin PATCH "consumers/$USER_NAME" '{"tags":["team:ml"]}'
+  limit '[{"id":1,"subject":"team","name":"ml","models":"big%","unit":"cost","currency":"CNY","per":"month","amount":1.5,"mode":"hard"}]' \
+    '"prices":[{"models":"big%","prompt":1000,"cached":100,"completion":2000,"currency":"CNY"}]'
+  wait_for is_known
+  [ "$(call '{"model":"small","max_tokens":5000}')" = 200 ]
+  # 10 of the prompt and 700 at most are 1.41
+  [ "$(call '{"model":"big-1","max_tokens":700}' -H 'X-Tokens: 200,400')" = 200 ]
+  [ "$(call '{"model":"big-1","max_tokens":700}')" = 429 ]
+  grep -q 'team ml may use 1\.50 CNY of models big% per month (limit 1); 1\.00 CNY are used or reserved by calls under way, and this call may take 1\.40 CNY' \
+    "$WORK/body"
+  ! grep -qi ratelimit "$WORK/headers" || false
+}
+
+@test "who goes away while his body is awaited leaves an entry, and takes nothing" {
+  limit "[$(mine tokens day 1000 hard)]"
+  wait_for is_known
+  python3 - "${PROXY_URL##*:}" "sk-$USER_NAME" <<'PY'
+import socket, sys, time
+client = socket.create_connection(("127.0.0.1", int(sys.argv[1])))
+client.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nX-API-Key: %s\r\nContent-Length: 100\r\n\r\n{" % sys.argv[2].encode())
+time.sleep(0.5)
+client.close()
+PY
+  is_left 1000
+  # At the latest with its worker's next entry.
+  wait_for is_told_of_who_went
+}
+
+is_told_of_who_went() { left >/dev/null; says 'e["response"]["status"] == 400 and e["llm"]["api"] == "chat"'; }
 
 @test "a limit that is lowered below what is used refuses at once" {
   limit "[$(mine tokens day 1000 hard)]"

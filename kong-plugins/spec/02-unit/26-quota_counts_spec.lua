@@ -156,9 +156,10 @@ describe("an answer", function()
     assert.equal(200, refusal.limit.most)
     assert(node:tell(two, quota.full({})))
     assert.is_truthy((one:reserve(quota.call())))
-    -- one set of limits is kept
+    -- Kept are those that hold, and those that a worker may be reading.
     assert.is_nil(node.dict:get("conf:1"))
-    assert.is_nil(node.dict:get("conf:2"))
+    assert.is_string(node.dict:get("conf:2"))
+    assert.is_string(node.dict:get("conf:3"))
   end)
 
   it("tells cost in the currency", function()

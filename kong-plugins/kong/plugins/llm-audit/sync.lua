@@ -35,9 +35,9 @@ local M = {}
 local INTERVAL_SECONDS = 1
 
 -- Longer than a request may take, so that one worker sends at a time; short,
--- so that another takes over soon.
+-- so that another takes over soon. The collector answers within 8 s.
 local LEASE_SECONDS = 10
-local TIMEOUT_MS = 3000
+local TIMEOUT_MS = 9000
 
 -- Counts of refused calls in one request: some 60 KB. And stored responses, of
 -- which none takes more than 250 bytes.

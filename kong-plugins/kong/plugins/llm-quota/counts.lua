@@ -311,13 +311,13 @@ local function learn_limits(ledger, told, encode)
   local before = dict:get("generation") or 0
   local generation = before + 1
 
-  -- The former ones stay until these are there.
+  -- The former ones stay: another worker may be about to read them.
   if not dict:safe_set("conf:" .. generation, encode(conf)) then
     ledger:lose()
     return false
   end
   dict:safe_set("generation", generation)
-  dict:delete("conf:" .. before)
+  dict:delete("conf:" .. before - 1)
   dict:safe_set("left_out", left_out)
 
   return true

@@ -8,7 +8,7 @@
 -- A COUNTER is LIMIT:WINDOW:SUBJECT, with the window's first second. So that
 -- each part can be taken back when its time has come:
 --   b:COUNTER        what of it is committed (counts.lua)
---   r:SLOT:N         what one call under way has reserved: amounts and counters
+--   r:SLOT:ID:N      what one call under way has reserved: amounts and counters
 --   p:SLOT:NUMBER    what one ended call is charged, likewise
 --   w:SLOT           the worker's name; lo:SLOT and hi:SLOT bound its numbers
 --
@@ -30,6 +30,7 @@ local limits = require "kong.plugins.llm-quota.limits"
 local new_table = require "table.new"
 
 local format = string.format
+local match = string.match
 local max = math.max
 local setmetatable = setmetatable
 
@@ -139,7 +140,8 @@ local function take_slot(self)
   local dict, name = self.dict, self.worker()
   for i = 1, MAX_SLOTS do
     if dict:safe_add("w:" .. i, name) then
-      self.reserved_prefix = "r:" .. i .. ":"
+      -- A slot may be another worker's later, that of one that is thought dead.
+      self.reserved_prefix = "r:" .. i .. ":" .. match(name, "[^-]*$") .. ":"
       self.charged_prefix = "p:" .. i .. ":"
       self.has_low = false
       return i
