@@ -56,10 +56,13 @@ end
 -- @return address and model of the server that has a response; nil where that
 -- is not known
 function M.of(id)
-  local shared = dict()
-  local known = shared and id and #id <= MAX_ID_BYTES and shared:get(key_of(id))
+  local shared = id and dict()
+  local known = shared and #id <= MAX_ID_BYTES and shared:get(key_of(id))
+  if not known then
+    return nil
+  end
 
-  return match(known or "", "^(%S+) (.+)$")
+  return match(known, "^(%S+) (.+)$")
 end
 
 

@@ -54,6 +54,25 @@ local function index_of(conf)
 end
 
 
+-- Kong keeps one table of a consumer until something of it changes.
+local callers = setmetatable({}, { __mode = "k" })
+
+-- @return what decides over the models of who calls
+local function caller_of(consumer)
+  if not consumer then
+    return models.caller(nil)
+  end
+
+  local caller = callers[consumer]
+  if not caller then
+    caller = models.caller(consumer)
+    callers[consumer] = caller
+  end
+
+  return caller
+end
+
+
 local answer = refusal.answer
 
 local function refuse(asked, err)
@@ -137,7 +156,7 @@ local function route_by_model(asked, index, caller)
     return refuse(asked, answers.model_not_found(name))
   end
 
-  err = chosen.rename(asked, model.served_as)
+  err = chosen.rename(asked, name, model.served_as)
   if err then
     return refuse(asked, err)
   end
@@ -171,7 +190,7 @@ function LlmRouter.access(_, conf)
 
   local asked = reading.of_call()
   local index = index_of(conf)
-  local caller = models.caller(kong.client.get_consumer())
+  local caller = caller_of(kong.client.get_consumer())
 
   if reading.api_of(asked) == "models" then
     return answer_models(asked, index, caller)

@@ -184,12 +184,17 @@ local function changes_of_form(field, name)
 end
 
 
--- @param name that the server knows the model by
+-- @param name that the request gives
+-- @param served_as the name that the server knows the model by
 -- @return nil, or how to answer because the body could not be changed
-function M.rename(asked, name)
+function M.rename(asked, name, served_as)
   local found = asked.found
+  if name == served_as and not found.model.earlier then
+    return nil
+  end
+
   local changes_of = found.is_form and changes_of_form or changes_of_json
-  local changes = changes_of(found.model, name)
+  local changes = changes_of(found.model, served_as)
   local failed = changes and reading.change(asked, changes)
   if not failed then
     return nil
