@@ -2,10 +2,11 @@
 -- SDK at the other end reads: OpenAI's, or Anthropic's on its own paths.
 --
 -- The JSON is put together here because cjson cannot tell an empty list from
--- an empty object, and leaves no null where a value is missing.
+-- an empty object, leaves no null where a value is missing, and escapes
+-- slashes, with which half of all model names would be written otherwise than
+-- people know them.
 
-local cjson = require "cjson.safe"
-
+local byte = string.byte
 local concat = table.concat
 local find = string.find
 local format = string.format
@@ -14,30 +15,49 @@ local gsub = string.gsub
 local M = {}
 
 
+local ESCAPES = { ['"'] = '\\"', ["\\"] = "\\\\", ["\n"] = "\\n",
+                  ["\r"] = "\\r", ["\t"] = "\\t" }
+
+local function escape_char(char)
+  return ESCAPES[char] or format("\\u%04x", byte(char))
+end
+
+
 -- @param text that is UTF-8
--- @return it as a JSON string
+-- @return it as it stands between the quotes of a JSON string
+function M.escape(text)
+  return (gsub(text, '[%c"\\]', escape_char))
+end
+
+
+-- @return the text as a JSON string; null for nil
 function M.quote(text)
-  -- cjson escapes slashes, with which half of all model names would be
-  -- written otherwise than people know them
-  return (gsub(cjson.encode(text), "\\/", "/"))
+  return text and '"' .. M.escape(text) .. '"' or "null"
 end
 
 local quote = M.quote
 
 
--- @param err table: message, type and code (nil: null) as OpenAI has them,
+-- @param err table: type and code (nil: null) as OpenAI has them,
 -- anthropic_type
--- @return the body of an error
-function M.error(is_anthropic, err, request_id)
+-- @return what stands before and behind the escaped message of an error
+function M.frame(is_anthropic, err, request_id)
   if is_anthropic then
-    return format('{"type":"error","error":{"type":%s,"message":%s},'
-                  .. '"request_id":%s}', quote(err.anthropic_type),
-                  quote(err.message), quote(request_id))
+    return '{"type":"error","error":{"type":' .. quote(err.anthropic_type)
+           .. ',"message":"', '"},"request_id":' .. quote(request_id) .. "}"
   end
 
-  return format('{"error":{"message":%s,"type":%s,"param":null,"code":%s}}',
-                quote(err.message), quote(err.type),
-                err.code and quote(err.code) or "null")
+  return '{"error":{"message":"', '","type":' .. quote(err.type)
+         .. ',"param":null,"code":' .. quote(err.code) .. "}}"
+end
+
+
+-- @param err as M.frame takes it, with its message
+-- @return the body of an error
+function M.error(is_anthropic, err, request_id)
+  local before, after = M.frame(is_anthropic, err, request_id)
+
+  return before .. M.escape(err.message) .. after
 end
 
 

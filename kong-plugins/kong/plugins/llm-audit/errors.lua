@@ -15,8 +15,10 @@
 -- status. What they do not have a code for has none here.
 
 local cjson = require "cjson.safe"
+local shapes = require "llm_gateway.answers"
 
 local concat = table.concat
+local escape = shapes.escape
 local floor = math.floor
 local format = string.format
 local gsub = string.gsub
@@ -77,22 +79,6 @@ local MESSAGES = {
   [504] = "The model server did not answer in time; use streaming for long "
           .. "answers, or try again when the server is less busy",
 }
-
-
-local JSON_ESCAPES = { ['"'] = '\\"', ["\\"] = "\\\\", ["\n"] = "\\n",
-                       ["\r"] = "\\r", ["\t"] = "\\t" }
-
--- Not cjson.encode: it makes "\/" of "/", which is longer than what came.
-local function escape(text)
-  return (gsub(text, '[%c"\\]', function(char)
-    return JSON_ESCAPES[char] or format("\\u%04x", char:byte())
-  end))
-end
-
-
-local function quote(text)
-  return text and '"' .. escape(text) .. '"' or "null"
-end
 
 
 local function request_line(call)
@@ -212,33 +198,19 @@ local function default_message(status)
 end
 
 
--- @return what stands before and after the escaped message
-local function openai_frame(call)
+-- @return what stands before and behind the escaped message
+local function frame(call)
   local status = call.status
-  local kind = OPENAI[status]
-  local error_type = kind and kind[1]
-                     or status >= 500 and "server_error"
-                     or "invalid_request_error"
-  local code = kind and kind[2]
-  if status == 404 and not call.has_route then
-    code = "unknown_url"
-  end
+  local kind = OPENAI[status] or {}
+  local is_ours = status >= 500
+  local is_unknown = status == 404 and not call.has_route
 
-  return '{"error":{"message":"', concat({
-    '","type":', quote(error_type), ',"param":null,"code":', quote(code), "}}",
-  })
-end
-
-
-local function anthropic_frame(call)
-  local status = call.status
-  local error_type = ANTHROPIC[status]
-                     or status >= 500 and "api_error"
-                     or "invalid_request_error"
-
-  return concat({
-    '{"type":"error","error":{"type":', quote(error_type), ',"message":"',
-  }), concat({ '"},"request_id":', quote(call.request_id), "}" })
+  return shapes.frame(call.is_anthropic, {
+    type = kind[1] or is_ours and "server_error" or "invalid_request_error",
+    code = is_unknown and "unknown_url" or kind[2],
+    anthropic_type = ANTHROPIC[status]
+                     or is_ours and "api_error" or "invalid_request_error",
+  }, call.request_id)
 end
 
 
@@ -258,13 +230,7 @@ function M.plan(call)
   -- it begin the same long answer three times.
   local is_final = call.status == 504
 
-  local before, after
-  if call.is_anthropic then
-    before, after = anthropic_frame(call)
-  else
-    before, after = openai_frame(call)
-  end
-
+  local before, after = frame(call)
   local message = known_message(call)
   if message then
     local body = before .. escape(message) .. after
