@@ -60,6 +60,8 @@ pub struct Call {
     pub backend: Option<String>,
     /// Milliseconds that the gateway held the call back.
     pub queue_ms: Option<i32>,
+    /// What of the gateway answered instead of a model.
+    pub refused_by: Option<String>,
     /// How long the call took inside of the model server.
     pub engine: EngineTimes,
     /// Milliseconds from the first byte of the request to the first byte of the answer's body.

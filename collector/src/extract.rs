@@ -162,6 +162,7 @@ pub fn call(entry: &Entry<'_>, secrets: &Secrets, privacy: &Privacy) -> Call {
         team: team(fields),
         backend: llm_text(fields, "backend"),
         queue_ms: milliseconds(&["llm", "queue_ms"]),
+        refused_by: llm_text(fields, "refused_by"),
         engine: engine_times(&response.document),
         ttft_ms: milliseconds(&["llm", "ttft_ms"]),
         // -1 where Kong asked no upstream.

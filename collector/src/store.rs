@@ -20,6 +20,7 @@ pub mod original;
 pub mod partitions;
 pub mod pool;
 pub mod prices;
+pub mod quotas;
 pub mod readers;
 pub mod refused;
 pub mod rejected;

@@ -18,7 +18,7 @@ use crate::store::partitions::{self, KnownDays};
 use crate::store::pool::{Database, StoreError};
 use crate::store::retention::{self, Clocks};
 use crate::store::session::Session;
-use crate::store::{Health, gaps, readers, refused, search, state, usage};
+use crate::store::{Health, gaps, quotas, readers, refused, search, state, usage};
 
 /// How often it is looked which partitions are missing, at least: rows that want one say so.
 const PARTITION_INTERVAL: Duration = Duration::from_secs(600);
@@ -259,7 +259,7 @@ impl Upkeep {
             tokio::time::sleep(COMPACTION_INTERVAL).await;
             self.while_away().await;
             if let Err(error) = self.compacted().await {
-                warn!("could not add up usage; reports are right nevertheless, but slower: {error}");
+                warn!("could not add up usage and counted numbers; all is right nevertheless, but slower: {error}");
             }
         }
     }
@@ -267,6 +267,7 @@ impl Upkeep {
     async fn compacted(&self) -> Result<(), StoreError> {
         // Somebody else may want the connection between two pieces.
         while usage::compact_piece(&self.database.connection().await?).await? {}
+        while quotas::merge_piece(&self.database.connection().await?).await? {}
         Ok(())
     }
 
@@ -284,7 +285,8 @@ impl Upkeep {
     async fn trimmed(&self) -> Result<(), StoreError> {
         let connection = self.database.connection().await?;
         while refused::trim(&connection, self.clocks.rows_days).await? {}
-        gaps::forget(&connection).await
+        gaps::forget(&connection).await?;
+        quotas::forget(&connection).await
     }
 
     /// Ends queries of dashboards that lifted their time limit.

@@ -3,6 +3,8 @@
 //! Invariant: nothing of it decides an allocation or a label without a bound, and a member that makes no sense costs itself only: the
 //! node would tell it again for ever.
 
+mod quota;
+
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -12,6 +14,7 @@ use actix_web::{HttpRequest, HttpResponse};
 use chrono::{DateTime, Utc};
 use log::warn;
 use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
 
 use super::{BODY_TIMEOUT, Receiver, Refusal, is_authorized};
 use crate::measure::nodes::Gauges;
@@ -47,6 +50,7 @@ struct Told {
     responses_made: Vec<ToldResponse>,
     responses_asked: Vec<String>,
     gauges: Gauges,
+    quota: Option<quota::ToldQuota>,
 }
 
 impl Default for Told {
@@ -59,6 +63,7 @@ impl Default for Told {
             responses_made: Vec::new(),
             responses_asked: Vec::new(),
             gauges: Gauges::default(),
+            quota: None,
         }
     }
 }
@@ -125,6 +130,8 @@ struct Answer {
     v: u64,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     responses: Vec<ToldResponse>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    quota: Option<Box<RawValue>>,
 }
 
 fn is_name(name: &str) -> bool {
@@ -146,6 +153,7 @@ fn read(body: &[u8]) -> Result<Told, Refusal> {
     if told.responses_made.len() > MAX_RESPONSES || told.responses_asked.len() > MAX_RESPONSES {
         return Err(Refusal::NotABatch(format!("more than {MAX_RESPONSES} stored responses in one report")));
     }
+    told.quota.as_ref().map_or(Ok(()), quota::ToldQuota::check)?;
     Ok(told)
 }
 
@@ -159,14 +167,13 @@ pub(super) async fn tell(request: HttpRequest, payload: Payload, receiver: Data<
     let body = body.map_err(|_| Refusal::TooLarge(MAX_BODY_BYTES))?.map_err(|error| Refusal::Broken(error.to_string()))?;
     let told = read(&body)?;
     receiver.pipeline.metrics.nodes.observe(&told.node, &told.gauges);
-    let asked = note(&receiver, told).await.map_err(|error| Refusal::Unavailable(error.to_string()))?;
-    let responses = asked.into_iter().map(|Response { id, maker, counted }| ToldResponse { id, maker, counted }).collect();
-    let answer = serde_json::to_string(&Answer { v: VERSION, responses }).map_err(|error| Refusal::Broken(error.to_string()))?;
+    let answer = note(&receiver, told).await.map_err(|error| Refusal::Unavailable(error.to_string()))?;
+    let answer = serde_json::to_string(&answer).map_err(|error| Refusal::Broken(error.to_string()))?;
     Ok(HttpResponse::Ok().insert_header((CONTENT_TYPE, "application/json")).body(answer))
 }
 
-/// Returns what is known of the responses that the node asks for.
-async fn note(receiver: &Receiver, told: Told) -> Result<Vec<Response>, StoreError> {
+/// Returns what the node asks for.
+async fn note(receiver: &Receiver, told: Told) -> Result<Answer, StoreError> {
     let now = Utc::now();
     let (all_workers, all_counts) = (told.workers.len(), told.refused_calls.len());
     let sound: Vec<Worker> = told.workers.into_iter().filter_map(ToldWorker::checked).collect();
@@ -182,7 +189,14 @@ async fn note(receiver: &Receiver, told: Told) -> Result<Vec<Response>, StoreErr
     let made: Vec<Response> = told.responses_made.into_iter().filter_map(ToldResponse::checked).collect();
     responses::note(&connection, &made).await?;
     let asked: Vec<String> = told.responses_asked.into_iter().filter(|id| is_name(id)).collect();
-    responses::find(&connection, &asked).await
+    let found = responses::find(&connection, &asked).await?;
+    let responses = found.into_iter().map(|Response { id, maker, counted }| ToldResponse { id, maker, counted }).collect();
+    // Last, so that what the node told is not lost with an answer that takes too long.
+    let quota = match &told.quota {
+        Some(told) => Some(quota::answer(connection, told).await?),
+        None => None,
+    };
+    Ok(Answer { v: VERSION, responses, quota })
 }
 
 #[cfg(test)]

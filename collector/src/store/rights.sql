@@ -7,11 +7,12 @@ DECLARE
     works   CONSTANT text[] := ARRAY['llm_create_partition', 'llm_fill_partition', 'llm_missing_partitions', 'llm_count_usage', 'llm_count_usage_backlog',
         'llm_has_usage_backlog', 'llm_compact_usage', 'llm_compact_usage_piece', 'llm_find_sequence_gaps',
         'llm_close_sequence_gaps', 'llm_forget_sequences', 'llm_note_workers', 'llm_note_response_makers', 'llm_find_tail_gaps',
-        'llm_trim_refused_calls'];
+        'llm_trim_refused_calls', 'llm_merge_counted_ranges', 'llm_forget_counted_ranges', 'llm_know_cluster', 'llm_quota_used',
+        'llm_quota_state', 'llm_quota_sync', 'llm_site_zone'];
     -- The record: calls, what they cost, what could not be stored and what was lost.
     record  CONSTANT text[] := ARRAY['llm_rejected', 'llm_usage', 'llm_usage_days', 'llm_usage_of_teams', 'llm_usage_days_of_teams',
-        'llm_usage_deltas', 'llm_usage_models', 'llm_usage_compacted', 'llm_model_prices', 'llm_site', 'llm_sequence_gaps', 'llm_content',
-        'llm_usage_backlog', 'llm_retention_rounds', 'llm_partition_moves', 'llm_upkeep', 'refinery_schema_history'];
+        'llm_usage_deltas', 'llm_usage_models', 'llm_usage_compacted', 'llm_model_prices', 'llm_site', 'llm_quotas', 'llm_quota_revision',
+        'llm_sequence_gaps', 'llm_content', 'llm_usage_backlog', 'llm_retention_rounds', 'llm_partition_moves', 'llm_upkeep', 'refinery_schema_history'];
     own     CONSTANT text   := current_schema();
     name    text;
 BEGIN

@@ -14,6 +14,8 @@ mod erase;
 mod import;
 mod metrics;
 mod privacy;
+mod quota_windows;
+mod quotas;
 mod reasons;
 mod receive;
 mod refused;

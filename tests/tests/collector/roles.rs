@@ -124,6 +124,8 @@ async fn the_collector_works_with_a_role_that_can_add_and_take_nothing_away() {
     let answer = app.log(entries).await;
     assert!(answer.count("stored") >= 5 && answer.count("rejected") == 1, "{}", answer.text);
     assert_eq!(app.get("/readyz").await.status, 200);
+    let synced = app.post("/sync", r#"{"node":"n","quota":{"workers":["w"]}}"#, &[]).await;
+    assert_eq!((synced.status, &synced.json()["quota"]["full"]), (200, &serde_json::json!(true)), "{}", synced.text);
     assert_eq!(kit.number("SELECT count(*) FROM llm_rejected").await, 1);
     let writer = connect(&kit.url("llm_writer")).await;
     for statement in [
@@ -132,6 +134,9 @@ async fn the_collector_works_with_a_role_that_can_add_and_take_nothing_away() {
         "SELECT llm_trim_refused_calls(0)",
         "SELECT llm_create_partition((now() AT TIME ZONE 'UTC')::date - 30)",
         "SELECT llm_end_long_queries()",
+        "SELECT llm_merge_counted_ranges(10)",
+        "SELECT llm_forget_counted_ranges()",
+        "SELECT llm_quota_state(now())",
     ] {
         writer.batch_execute(statement).await.unwrap_or_else(|error| panic!("{statement}: {error:?}"));
     }
@@ -166,6 +171,8 @@ async fn the_collector_works_with_a_role_that_can_add_and_take_nothing_away() {
         "UPDATE llm_usage_compacted SET xid = '0'",
         "UPDATE llm_site SET time_zone = 'UTC'",
         "UPDATE llm_model_prices SET prompt_per_million = 0",
+        "UPDATE llm_quotas SET amount = 0",
+        "UPDATE llm_quota_revision SET cluster = ''",
         "DELETE FROM llm_sequence_gaps",
         "DELETE FROM refinery_schema_history",
         "CREATE TABLE t ()",
