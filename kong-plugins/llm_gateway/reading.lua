@@ -12,9 +12,10 @@
 --   is_late          its body did not come in time
 --   holding          its room among large bodies, see upload_room
 --   refused_by       which plugin answered in place of the model server
---   settle           where a limit holds for the call: called once with the
---                    number of its entry, what that has as `llm`, and whether
---                    the server reports tokens that could not be read here
+--   limited          where a limit holds for the call: limited:on_number is
+--                    called once with the number of its entry, what that has
+--                    as `llm`, and whether the server reports tokens that
+--                    could not be read here
 --
 -- Not here: what becomes of a body that can be read in two ways. That is for
 -- the plugins to say.

@@ -25,9 +25,11 @@ describe("llm-audit", function()
   end)
 
   local function call(response, has_limit)
-    local asked = { settle = has_limit ~= false and function(...)
-      told[#told + 1] = { ... }
-    end or nil }
+    local asked = { limited = has_limit ~= false and {
+      on_number = function(_, ...)
+        told[#told + 1] = { ... }
+      end,
+    } or nil }
 
     return running:call({ request = { body = '{"model":"m"}' },
                           response = response, asked = asked })
@@ -49,7 +51,7 @@ describe("llm-audit", function()
 
   it("reads streams, also what their clients are not shown", function()
     running = gateway.new({ capture = "full" })
-    local asked = { settle = function() end }
+    local asked = { limited = { on_number = function() end } }
     local result = running:call({
       request = { body = fixtures.request("chat-en-stream") },
       response = { headers = SSE,
@@ -107,9 +109,9 @@ describe("log_queue", function()
     world.entry = { llm = { seq = world.sequence.next() } }
     kong.ctx.shared = {}
     local entry = { seq = world.sequence.next(), llm = world.entry.llm,
-                    settle = function(number, llm)
+                    limited = { on_number = function(_, number, llm)
                       told[#told + 1] = { number, llm }
-                    end }
+                    end } }
     for name, value in pairs(changes or {}) do
       entry[name] = value
     end
@@ -138,9 +140,9 @@ describe("log_queue", function()
   end)
 
   it("keeps an entry whose call could not be charged", function()
-    call({ settle = function()
+    call({ limited = { on_number = function()
       error("no")
-    end })
+    end } })
     assert.equal(1, world.queue_keeper.state().entries)
     assert.matches("a call was not charged", world.said[1])
   end)

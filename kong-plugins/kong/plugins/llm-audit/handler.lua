@@ -177,7 +177,7 @@ local function header_filter(_, conf)
                   and new_capture(conf.max_response_body_size)
                   or reported.capture(status, content_type, encoding)
   -- With bodies the collector reads what was reported, unless it matters here.
-  if call.asked.settle and conf.capture == "full" and not call.ends then
+  if call.asked.limited and conf.capture == "full" and not call.ends then
     call.ends = reported.capture(status, content_type, encoding)
   end
 
@@ -367,7 +367,7 @@ local function log(call, conf)
 
   if is_full then
     content = response and response:content()
-    answer = asked.settle and call.ends and read_reported(call, call.ends)
+    answer = asked.limited and call.ends and read_reported(call, call.ends)
   elseif response then
     answer = read_reported(call, response)
   end
@@ -415,8 +415,8 @@ local function log(call, conf)
   request = is_full and request ~= "" and request or nil
   local entry = entry_bodies.new(llm.seq, refusal ~= nil, request, content,
                                  call.is_encoded)
-  if asked.settle then
-    entry.settle, entry.llm = asked.settle, llm
+  if asked.limited then
+    entry.limited, entry.llm = asked.limited, llm
     entry.hides_usage = call.is_encoded or call.meter and call.meter.has_usage
   end
   entry_bodies.set(entry, asked.is_reading)

@@ -95,9 +95,10 @@ end
 local function give_number(entry)
   sequence.give(entry.seq)
 
-  local settle = entry.settle
-  if settle then
-    local ok, err = pcall(settle, entry.seq, entry.llm, entry.hides_usage)
+  local limited = entry.limited
+  if limited then
+    local ok, err = pcall(limited.on_number, limited, entry.seq, entry.llm,
+                          entry.hides_usage)
     if not ok then
       pcall(kong.log.err, "a call was not charged: ", tostring(err))
     end
@@ -232,7 +233,7 @@ end
 
 -- Hands over the entry that the plugin has completed for this call: { seq,
 -- refused, has_bodies, kept_out }, with what entry_bodies wants of it; and
--- { settle, llm, hides_usage }, see llm_gateway.reading, where it has a limit.
+-- { limited, llm, hides_usage }, see llm_gateway.reading, where it has a limit.
 function M.expect(entry)
   kong.ctx.shared.llm_audit_entry = entry
   if not original and entry.seq then

@@ -5,8 +5,8 @@
 -- Invariants
 --   No call waits for the collector: what is known stands in shared memory.
 --   A call reserves in `access` and is settled when its log entry gets its
---   number (`asked.settle`, called by llm-audit's log_queue), or released: what
---   leaves no entry is charged nothing.
+--   number (`asked.limited`, which llm-audit's log_queue calls), or released:
+--   what leaves no entry is charged nothing.
 --   An error in here lets the call go on, unlimited, and is logged.
 --   Where the plugin is not configured nothing of it runs.
 --
@@ -175,6 +175,14 @@ local function model_of(asked)
 end
 
 
+-- The call's entry has its number.
+local function charge(admission, number, llm, hides_usage)
+  local taken = estimate.of_entry(llm, admission.was_forwarded, hides_usage,
+                                  admission.call)
+  admission:settle(number, taken, llm.model)
+end
+
+
 local function reserve(conf, asked, user, team)
   local size = asked.request_bytes or request_body.declared_size() or 0
   local prompt, completion = estimate.of_request(asked.api, asked.found, size,
@@ -198,10 +206,8 @@ local function reserve(conf, asked, user, team)
 
   if places[1] then
     own.admission = admission
-    asked.settle = function(number, llm, hides_usage)
-      admission:settle(number, estimate.of_entry(llm, admission.was_forwarded,
-                                                 hides_usage, call), llm.model)
-    end
+    admission.on_number = charge
+    asked.limited = admission
   end
 end
 
