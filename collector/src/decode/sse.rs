@@ -54,10 +54,12 @@ pub struct Events<'a> {
 
 impl<'a> Events<'a> {
     fn next_line(&mut self) -> Option<&'a str> {
-        if self.rest.is_empty() {
-            return None;
-        }
-        let Some(end) = memchr::memchr2(b'\n', b'\r', self.rest.as_bytes()) else {
+        let end = match self.rest.as_bytes().first()? {
+            // Every other line is empty, for which it does not pay to get a search going.
+            b'\n' | b'\r' => Some(0),
+            _ => memchr::memchr2(b'\n', b'\r', self.rest.as_bytes()),
+        };
+        let Some(end) = end else {
             return Some(std::mem::take(&mut self.rest));
         };
         let (line, rest) = self.rest.split_at(end);

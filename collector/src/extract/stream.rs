@@ -73,7 +73,7 @@ pub fn merge<M: Merge>(text: &str, is_cut: bool) -> Merged {
     for event in sse::events(text) {
         if let Some(pattern) = &pattern
             // Under another name the same data may mean something else.
-            && event.name == pattern.name
+            && is_same_name(event.name, pattern.name)
             && let Some(piece) = pattern.piece(&event.data)
         {
             merging.merger.add_piece(&pattern.place, &piece);
@@ -101,6 +101,12 @@ pub fn merge<M: Merge>(text: &str, is_cut: bool) -> Merged {
         }
     }
     merging.finish()
+}
+
+/// Most events have no name. Two empty texts are not compared: they may lie where no memory is, and `memcmp`, told to compare no bytes,
+/// reads there with all bytes masked out, which costs some processors most of a microsecond.
+fn is_same_name(one: &str, other: &str) -> bool {
+    if one.is_empty() { other.is_empty() } else { one == other }
 }
 
 struct Merging<M> {
