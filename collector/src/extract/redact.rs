@@ -219,9 +219,7 @@ impl Writer<'_> {
             out.push(':');
             match value {
                 Json::String(_) if is_message && name == "body" => value.write(out),
-                Json::String(_) | Json::Array(_) | Json::Object(_)
-                    if self.is_thorough && names::is_credential_member(name, true) =>
-                {
+                Json::String(_) | Json::Array(_) | Json::Object(_) if names::is_credential_member(name, true) => {
                     write_string(out, REDACTED);
                 }
                 value => self.value(out, name, value),

@@ -218,11 +218,21 @@ fn is_in(sorted: &[&str], name: &str) -> bool {
     sorted.binary_search(&name).is_ok()
 }
 
-/// The kept headers by their length: every entry has some thirty, and hardly two of these are of one length and begin alike.
-static KEPT_BY_LENGTH: LazyLock<Vec<Vec<&str>>> = LazyLock::new(|| {
+/// The kept headers by their length, each with its end: every entry has some thirty, of one length are a few that begin alike, and hardly
+/// two of these end alike.
+static KEPT_BY_LENGTH: LazyLock<Vec<Vec<(u64, &str)>>> = LazyLock::new(|| {
     let longest = KEPT_HEADERS.iter().map(|name| name.len()).max().unwrap_or_default();
-    (0..=longest).map(|length| KEPT_HEADERS.into_iter().filter(|name| name.len() == length).collect()).collect()
+    let of_length = |length| KEPT_HEADERS.into_iter().filter(move |name| name.len() == length).map(|name| (end_of(name), name));
+    (0..=longest).map(|length| of_length(length).collect()).collect()
 });
+
+/// The last eight letters of a name as a number; of a shorter one all of them.
+fn end_of(name: &str) -> u64 {
+    match name.as_bytes().last_chunk::<8>() {
+        Some(end) => u64::from_le_bytes(*end),
+        None => name.bytes().fold(0, |end, byte| end << 8 | u64::from(byte)),
+    }
+}
 
 /// Whether a header of this name holds a credential.
 pub(super) fn is_secret_header(name: &str) -> bool {
@@ -232,7 +242,8 @@ pub(super) fn is_secret_header(name: &str) -> bool {
 /// Whether the value of a header of this name is stored.
 pub(super) fn is_kept_header(name: &str) -> bool {
     let name = lower(name);
-    KEPT_BY_LENGTH.get(name.len()).is_some_and(|names| names.contains(&name.as_ref()))
+    let end = end_of(&name);
+    KEPT_BY_LENGTH.get(name.len()).is_some_and(|names| names.iter().any(|(other, kept)| *other == end && *kept == name))
         || KEPT_FAMILIES.iter().any(|family| name.starts_with(family))
         || KEPT_PREFIXES.iter().any(|prefix| name.starts_with(prefix)) && !SECRETS.is_any_in(&name)
 }
@@ -242,13 +253,33 @@ pub(super) fn is_kept_parameter(name: &str) -> bool {
     is_in(&KEPT_PARAMETERS, &lower(name))
 }
 
+/// The last three letters of all names that hold a credential.
+const ENDS: [u32; 12] = [
+    last_three(*b"als"),
+    last_three(*b"ial"),
+    last_three(*b"ion"),
+    last_three(*b"jwt"),
+    last_three(*b"ken"),
+    last_three(*b"key"),
+    last_three(*b"kie"),
+    last_three(*b"ord"),
+    last_three(*b"ret"),
+    last_three(*b"rer"),
+    last_three(*b"swd"),
+    last_three(*b"uth"),
+];
+
+/// Three letters in one number, without regard to case.
+const fn last_three([one, two, three]: [u8; 3]) -> u32 {
+    u32::from_le_bytes([one, two, three, 0]) | 0x20_20_20
+}
+
 /// Whether a name ends like one that holds a credential: most do not, and are not looked at any further.
 fn ends_like_a_credential(name: &str) -> bool {
     let Some(end) = name.as_bytes().last_chunk::<3>() else { return false };
-    matches!(
-        &end.map(|byte| byte.to_ascii_lowercase()),
-        b"als" | b"ial" | b"ion" | b"jwt" | b"ken" | b"key" | b"kie" | b"ord" | b"ret" | b"rer" | b"swd" | b"uth"
-    )
+    let end = last_three(*end);
+    // All of them, which the processor does at once: names come in no order that it could foresee.
+    ENDS.iter().fold(false, |is_one, other| is_one | (*other == end))
 }
 
 /// Whether a member of a body holds a credential; in the description of a tool more names do.
