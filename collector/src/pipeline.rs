@@ -28,6 +28,9 @@ use memory::{Cost, Memory, Share};
 /// What the rows of a portion weigh, roughly: one statement. A batch of 200 usual entries is half of it and stays one statement.
 const PORTION_BYTES: usize = 8 << 20;
 
+/// Entries of a usual batch: what Kong's http-log plugin is told to send together.
+const USUAL_ENTRIES: usize = 200;
+
 /// Raw bytes and entries that are looked at together.
 const WAITING_BYTES: usize = 16 << 20;
 const WAITING_ENTRIES: usize = 1_000;
@@ -196,7 +199,8 @@ impl Reader {
     /// Decodes and extracts entries from the front of `waiting` until they weigh as much as a portion; what is no entry is to be
     /// rejected.
     pub fn read(&self, waiting: &mut VecDeque<ByteString>) -> Batch {
-        let mut batch = Batch::default();
+        // A call has many columns: room for a usual batch, so that they are not moved from one vector to the next.
+        let mut batch = Batch { items: Vec::with_capacity(waiting.len().min(USUAL_ENTRIES)), rejected: Vec::new() };
         let mut weight = 0;
         while weight < PORTION_BYTES {
             let Some(raw) = waiting.pop_front() else { break };
@@ -217,16 +221,15 @@ impl Reader {
     }
 
     fn read_one(&self, raw: &ByteString) -> Result<Item, String> {
-        let entry = decode::entry::decode(raw, self.limits).map_err(|error: EntryError| error.to_string())?;
-        let Some(small) = refused::reduced(&entry) else {
-            let call = extract::call(&entry, &self.secrets, &self.privacy);
-            return Ok(Item { sequence: sequence(&entry.fields), call, raw: raw.clone(), refused: None });
+        let whole = decode::entry::decode(raw, self.limits).map_err(|error: EntryError| error.to_string())?;
+        let reduced = refused::reduced(&whole);
+        let (entry, raw) = match &reduced {
+            None => (&whole, raw.clone()),
+            Some((small, text)) => (small, ByteString::from(text.as_str())),
         };
-        let small = ByteString::from(small);
-        let entry = decode::entry::decode(&small, self.limits).map_err(|error| error.to_string())?;
-        let call = extract::call(&entry, &self.secrets, &self.privacy);
-        let refused = Some(crate::store::refused::Entry::of(&call));
-        Ok(Item { sequence: sequence(&entry.fields), call, raw: small.clone(), refused })
+        let call = extract::call(entry, &self.secrets, &self.privacy);
+        let refused = reduced.is_some().then(|| crate::store::refused::Entry::of(&call));
+        Ok(Item { sequence: sequence(&entry.fields), call, raw, refused })
     }
 
     fn reject(&self, batch: &mut Batch, raw: &str, reason: String) {

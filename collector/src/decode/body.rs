@@ -121,7 +121,13 @@ fn base64_bytes(captured: &str) -> Option<Vec<u8>> {
 
 /// Whether decoded text is what a body would be, or base64 letters that were text all along.
 fn is_plausible_text(text: &str) -> bool {
-    starts_like_a_document(text.as_bytes()) || !text.chars().any(|c| c.is_control() && !matches!(c, '\t' | '\n' | '\r'))
+    let is_control = |c: char| c.is_control() && !matches!(c, '\t' | '\n' | '\r');
+    match starts_like_a_document(text.as_bytes()) {
+        true => true,
+        // To the end in any case, so that the processor can look at many letters at once.
+        false if text.is_ascii() => !text.bytes().fold(false, |found, byte| found | is_control(char::from(byte))),
+        false => !text.chars().any(is_control),
+    }
 }
 
 fn starts_like_a_document(bytes: &[u8]) -> bool {

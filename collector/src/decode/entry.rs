@@ -173,11 +173,16 @@ fn take_body<'a>(fields: &mut Json<'a>, side: &str, limits: Limits) -> Option<Bo
 
 /// The first value of a header, whatever the case of its name.
 pub fn header<'j>(fields: &'j Json<'_>, side: &str, name: &str) -> Option<&'j str> {
+    header_value(fields, side, name)?.as_str()
+}
+
+/// The same, whatever it is.
+pub fn header_value<'j, 'a>(fields: &'j Json<'a>, side: &str, name: &str) -> Option<&'j Json<'a>> {
     let headers = fields.at(&[side, "headers"])?;
     let (_, value) = headers.members().iter().find(|(key, _)| key.eq_ignore_ascii_case(name))?;
     match value {
-        Json::Array(values) => values.first()?.as_str(),
-        value => value.as_str(),
+        Json::Array(values) => values.first(),
+        value => Some(value),
     }
 }
 

@@ -4,8 +4,11 @@
 //! entry says method, path, status, address, and the headers that tell what kind of client it was; it is an entry like any other, and
 //! reducing it again changes nothing.
 
+use std::borrow::Cow;
+
 use crate::decode::Entry;
-use crate::decode::json::{Json, write_string};
+use crate::decode::entry::header_value;
+use crate::decode::json::Json;
 
 /// Headers that are kept.
 const HEADERS: [&str; 6] = ["user-agent", "host", "content-type", "content-length", "x-forwarded-for", "traceparent"];
@@ -24,8 +27,9 @@ const NUMBERS: [(&str, &[&str]); 3] = [
     ("route", &["name"]),
 ];
 
-/// The entry reduced to what is kept; `None` when it is not of a call that was refused before anybody knew who called.
-pub fn reduced(entry: &Entry<'_>) -> Option<String> {
+/// The entry reduced to what is kept, and the same as JSON text; `None` when it is not of a call that was refused before anybody knew
+/// who called.
+pub fn reduced<'e>(entry: &'e Entry<'_>) -> Option<(Entry<'e>, String)> {
     let fields = &entry.fields;
     let is_known = ["username", "custom_id", "id"].iter().any(|name| fields.at(&["consumer", name]).is_some());
     let status = entry.status().filter(|status| *status >= 400)?;
@@ -39,90 +43,70 @@ pub fn reduced(entry: &Entry<'_>) -> Option<String> {
     if is_known || was_asked || !is_own {
         return None;
     }
-    let mut out = String::with_capacity(1024);
-    out.push_str("{\"request\":{\"id\":");
-    write_string(&mut out, &entry.request_id);
-    if let Some(method) = fields.at(&["request", "method"]).and_then(Json::as_str) {
-        member(&mut out, "method", method, MAX_VALUE_BYTES);
-    }
-    if let Some(path) = entry.endpoint() {
-        member(&mut out, "uri", path, MAX_PATH_BYTES);
-    }
-    out.push_str(",\"headers\":{");
-    let mut separator = "";
-    for name in HEADERS {
-        if let Some(value) = crate::decode::entry::header(fields, "request", name) {
-            out.push_str(separator);
-            write_string(&mut out, name);
-            out.push(':');
-            write_string(&mut out, head(value, MAX_VALUE_BYTES));
-            separator = ",";
-        }
-    }
-    out.push_str("}},\"response\":{\"status\":");
-    out.push_str(&status.to_string());
-    out.push_str(",\"headers\":{");
-    if let Some(value) = crate::decode::entry::header(fields, "response", "content-type") {
-        out.push_str("\"content-type\":");
-        write_string(&mut out, head(value, MAX_VALUE_BYTES));
-    }
-    out.push('}');
-    if let Some(body) = entry.response_body.as_ref().filter(|body| body.text.len() <= MAX_ANSWER_BYTES) {
-        out.push_str(",\"body\":");
-        write_string(&mut out, &body.text);
-    }
-    out.push('}');
+    let mut request = vec![member("id", Json::text(&entry.request_id))];
+    request.extend(kept_text("method", fields.at(&["request", "method"])));
+    // Where a path has a query, its end is not that of a value.
+    request.extend(entry.endpoint().map(|path| member("uri", Json::text(head(path, MAX_PATH_BYTES)))));
+    let headers = HEADERS.into_iter().filter_map(|name| kept_text(name, header_value(fields, "request", name)));
+    request.push(member("headers", Json::Object(headers.collect())));
+
+    let content_type = kept_text("content-type", header_value(fields, "response", "content-type"));
+    let mut response = vec![
+        member("status", Json::integer(i64::from(status))),
+        member("headers", Json::Object(content_type.into_iter().collect())),
+    ];
+    let body = entry.response_body.as_ref().filter(|body| body.text.len() <= MAX_ANSWER_BYTES);
+    response.extend(body.map(|body| member("body", Json::text(&body.text))));
+
+    let mut small = vec![member("request", Json::Object(request)), member("response", Json::Object(response))];
     for (group, names) in NUMBERS {
-        write_group(&mut out, fields, group, names);
-    }
-    if let Some(source) = fields.get("source").and_then(Json::as_str) {
-        member(&mut out, "source", source, MAX_VALUE_BYTES);
-    }
-    if let Some(address) = fields.get("client_ip").and_then(Json::as_str) {
-        member(&mut out, "client_ip", address, MAX_VALUE_BYTES);
-    }
-    if let Some(name) = fields.at(&["service", "name"]).and_then(Json::as_str) {
-        out.push_str(",\"service\":{\"name\":");
-        write_string(&mut out, head(name, MAX_VALUE_BYTES));
-        out.push('}');
-    }
-    out.push_str(",\"started_at\":");
-    out.push_str(&entry.started_at.timestamp_millis().to_string());
-    out.push('}');
-    Some(out)
-}
-
-fn write_group(out: &mut String, fields: &Json<'_>, group: &str, names: &[&str]) {
-    let Some(Json::Object(_)) = fields.get(group) else { return };
-    out.push(',');
-    write_string(out, group);
-    out.push_str(":{");
-    let start = out.len();
-    for name in names {
-        let text = match fields.at(&[group, name]) {
-            Some(Json::String(text)) => {
-                let mut text_out = String::new();
-                write_string(&mut text_out, head(text, MAX_VALUE_BYTES));
-                text_out
-            }
-            Some(value @ (Json::Number(_) | Json::Bool(_))) => value.to_string(),
-            _ => continue,
-        };
-        if out.len() > start {
-            out.push(',');
+        if let Some(Json::Object(_)) = fields.get(group) {
+            let members = names.iter().filter_map(|name| Some(member(name, kept(fields.at(&[group, name])?)?)));
+            small.push(member(group, Json::Object(members.collect())));
         }
-        write_string(out, name);
-        out.push(':');
-        out.push_str(&text);
     }
-    out.push('}');
+    small.extend(kept_text("source", fields.get("source")));
+    small.extend(kept_text("client_ip", fields.get("client_ip")));
+    let service = kept_text("name", fields.at(&["service", "name"]));
+    small.extend(service.map(|name| member("service", Json::Object(vec![name]))));
+    small.push(member("started_at", Json::integer(entry.started_at.timestamp_millis())));
+
+    let mut small = Json::Object(small);
+    let mut text = String::with_capacity(1024);
+    small.write(&mut text);
+    if let Json::Object(members) = &mut small
+        && let Some((_, response)) = members.iter_mut().find(|(name, _)| name == "response")
+    {
+        response.take("body");
+    }
+    let small = Entry {
+        request_id: entry.request_id.clone(),
+        started_at: entry.started_at,
+        request_body: None,
+        response_body: body.cloned(),
+        fields: small,
+    };
+    Some((small, text))
 }
 
-fn member(out: &mut String, name: &str, value: &str, limit: usize) {
-    out.push(',');
-    write_string(out, name);
-    out.push(':');
-    write_string(out, head(value, limit));
+fn member<'e>(name: &'static str, value: Json<'e>) -> (Cow<'e, str>, Json<'e>) {
+    (Cow::Borrowed(name), value)
+}
+
+/// A member whose value is kept where it is a text.
+fn kept_text<'e>(name: &'static str, value: Option<&'e Json<'_>>) -> Option<(Cow<'e, str>, Json<'e>)> {
+    Some(member(name, kept(value?).filter(|value| value.as_str().is_some())?))
+}
+
+/// The beginning of a text, a number or a flag. Borrowed where the entry's own is: it is part of JSON text, so its beginning is.
+fn kept<'e>(value: &'e Json<'_>) -> Option<Json<'e>> {
+    match value {
+        Json::String(Cow::Borrowed(text)) => Some(Json::String(Cow::Borrowed(head(text, MAX_VALUE_BYTES)))),
+        Json::String(Cow::Owned(text)) => Some(Json::text(head(text, MAX_VALUE_BYTES))),
+        Json::Number(number) => Some(Json::Number(Cow::Borrowed(number))),
+        Json::Bool(flag) => Some(Json::Bool(*flag)),
+        _ => None,
+    }
 }
 
 fn head(text: &str, limit: usize) -> &str {
@@ -137,7 +121,10 @@ mod tests {
     const LIMITS: Limits = Limits { decoded_bytes: 1 << 20 };
 
     fn reduced_raw(raw: &str) -> Option<String> {
-        reduced(&entry::decode(raw, LIMITS).unwrap())
+        let entry = entry::decode(raw, LIMITS).unwrap();
+        let (small, text) = reduced(&entry)?;
+        assert_eq!(small, entry::decode(&text, LIMITS).unwrap(), "whoever reads the text reads the same");
+        Some(text)
     }
 
     #[test]
@@ -163,7 +150,7 @@ mod tests {
             assert!(entry.fields.at(path).is_some(), "{path:?} in {small}");
         }
         assert_eq!(entry.response_body.as_ref().unwrap().text, r#"{"message":"No API key"}"#);
-        assert_eq!(reduced(&entry).unwrap(), small, "reducing it again changes nothing");
+        assert_eq!(reduced_raw(&small).unwrap(), small, "reducing it again changes nothing");
     }
 
     #[test]
