@@ -136,6 +136,8 @@ build = {
       "llm_gateway/response_servers.lua",
     ["llm_gateway.route"] =
       "llm_gateway/route.lua",
+    ["llm_gateway.seldom"] =
+      "llm_gateway/seldom.lua",
     ["llm_gateway.sync_members"] =
       "llm_gateway/sync_members.lua",
     ["llm_gateway.upload_room"] =

@@ -290,6 +290,11 @@ describe("llm-router", function()
     local err = error_of(chat('{"model":"lost"}'), 503)
     assert.equal("server_error", err.error.type)
     assert.matches("model 'lost'.*llm%-lost", running.errors[1])
+    -- Every other call for it within a minute says the same.
+    for _ = 1, 3 do
+      error_of(chat('{"model":"lost"}'), 503)
+    end
+    assert.equal(1, #running.errors)
   end)
 
   describe("the list of models", function()

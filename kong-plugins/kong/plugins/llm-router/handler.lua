@@ -22,6 +22,7 @@ local reading = require "llm_gateway.reading"
 local refusal = require "llm_gateway.refusal"
 local response_servers = require "llm_gateway.response_servers"
 local route = require "llm_gateway.route"
+local seldom = require "llm_gateway.seldom"
 
 local char = string.char
 local gsub = string.gsub
@@ -30,6 +31,7 @@ local match = string.match
 local ngx = ngx
 local setmetatable = setmetatable
 local tonumber = tonumber
+local tostring = tostring
 
 -- Behind key-auth (1250) and acl (950), in front of rate-limiting (910).
 local PRIORITY = 920
@@ -124,13 +126,19 @@ end
 
 -- --- routing ----------------------------------------------------------------
 
+-- An upstream that is missing fails every call for its model.
+local complain = seldom.new(function(line)
+  kong.log.err(line)
+end, ngx.now)
+
+
 local function lead(asked, model)
   local ok, err = route.to_upstream(asked, model)
   if ok then
     return
   end
 
-  kong.log.err("model '", model.name, "': ", err)
+  complain("model '" .. model.name .. "': " .. tostring(err))
 
   return refuse(asked, {
     status = 503,
