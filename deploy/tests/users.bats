@@ -138,11 +138,15 @@ ends() { admin GET "consumers/$1/key-auth" | json 'sorted(k.get("ttl") or 0 for 
 
 @test "expire: all keys of a user, and back to never with the same key" {
   key=$(users add victor 2>/dev/null)
+  id() { admin GET consumers/victor/key-auth | json 'j["data"][0]["id"]'; }
+  before=$(id)
   users expire victor 12h 2>/dev/null
   [ "$(ends victor)" = '[43200]' ]
   says "^victor  *1 .* $(date -u -d '+12 hours' +%F)" users list
   users expire victor never 2>/dev/null
   [ "$(ends victor)" = '[0]' ]
+  # It was not made anew: no call in between was refused.
+  [ "$(id)" = "$before" ]
   works "$key"
   for bad in 0d -1d soon '' 1w 2000d; do
     run users expire victor "$bad"

@@ -408,6 +408,10 @@ function entities.put(document, name, id, input, before, from_form)
   elseif not entity.key then
     entity.key = uuid.random_hex(16)
   end
+  -- As Kong has it: 0 takes the end of a key away.
+  if entity.ttl == 0 then
+    entity.ttl = nil
+  end
   if name == "services" or name == "routes" then
     entity.ws_id = settings.workspace
   end
