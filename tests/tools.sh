@@ -24,6 +24,7 @@ declare -A PROVIDES=(
     [postgresql-client]=/usr/bin/psql
     [prometheus]=/usr/bin/prometheus
     [python3-venv]=/usr/lib/python3*/ensurepip/__init__.py
+    [python3-yaml]=/usr/lib/python3/dist-packages/yaml/__init__.py
     [shellcheck]=/usr/bin/shellcheck
     [strace]=/usr/bin/strace
     [wget]=/usr/bin/wget
@@ -31,7 +32,7 @@ declare -A PROVIDES=(
 demo=(postgresql postgresql-client curl gcc)
 host=(nginx libnginx-mod-http-lua lua-cjson luajit2)
 bench=("${demo[@]}" "${host[@]}" python3-venv)
-test=("${demo[@]}" "${host[@]}" bats lua-busted lua-check openssl prometheus python3-venv shellcheck strace wget)
+test=("${demo[@]}" "${host[@]}" bats lua-busted lua-check openssl prometheus python3-venv python3-yaml shellcheck strace wget)
 
 install_missing() {
     local missing=() package

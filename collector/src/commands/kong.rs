@@ -1,13 +1,17 @@
 //! `kong`: Kong's configuration, as the settings want it.
 
+use std::fs::Permissions;
 use std::io::Write;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 use std::process::ExitCode;
+
+use serde_json::Value;
 
 use crate::commands::say;
 use crate::config::{AdminArgs, KongAction, KongSettings};
 use crate::kong::admin::Admin;
+use crate::kong::export::live::Live;
 use crate::kong::failure::{Failure, Outcome};
 use crate::kong::plan::Word;
 use crate::kong::settings::Settings;
@@ -21,7 +25,10 @@ pub fn run(action: &KongAction) -> ExitCode {
     say::ending(match action {
         KongAction::Apply { print_batch: true, admin, settings, .. } => print_batch(admin, settings),
         KongAction::Apply { wait, adopt, dry_run, admin, settings, .. } => configure(admin, settings, *adopt, *dry_run, *wait),
-        KongAction::Export { output, settings } => write_file(settings, output.as_deref()),
+        KongAction::Export { output, with_models, with_users, admin, settings } => {
+            let is_live = *with_models || *with_users;
+            read_live(admin, settings, is_live, *with_users).and_then(|file| write_file(&file, output.as_deref()))
+        }
     })
 }
 
@@ -64,15 +71,26 @@ fn configure(args: &AdminArgs, settings: &KongSettings, adopt: bool, dry_run: bo
     Ok(ExitCode::SUCCESS)
 }
 
-fn write_file(settings: &KongSettings, path: Option<&Path>) -> Outcome<ExitCode> {
-    let file = export::declarative(&Settings::read(settings)?)?;
+fn read_live(args: &AdminArgs, settings: &KongSettings, is_live: bool, users: bool) -> Outcome<Value> {
+    if !is_live {
+        return export::declarative(&Settings::read(settings)?, Live::default());
+    }
+    let (admin, settings) = open(args, settings)?;
+    export::declarative(&settings, Live::read(&admin, users)?)
+}
+
+fn write_file(file: &Value, path: Option<&Path>) -> Outcome<ExitCode> {
     let text = format!("{file:#}\n");
     match path {
         None => say::line(text.trim_end())?,
         Some(path) => {
             let written = std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path);
             written
-                .and_then(|mut file| file.write_all(text.as_bytes()))
+                .and_then(|mut file| {
+                    // One that was there may be open to others.
+                    file.set_permissions(Permissions::from_mode(0o600))?;
+                    file.write_all(text.as_bytes())
+                })
                 .map_err(|error| Failure::new(format!("cannot write {}: {error}", path.display())))?;
         }
     }

@@ -62,11 +62,20 @@ pub enum KongAction {
         #[command(flatten)]
         settings: Box<KongSettings>,
     },
-    /// The same configuration as a declarative file, for a Kong without a database. It holds the secrets; users are added by hand
+    /// The same configuration as a declarative file, for a Kong without a database. It holds the secrets. Models and users stand in Kong
+    /// alone: they are read from a running one when asked for
     Export {
         /// File to write, for its owner alone; none: standard output
         #[arg(long)]
         output: Option<std::path::PathBuf>,
+        /// With the models of a running Kong, and their servers
+        #[arg(long)]
+        with_models: bool,
+        /// With its users, too: keys, teams, groups, limits
+        #[arg(long)]
+        with_users: bool,
+        #[command(flatten)]
+        admin: AdminArgs,
         #[command(flatten)]
         settings: Box<KongSettings>,
     },
