@@ -9,6 +9,7 @@ mod database;
 mod kong;
 mod kong_log;
 mod mend;
+mod models;
 mod network;
 mod numbers;
 mod plugins;

@@ -10,7 +10,7 @@ use super::table::{aligned, visible};
 use crate::config::{BalanceWord, ModelsAction, ModelsCommand};
 use crate::kong::admin::{Admin, secret};
 use crate::kong::failure::{Failure, Outcome};
-use crate::kong::models::{Balance, Health, Model, Models, check_model_name, upstream_name};
+use crate::kong::models::{Balance, Health, Model, Models, check_model_name, served_names, upstream_name};
 use crate::kong::people;
 use crate::kong::server::Server;
 
@@ -50,6 +50,7 @@ fn carry_out(command: &ModelsCommand) -> Outcome<()> {
                 BalanceWord::Consumer => Balance::Consumer,
             };
             let mut models = read()?;
+            add_what_was_there(&mut models, &names, alias, &servers)?;
             for name in names {
                 check_model_name(&name)?;
                 let model = Model {
@@ -82,6 +83,29 @@ fn carry_out(command: &ModelsCommand) -> Outcome<()> {
         }
         ModelsAction::List { json } => list(&read()?, *json),
     }
+}
+
+/// With the first model calls go by the list alone: what was behind the one server until then joins it, or nobody would reach it any more.
+fn add_what_was_there(models: &mut Models, names: &[String], aliases: &[String], servers: &[Server]) -> Outcome<()> {
+    if !models.list.is_empty() {
+        return Ok(());
+    }
+    let Some((first, key)) = models.first_server()?.filter(|(first, _)| !servers.contains(first)) else { return Ok(()) };
+    let there = match served(Some(&first), key.as_deref()) {
+        Ok(there) => there,
+        Err(failure) => {
+            let url = format!("{}://{}", first.protocol, first.target());
+            say::note(format!("{}: its models are not reached any more until you add them: models add {url}", failure.what));
+            return Ok(());
+        }
+    };
+    for name in there.into_iter().filter(|name| !names.contains(name) && !aliases.contains(name)) {
+        check_model_name(&name)?;
+        let model = Model { upstream: upstream_name(&name), name: name.clone(), ..Model::default() };
+        models.put(model, std::slice::from_ref(&first), Balance::Least)?;
+        say::note(format!("{name}: 1 server, as before there were models"));
+    }
+    Ok(())
 }
 
 /// A name is whatever does not look like a server; the other words are servers.
@@ -136,8 +160,7 @@ fn served(server: Option<&Server>, key: Option<&str>) -> Outcome<Vec<String>> {
     let mut answer = request.call().map_err(silent)?;
     let text = answer.body_mut().with_config().limit(LONGEST_ANSWER).read_to_vec().map_err(silent)?;
     let page: Value = serde_json::from_slice(&text).unwrap_or_default();
-    let models = page.get("data").and_then(Value::as_array).into_iter().flatten();
-    let names: Vec<String> = models.filter_map(|model| model.get("id")?.as_str()).map(str::to_owned).collect();
+    let names = served_names(&page);
     if names.is_empty() { Err(Failure::new(format!("{url} has no models"))) } else { Ok(names) }
 }
 
@@ -145,6 +168,9 @@ fn list(models: &Models, as_json: bool) -> Outcome<()> {
     let mut with_health: Vec<(&Model, Vec<Health>)> = Vec::new();
     for model in &models.list {
         with_health.push((model, models.health(model)?));
+    }
+    for orphan in models.orphans()? {
+        say::note(format!("Kong has servers under {orphan} that no model uses: add the model again, or models remove {orphan}"));
     }
     if as_json {
         let page: Vec<Value> = with_health.iter().map(|(model, servers)| {

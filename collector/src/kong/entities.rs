@@ -14,6 +14,8 @@ pub fn own_id(number: u64) -> String {
 
 /// The number of the service that leads to the model server.
 pub const SERVICE: u64 = 1;
+/// The number of the plugin that sends the model server's key.
+pub const VLLM_KEY: u64 = 204;
 /// The number of the plugin that collects conversations.
 pub const LLM_AUDIT: u64 = 205;
 

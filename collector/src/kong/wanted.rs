@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::batch::Batch;
-use super::entities::{Kind, LLM_AUDIT, MODELS_ROUTE, Plugin, Reference, Route, SERVICE, Service, own_id};
+use super::entities::{Kind, LLM_AUDIT, MODELS_ROUTE, Plugin, Reference, Route, SERVICE, Service, VLLM_KEY, own_id};
 use super::settings::Settings;
 
 /// The plugins that are set up here, by name.
@@ -166,7 +166,7 @@ fn plugins(settings: &Settings, batch: &Batch, is_shared: bool) -> Vec<Part> {
             })),
         ),
         plugin(203, "rate-limiting", of_service(), limit),
-        plugin(204, "request-transformer", of_service(), key),
+        plugin(VLLM_KEY, "request-transformer", of_service(), key),
         plugin(
             LLM_AUDIT,
             "llm-audit",

@@ -13,6 +13,7 @@
 
 mod database;
 mod kong;
+mod models;
 mod plugins;
 mod pretend;
 mod services;

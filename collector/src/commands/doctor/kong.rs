@@ -57,6 +57,7 @@ pub(super) fn examine(settings: &DoctorSettings, token: Option<&str>, facts: &Fa
     plugins.examine(&ways, &about["plugins"]["available_on_server"], settings, token, report);
     plugins.numbers(&entities, settings, report);
     plugins.others(&entities, &services, report);
+    super::models::examine(&kong, &entities, mend, report);
 }
 
 fn everything(kong: &Admin) -> Result<(Value, Value, State), Trouble> {

@@ -1,5 +1,6 @@
 //! Commands that mend Kong's configuration, as they can be copied into a shell.
 
+use crate::commands::PROGRAM;
 use crate::config::DoctorSettings;
 
 /// How this installation is mended: through its `gateway` command, or with this program.
@@ -29,6 +30,11 @@ impl<'s> Mend<'s> {
     /// The first where all that is wrong was made by the installation, else the second.
     pub(super) fn for_owner(self, is_own: bool) -> String {
         if is_own { self.configure() } else { self.adopt() }
+    }
+
+    /// A command about models.
+    pub(super) fn models(self, words: &str) -> String {
+        format!("{} models {words}", self.gateway.unwrap_or(PROGRAM))
     }
 
     /// A setting, then the same: in the settings file, or for this program.
