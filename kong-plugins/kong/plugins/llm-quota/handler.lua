@@ -44,6 +44,9 @@ local STALE_SECONDS = 60
 
 local SWEEP_SECONDS = 1
 
+-- Between two lines of the log about the same.
+local SAY_SECONDS = 60
+
 local LlmQuota = {
   PRIORITY = PRIORITY,
   VERSION = "0.1.0",
@@ -74,17 +77,43 @@ local function sweep()
 end
 
 
+-- What found no room in the dict and was said, and when.
+local lost_said, lost_said_at = 0, 0
+
+local function say_lost(lost)
+  local now = ngx.now()
+  if lost > lost_said and now - lost_said_at >= SAY_SECONDS then
+    kong.log.err(lost - lost_said, " amounts found no room in the shared dict ",
+                 "llm_quota: they are missing until the collector has counted ",
+                 "the calls; make it larger (KONG_NGINX_HTTP_LUA_SHARED_DICT)")
+    lost_said, lost_said_at = lost, now
+  end
+end
+
+
+local function learn(told, asked)
+  local ok, err = counts.apply(ledger, told, asked, cjson.encode)
+  local left_out = ok and told.full and counts.gauges(ledger).left_out or 0
+  if left_out > 0 then
+    kong.log.err(left_out, " limits or prices of the collector are none that ",
+                 "this version knows: they hold nobody back")
+  end
+
+  return ok, err
+end
+
+
 local MEMBER = {
   ask = function(is_running)
     return counts.ask(ledger, is_running)
   end,
-  learn = function(told, asked)
-    return counts.apply(ledger, told, asked, cjson.encode)
-  end,
+  learn = learn,
   note_gauges = function(gauges)
-    for name, value in pairs(counts.gauges(ledger)) do
+    local own = counts.gauges(ledger)
+    for name, value in pairs(own) do
       gauges["quota_" .. name] = value
     end
+    say_lost(own.lost)
   end,
 }
 

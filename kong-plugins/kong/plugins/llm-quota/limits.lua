@@ -13,6 +13,7 @@ local like = require "kong.plugins.llm-quota.like"
 local floor = math.floor
 local format = string.format
 local gmatch = string.gmatch
+local huge = math.huge
 local ipairs = ipairs
 local match = string.match
 local max = math.max
@@ -91,14 +92,14 @@ function M.millionths(value)
 end
 
 
--- @return value in the unit of the counters, nil where it is none
-function M.amount(unit, value)
-  if unit == "cost" then
-    local found = M.millionths(value)
-    return found and found >= 0 and found or nil
+-- @return value in the unit of the counters, at most what they can hold: that
+-- much is never used; nil where it is none
+local function amount_of(unit, value)
+  if type(value) ~= "number" or not (value >= 0 and value < huge) then
+    return nil
   end
 
-  return whole(value)
+  return min(floor(unit == "cost" and value * MILLION + 0.5 or value), MOST)
 end
 
 
@@ -121,7 +122,7 @@ local function clean_limit(told)
     unit = UNITS[told.unit] and told.unit,
     currency = text(told.currency),
     per = SECONDS[told.per] and told.per,
-    most = M.amount(told.unit, told.amount),
+    most = amount_of(told.unit, told.amount),
     mode = MODES[told.mode] and told.mode,
   }
   local is_named = limit.subject == "user" or limit.subject == "team"
