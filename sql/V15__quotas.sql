@@ -269,18 +269,21 @@ BEGIN
     HAVING sum(CASE q.unit WHEN 'tokens' THEN c.tokens WHEN 'calls' THEN c.calls ELSE c.cost END) <> 0;
 END $$;
 
--- How far each limit is used in the window of `at`; of limits for each user those who used something.
-CREATE FUNCTION llm_quota_state(at timestamptz)
+-- How far each limit is used in the window of `at`; of limits for each user those who used something. With a user only what holds for
+-- this one, and what holds for everybody together.
+CREATE FUNCTION llm_quota_state(at timestamptz, of_user text DEFAULT NULL)
 RETURNS TABLE (quota_id bigint, subject_kind text, subject text, models text, unit text, currency text, per text, amount numeric,
     mode text, used numeric, starts_at timestamptz, ends_at timestamptz)
 LANGUAGE sql STABLE AS $$
-    SELECT q.id, q.subject_kind, coalesce(u.subject, q.subject_name), q.models, q.unit, q.currency, q.per, q.amount, q.mode,
-        trim_scale(coalesce(u.amount, 0)), w.starts, w.ends
+    SELECT q.id, q.subject_kind, coalesce(u.subject, CASE q.subject_kind WHEN 'each_user' THEN of_user ELSE q.subject_name END), q.models,
+        q.unit, q.currency, q.per, q.amount, q.mode, trim_scale(coalesce(u.amount, 0)), w.starts, w.ends
     FROM llm_quotas q
     CROSS JOIN (SELECT llm_site_zone() AS zone) site
     CROSS JOIN LATERAL (SELECT llm_window_start(q.per, at, 0, site.zone) AS starts, llm_window_start(q.per, at, 1, site.zone) AS ends) w
     LEFT JOIN llm_quota_used(at, NULL) u ON u.quota_id = q.id AND u.window_start = w.starts
-    WHERE q.subject_kind <> 'each_user' OR u.quota_id IS NOT NULL
+        AND (of_user IS NULL OR q.subject_kind <> 'each_user' OR u.subject = left(of_user, 200))
+    WHERE CASE WHEN of_user IS NULL THEN q.subject_kind <> 'each_user' OR u.quota_id IS NOT NULL
+               ELSE q.subject_kind IN ('each_user', 'everybody') OR q.subject_kind = 'user' AND q.subject_name = left(of_user, 200) END
 $$;
 
 -- What a node of Kong is answered that knows the committed usage as of the snapshot `version` and all else as of `of_revision`: what is
@@ -351,22 +354,6 @@ BEGIN
     RETURN format('{"version":%s,"revision":%s,"full":%s,"zone":%s%s,"used":[%s],"counted":{%s}}', to_json(here::text),
                   to_json(current), CASE WHEN since IS NULL THEN 'true' ELSE 'false' END, to_json(zone), lists, used, counted);
 END $$;
-
--- Who was told that how much of a limit is used: once in a window, whichever collector sees it first.
-CREATE TABLE llm_quota_notices (
-    quota_id     bigint      NOT NULL,
-    subject      text        NOT NULL,
-    window_start timestamptz NOT NULL,
-    percent      integer     NOT NULL,
-    noted_at     timestamptz NOT NULL DEFAULT now(),
-    -- Null: not delivered yet.
-    sent_at      timestamptz,
-    attempts     integer     NOT NULL DEFAULT 0,
-    next_at      timestamptz NOT NULL DEFAULT now(),
-    PRIMARY KEY (quota_id, subject, window_start, percent)
-);
-
-COMMENT ON TABLE llm_quota_notices IS 'Notices to QUOTA_WEBHOOK_URL: once for each limit, subject, window and threshold.';
 
 ALTER TABLE llm_logs ADD COLUMN refused_by text;
 COMMENT ON COLUMN llm_logs.refused_by IS 'What of the gateway answered instead of a model: router, quota or queue; null where none did.';

@@ -8,6 +8,7 @@ pub mod kong;
 pub mod models;
 mod moment;
 pub mod prices;
+pub mod quota;
 pub mod rejected;
 pub mod replay;
 pub mod report;

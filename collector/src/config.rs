@@ -6,6 +6,7 @@ mod database;
 mod import;
 mod kong;
 mod models;
+mod quota;
 mod usage;
 mod users;
 
@@ -19,6 +20,7 @@ pub use database::{DatabaseArgs, MigrateSettings, SiteArgs};
 pub use import::ImportSettings;
 pub use kong::{AdminArgs, KongAction, KongCommand, KongSettings};
 pub use models::{BalanceWord, ModelsAction, ModelsCommand};
+pub use quota::{AmountArgs, ModeArgs, OfArgs, QuotaAction, QuotaSettings};
 pub use usage::{Dimension, PricesAction, PricesSettings, ReportFormat, ReportSettings};
 pub use users::{CaptureWord, End, KeyArg, Limit, UsersAction, UsersCommand, duration, limit};
 
@@ -54,6 +56,8 @@ pub enum Command {
     Report(ReportSettings),
     /// What models cost
     Prices(PricesSettings),
+    /// Limits of tokens, calls and cost, and how far they are used
+    Quota(QuotaSettings),
     /// Migrate, then remove what is too old and index texts until SIGTERM: what `serve` leaves when it works with a role that owns no tables
     Upkeep(UpkeepSettings),
     /// Remove what is older than it is to be kept, as `serve` does every hour

@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use clap::Parser;
 use llm_collector::commands::say::print;
 use llm_collector::commands::{
-    self, doctor, erase, healthcheck, import, kong, models, prices, rejected, replay, report, retention, upkeep, users,
+    self, doctor, erase, healthcheck, import, kong, models, prices, quota, rejected, replay, report, retention, upkeep, users,
 };
 use llm_collector::config::{Cli, Command, ServeSettings};
 use llm_collector::server::{Application, BLOCKING_THREADS};
@@ -84,6 +84,7 @@ async fn run(command: &Command) -> Result<()> {
         }
         Command::Report(settings) => print(report::run(settings).await?),
         Command::Prices(settings) => print(prices::run(settings).await?),
+        Command::Quota(settings) => print(quota::run(settings).await?),
         Command::Upkeep(settings) => upkeep::run(settings).await,
         Command::Retention(settings) => print(retention::run(settings).await?),
         Command::Erase(settings) => print(erase::run(settings).await?),

@@ -5,12 +5,13 @@
 //! Every label is bounded: see [`labels`].
 
 pub mod labels;
+pub mod limits;
 pub mod nodes;
+mod state;
 pub mod upkeep;
 
-use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use prometheus_client::encoding::EncodeLabelSet;
@@ -24,7 +25,9 @@ use prometheus_client::registry::{Registry, Unit};
 use crate::call::{Call, Unread};
 use crate::store::state::State;
 use labels::{Bounded, OTHER};
+use limits::Limits;
 use nodes::Nodes;
+use state::StateGauges;
 use upkeep::Upkeep;
 
 /// Consumers that get series of their own. Each costs about 20 series; a company has hundreds of users, not thousands.
@@ -105,11 +108,6 @@ struct ResultLabel {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct ConsumerLabel {
-    consumer: String,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ActionLabel {
     action: &'static str,
 }
@@ -148,19 +146,6 @@ pub struct RetentionCounters {
     pub dropped: Counter,
 }
 
-/// What is looked at from time to time, as gauges.
-#[derive(Debug, Default)]
-struct StateGauges {
-    partitions_ahead: Gauge,
-    database_bytes: Gauge,
-    rejected_entries: Gauge,
-    disk_free: Gauge,
-    disk_size: Gauge,
-    addresses: Family<ConsumerLabel, Gauge>,
-    /// Consumers that `addresses` has series of.
-    shown: Mutex<HashMap<String, i64>>,
-}
-
 /// All metrics.
 #[derive(Debug)]
 pub struct Metrics {
@@ -182,6 +167,8 @@ pub struct Metrics {
     state: StateGauges,
     /// What Kong's nodes tell.
     pub nodes: Nodes,
+    /// How far limits are used.
+    pub limits: Limits,
     /// What PostgreSQL knows of upkeep.
     pub upkeep: Arc<Upkeep>,
     store_duration: Histogram,
@@ -308,6 +295,7 @@ impl Metrics {
         registry.register("collector_retention_partitions", "Day partitions that retention was done with", actions);
         let state = StateGauges::register(&mut registry);
         let nodes = Nodes::register(&mut registry);
+        let limits = Limits::register(&mut registry);
         let upkeep = Arc::new(Upkeep::default());
         registry.register_collector(Box::new(Arc::clone(&upkeep)));
         registry.register("collector_build", "Version of the collector", Info::new([("version", env!("CARGO_PKG_VERSION"))]));
@@ -328,6 +316,7 @@ impl Metrics {
             retention,
             state,
             nodes,
+            limits,
             upkeep,
             store_duration,
             batch_entries,
@@ -365,6 +354,9 @@ impl Metrics {
         }
         for (pattern, count) in &call.masked {
             self.masked.get_or_create_owned(&PatternLabel { pattern: pattern.to_string() }).inc_by(u64::from(*count));
+        }
+        if let Some(by) = &call.refused_by {
+            self.limits.observe_refused(by, &model);
         }
         for kind in &call.unread {
             self.unread.get_or_create_owned(&KindLabel { kind: kind.label() }).inc();
@@ -431,28 +423,12 @@ impl Metrics {
 
     /// Notes what the database looks like.
     pub fn set_state(&self, state: &State) {
-        self.state.partitions_ahead.set(state.partitions_ahead);
-        self.state.database_bytes.set(state.database_bytes);
-        self.state.rejected_entries.set(state.rejected_entries);
-        let mut now: HashMap<String, i64> = HashMap::new();
-        for (consumer, addresses) in &state.addresses {
-            let most = now.entry(self.consumers.label(consumer)).or_default();
-            *most = (*most).max(*addresses);
-        }
-        let mut shown = self.state.shown.lock().unwrap_or_else(PoisonError::into_inner);
-        for consumer in shown.keys().filter(|consumer| !now.contains_key(*consumer)) {
-            self.state.addresses.remove(&ConsumerLabel { consumer: consumer.clone() });
-        }
-        for (consumer, addresses) in &now {
-            self.state.addresses.get_or_create_owned(&ConsumerLabel { consumer: consumer.clone() }).set(*addresses);
-        }
-        *shown = now;
+        self.state.set(state, |consumer| self.consumers.label(consumer));
     }
 
     /// Notes the size of the disk with the data folder, and what is free on it.
     pub fn set_disk(&self, free: u64, size: u64) {
-        self.state.disk_free.set(i64::try_from(free).unwrap_or(i64::MAX));
-        self.state.disk_size.set(i64::try_from(size).unwrap_or(i64::MAX));
+        self.state.set_disk(free, size);
     }
 
     /// All metrics as OpenMetrics text.
@@ -461,37 +437,6 @@ impl Metrics {
         let mut text = String::new();
         prometheus_client::encoding::text::encode(&mut text, &self.registry)?;
         Ok(text)
-    }
-}
-
-impl StateGauges {
-    fn register(registry: &mut Registry) -> Self {
-        let gauges = Self::default();
-        registry.register(
-            "collector_partitions_ahead",
-            "Days from tomorrow on that have a partition",
-            gauges.partitions_ahead.clone(),
-        );
-        registry.register_with_unit("collector_database", "Size of the database", Unit::Bytes, gauges.database_bytes.clone());
-        registry.register("collector_rejected_entries", "Entries that are kept as rejected", gauges.rejected_entries.clone());
-        registry.register_with_unit(
-            "collector_disk_free",
-            "What is free on the disk with the data folder",
-            Unit::Bytes,
-            gauges.disk_free.clone(),
-        );
-        registry.register_with_unit(
-            "collector_disk_size",
-            "Size of the disk with the data folder",
-            Unit::Bytes,
-            gauges.disk_size.clone(),
-        );
-        registry.register(
-            "consumer_addresses",
-            "Addresses that a consumer called from in the last hour",
-            gauges.addresses.clone(),
-        );
-        gauges
     }
 }
 

@@ -58,6 +58,13 @@ const READERS_INTERVAL: Duration = Duration::from_secs(10);
 /// How often the gauges are brought up to date: about as often as Prometheus looks.
 const STATE_INTERVAL: Duration = Duration::from_secs(15);
 
+/// How often it is looked how far limits are used, and how many of them: the fullest.
+const LIMITS_INTERVAL: Duration = Duration::from_secs(30);
+const LIMITS_SHOWN: i64 = 1_000;
+
+/// How long that may take: it adds up two months of thousands of users.
+const LIMITS_PATIENCE: Duration = Duration::from_secs(20);
+
 /// How often upkeep notes that it is at work. The alert waits for ten times as long.
 const BEAT_INTERVAL: Duration = Duration::from_secs(60);
 
@@ -98,6 +105,7 @@ impl Upkeep {
             tokio::spawn(self.clone().look()),
             tokio::spawn(self.clone().trim_refused_calls()),
             tokio::spawn(self.clone().end_long_queries()),
+            tokio::spawn(self.clone().watch_limits()),
         ];
         tasks.extend(self.start_owners());
         tasks
@@ -303,6 +311,24 @@ impl Upkeep {
                 Ok(ended) => warn!("ended {ended} sessions of dashboards that were at work for too long"),
                 Err(error) => warn!("could not look for queries of dashboards that take too long: {error}"),
             }
+        }
+    }
+
+    /// Shows how far limits are used.
+    async fn watch_limits(self) {
+        loop {
+            self.while_away().await;
+            let seen = match self.database.connection().await {
+                Ok(connection) => quotas::state(&connection.with_timeout(LIMITS_PATIENCE), None, LIMITS_SHOWN).await,
+                Err(error) => Err(error),
+            };
+            match seen {
+                Ok(state) => {
+                    self.metrics.limits.set_used(state.iter().map(|used| (used.quota.label(), used.percent / 100.0)));
+                }
+                Err(error) => warn!("could not look how far limits are used: {error}"),
+            }
+            tokio::time::sleep(LIMITS_INTERVAL).await;
         }
     }
 

@@ -145,6 +145,18 @@ pub struct KongSettings {
     /// Refused calls without a valid key from one address, until they are counted only and wait; 0 is no limit [default: 60]
     #[arg(long, env = "ANONYMOUS_PER_MINUTE")]
     pub anonymous_per_minute: Option<String>,
+    /// true: keep the limits that `quota` sets, by the plugin llm-quota; false: know of none [default: true]
+    #[arg(long, env = "QUOTAS")]
+    pub quotas: Option<String>,
+    /// true: answer 503 while it is not known how far limits are used; false: let calls pass by what is known [default: false]
+    #[arg(long, env = "QUOTA_FAIL_CLOSED")]
+    pub quota_fail_closed: Option<String>,
+    /// Tokens that a hard limit reserves for an answer where the request does not say how many it may have [default: 1024]
+    #[arg(long, env = "QUOTA_DEFAULT_MAX_TOKENS")]
+    pub quota_default_max_tokens: Option<String>,
+    /// Whom the answer names to who has used up a limit: an address, a page. None: nobody
+    #[arg(long, env = "QUOTA_CONTACT")]
+    pub quota_contact: Option<String>,
     /// Large request bodies on their way in each worker, a user's at most half of it; 0 is any number [default: 0]
     #[arg(long, env = "UPLOAD_ROOM_MB")]
     pub upload_room_mb: Option<String>,

@@ -125,7 +125,7 @@ impl std::str::FromStr for Price {
     }
 }
 
-fn currency(text: &str) -> Result<String, String> {
+pub(super) fn currency(text: &str) -> Result<String, String> {
     let is_currency = (1..=10).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_alphabetic());
     if is_currency { Ok(text.to_owned()) } else { Err("a currency is a few letters, as CNY".to_owned()) }
 }

@@ -21,6 +21,8 @@ pub const LLM_AUDIT: u64 = 205;
 
 /// The number of the plugin that knows models.
 pub const LLM_ROUTER: u64 = 208;
+/// Number of the plugin `llm-quota`.
+pub const LLM_QUOTA: u64 = 209;
 /// The number of the route of the list of models.
 pub const MODELS_ROUTE: u64 = 105;
 

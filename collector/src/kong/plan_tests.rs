@@ -55,8 +55,8 @@ fn an_empty_kong_gets_everything_and_no_more() {
     let parts = parts(&settings(), false);
     let steps = plan(&parts, &State::default());
     assert!(steps.iter().all(|step| step.word == Word::Created), "{steps:?}");
-    // A service, 12 + 1 routes, 6 plugins: no key for the model server.
-    assert_eq!(steps.len(), 20);
+    // A service, 12 + 1 routes, 7 plugins: no key for the model server.
+    assert_eq!(steps.len(), 21);
 }
 
 #[test]

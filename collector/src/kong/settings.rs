@@ -10,6 +10,9 @@ use crate::config::KongSettings;
 /// The code that brings a key from `Authorization` to key-auth. It is part of this program, so that the two fit each other.
 const BEARER: &str = include_str!("../../../kong-plugins/pre-function/bearer.lua");
 
+/// The plugin takes no longer one.
+const LONGEST_CONTACT: usize = 200;
+
 /// Whether this Kong serves other things, too.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Shared {
@@ -44,6 +47,10 @@ pub struct Settings {
     pub strict_requests: bool,
     pub openai_errors: bool,
     pub anonymous_per_minute: u64,
+    pub quotas: bool,
+    pub quota_fail_closed: bool,
+    pub quota_default_max_tokens: u64,
+    pub quota_contact: Option<String>,
     pub upload_room_mb: u64,
     pub body_seconds: u64,
     pub batch_seconds: f64,
@@ -66,8 +73,10 @@ impl Settings {
         let endpoint = collector_url.trim_end_matches('/');
         let endpoint = format!("{}/log", endpoint.strip_suffix("/log").unwrap_or(endpoint));
         let number = |name, value: &Option<String>, default, least, most| number(name, given_or(value, default), least, most);
-        let switch =
-            |name, value: &Option<String>| one_of(name, given_or(value, "true"), &["true", "false"]).map(|it| it == "true");
+        let switch_or = |name, value: &Option<String>, default| {
+            one_of(name, given_or(value, default), &["true", "false"]).map(|it| it == "true")
+        };
+        let switch = |name, value: &Option<String>| switch_or(name, value, "true");
         const MILLISECONDS: u64 = i32::MAX as u64 - 1;
         const MOST_CAPTURED: u64 = 64 << 20;
         const MOST_QUEUED: u64 = 1 << 40;
@@ -96,6 +105,16 @@ impl Settings {
             strict_requests: switch("STRICT_REQUESTS", &given.strict_requests)?,
             openai_errors: switch("AUDIT_OPENAI_ERRORS", &given.audit_openai_errors)?,
             anonymous_per_minute: number("ANONYMOUS_PER_MINUTE", &given.anonymous_per_minute, "60", 0, 1_000_000)?,
+            quotas: switch("QUOTAS", &given.quotas)?,
+            quota_fail_closed: switch_or("QUOTA_FAIL_CLOSED", &given.quota_fail_closed, "false")?,
+            quota_default_max_tokens: number(
+                "QUOTA_DEFAULT_MAX_TOKENS",
+                &given.quota_default_max_tokens,
+                "1024",
+                0,
+                i32::MAX as u64,
+            )?,
+            quota_contact: contact(given_or(&given.quota_contact, ""))?,
             upload_room_mb: number("UPLOAD_ROOM_MB", &given.upload_room_mb, "0", 0, 1 << 20)?,
             body_seconds: number("REQUEST_BODY_SECONDS", &given.request_body_seconds, "60", 0, 86_400)?,
             batch_seconds: seconds("AUDIT_BATCH_SECONDS", given_or(&given.audit_batch_seconds, "0.5"))?,
@@ -115,6 +134,15 @@ impl Settings {
     pub fn secrets(&self) -> impl Iterator<Item = &str> {
         [&self.vllm_key, &self.collector_token].into_iter().filter_map(|secret| secret.as_deref())
     }
+}
+
+/// Goes into an error message that every client shows: one short line.
+fn contact(text: &str) -> Outcome<Option<String>> {
+    let text = text.trim();
+    if text.chars().any(char::is_control) || text.len() > LONGEST_CONTACT {
+        return Err(Failure::new(format!("QUOTA_CONTACT must be one line of at most {LONGEST_CONTACT} bytes")));
+    }
+    Ok((!text.is_empty()).then(|| text.to_owned()))
 }
 
 /// A setting that is empty is not given: so the files of Compose and of systemd hand on what nobody set.

@@ -3,12 +3,14 @@
 use serde_json::{Value, json};
 
 use super::batch::Batch;
-use super::entities::{Kind, LLM_AUDIT, MODELS_ROUTE, Plugin, Reference, Route, SERVICE, Service, VLLM_KEY, own_id};
+use super::entities::{Kind, LLM_AUDIT, LLM_QUOTA, MODELS_ROUTE, Plugin, Reference, Route, SERVICE, Service, VLLM_KEY, own_id};
 use super::settings::Settings;
 
 /// The plugins that are set up here, by name.
-pub const OWN_PLUGINS: [&str; 7] =
-    ["pre-function", "key-auth", "rate-limiting", "request-transformer", "llm-audit", "http-log", "prometheus"];
+pub const OWN_PLUGINS: [&str; 8] =
+    ["pre-function", "key-auth", "rate-limiting", "request-transformer", "llm-audit", "http-log", "prometheus", QUOTA_PLUGIN];
+/// The one of them that a Kong of an earlier version does not have: without it no limits are kept, and all else is as before.
+pub const QUOTA_PLUGIN: &str = "llm-quota";
 
 /// vLLM's model APIs, by its documentation (Online Serving, 0.32): a number that never changes, the name in logs and metrics,
 /// regular expressions of whole paths.
@@ -153,6 +155,12 @@ fn plugins(settings: &Settings, batch: &Batch, is_shared: bool) -> Vec<Part> {
             "add": { "headers": [format!("Authorization:Bearer {key}")] },
         })
     });
+    let quota = settings.quotas.then(|| {
+        json!({
+            "fail_closed": settings.quota_fail_closed, "default_max_tokens": settings.quota_default_max_tokens,
+            "contact": settings.quota_contact,
+        })
+    });
     let headers = settings.collector_token.as_ref().map(|token| json!({ "X-Collector-Token": token }));
     vec![
         plugin(201, "pre-function", of_service(), Some(json!({ "access": [settings.bearer] }))),
@@ -206,5 +214,6 @@ fn plugins(settings: &Settings, batch: &Batch, is_shared: bool) -> Vec<Part> {
                 "upstream_health_metrics": true,
             })),
         ),
+        plugin(LLM_QUOTA, QUOTA_PLUGIN, of_service(), quota),
     ]
 }

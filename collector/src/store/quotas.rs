@@ -51,6 +51,20 @@ pub struct Quota {
     pub mode: String,
 }
 
+impl Quota {
+    /// As a person calls it: `team ml tokens per day`. Of one for each user whoever it is.
+    pub fn label(&self) -> String {
+        let whose = match self.kind.as_str() {
+            "each_user" => "each user".to_owned(),
+            "everybody" => "everybody".to_owned(),
+            kind => format!("{kind} {}", self.name),
+        };
+        let unit = if self.unit == "cost" { &self.currency } else { &self.unit };
+        let of = if self.models == "%" { String::new() } else { format!(" of {}", self.models) };
+        format!("{whose} {unit} per {}{of}", self.per)
+    }
+}
+
 /// How far a limit is used.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Used {
@@ -139,16 +153,16 @@ pub async fn remove_of(
     rows.iter().map(|row| Ok(quota(row)?)).collect()
 }
 
-/// How far limits are used now: the fullest first, at most `most`.
-pub async fn state(connection: &PooledConnection<'_>, most: i64) -> Result<Vec<Used>, StoreError> {
+/// How far limits are used now: the fullest first, at most `most`. With a user what holds for this one and for everybody together.
+pub async fn state(connection: &PooledConnection<'_>, user: Option<&str>, most: i64) -> Result<Vec<Used>, StoreError> {
     const QUERY: &str =
         "SELECT s.quota_id, s.subject_kind, s.subject, s.models, s.unit, s.currency, s.per, trim_scale(s.amount)::text, s.mode,
             s.used::text, trim_scale(greatest(0, s.amount - s.used))::text,
             CASE WHEN s.amount = 0 THEN 100 ELSE s.used / s.amount * 100 END::float8 AS percent, s.starts_at, s.ends_at,
             to_char(s.ends_at AT TIME ZONE site.zone, 'YYYY-MM-DD HH24:MI ') || site.zone
-        FROM llm_quota_state(now()) s CROSS JOIN (SELECT llm_site_zone() AS zone) site
+        FROM llm_quota_state(now(), $2) s CROSS JOIN (SELECT llm_site_zone() AS zone) site
         ORDER BY percent DESC, s.quota_id, s.subject COLLATE \"C\" LIMIT $1";
-    let rows = connection.bounded(connection.client().query(QUERY, &[&most])).await?;
+    let rows = connection.bounded(connection.client().query(QUERY, &[&most, &user])).await?;
     let used = |row: &Row| {
         Ok(Used {
             quota: quota(row)?,

@@ -14,6 +14,7 @@ mod erase;
 mod import;
 mod metrics;
 mod privacy;
+mod quota_command;
 mod quota_windows;
 mod quotas;
 mod reasons;

@@ -433,3 +433,34 @@ async fn in_a_database_that_was_restored_numbers_of_the_old_server_mean_nothing(
     assert_eq!((node.fulls, node.deltas), (2, 2));
     app.stop().await;
 }
+
+#[tokio::test]
+async fn what_is_used_and_what_was_refused_are_series() {
+    let app = TestApp::start().await;
+    let client = app.database.connect().await;
+    execute(&client, &(limit("team", "ml", "tokens", "day") + &limit("each_user", "", "calls", "hour"))).await;
+    let now = Utc::now();
+    let mut calls = vec![entry("w", 1, now, "alice", "ml", 943), entry("w", 2, now, "bob", "web", 3)];
+    for (seq, by) in [(3, "quota"), (4, "quota"), (5, "somebody")] {
+        let mut refused = entry("w", seq, now, "alice", "ml", 0);
+        refused["response"]["status"] = json!(429);
+        refused["latencies"]["proxy"] = json!(-1);
+        refused["llm"] = json!({"v": 1, "worker": "w", "seq": seq, "refused_by": by});
+        calls.push(refused);
+    }
+    assert_eq!(app.log(json!(calls).to_string()).await.count("stored"), 5);
+    assert_eq!(
+        texts(&client, "SELECT DISTINCT refused_by FROM llm_logs WHERE refused_by IS NOT NULL ORDER BY 1").await,
+        ["quota", "somebody"]
+    );
+    // What was refused reached no model.
+    assert_eq!(app.database.number("SELECT sum(used)::bigint FROM llm_quota_state(now()) WHERE unit = 'calls'").await, 2);
+    assert_eq!(app.metric(r#"llm_refused_total{by="quota",model="unknown"}"#).await, 2.0);
+    assert_eq!(app.metric(r#"llm_refused_total{by="other",model="unknown"}"#).await, 1.0);
+    // The first look came before the calls did.
+    let of_team = r#"llm_quota_used_ratio{limit="team ml tokens per day"}"#;
+    let shown = || async { app.metric(of_team).await == 0.95 };
+    gateway_tests::process::wait_until("the gauge", std::time::Duration::from_secs(60), shown).await;
+    assert_eq!(app.metric(r#"llm_quota_used_ratio{limit="each user calls per hour"}"#).await, 0.001);
+    app.stop().await;
+}

@@ -1,0 +1,262 @@
+//! Settings of `quota`.
+
+use clap::{Args, Subcommand, ValueEnum};
+
+use super::DatabaseArgs;
+use super::usage::currency;
+
+/// Settings of `quota`.
+#[derive(Debug, Args)]
+pub struct QuotaSettings {
+    #[command(subcommand)]
+    pub action: QuotaAction,
+    #[command(flatten)]
+    pub database: DatabaseArgs,
+}
+
+/// What to do with limits.
+#[derive(Debug, Subcommand)]
+pub enum QuotaAction {
+    /// Set a limit, in place of one for the same: quota set --team ml --tokens 2M --per day
+    Set {
+        #[command(flatten)]
+        who: OfArgs,
+        #[command(flatten)]
+        amount: AmountArgs,
+        /// Currency of the cost, as CNY
+        #[arg(long, value_parser = currency)]
+        currency: Option<String>,
+        /// In which time, on the site's clock (SITE_TIME_ZONE)
+        #[arg(long, value_enum)]
+        per: Per,
+        /// Only of models with such a name; % stands for any text
+        #[arg(long, default_value = "%")]
+        models: String,
+        #[command(flatten)]
+        mode: ModeArgs,
+    },
+    /// All limits
+    List {
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Remove limits: by their numbers, or all of somebody
+    Remove {
+        /// Numbers, as `list` shows them
+        ids: Vec<i64>,
+        #[command(flatten)]
+        who: OfArgs,
+        /// Of somebody's limits only those of this
+        #[arg(long, value_enum)]
+        unit: Option<Unit>,
+        /// Of somebody's limits only those of this time
+        #[arg(long, value_enum)]
+        per: Option<Per>,
+        /// Of somebody's limits only those of this pattern
+        #[arg(long)]
+        models: Option<String>,
+    },
+    /// How far limits are used, what is left and when all is there again; the fullest first
+    Status {
+        /// Only what holds for this user, besides limits of teams
+        #[arg(long, conflicts_with = "team")]
+        user: Option<String>,
+        /// Only what holds for this team
+        #[arg(long)]
+        team: Option<String>,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+/// Whose limits are meant.
+#[derive(Debug, Clone, Default, Args)]
+#[group(required = false, multiple = false)]
+pub struct OfArgs {
+    /// This user
+    #[arg(long, value_name = "NAME")]
+    pub user: Option<String>,
+    /// This team, all together
+    #[arg(long, value_name = "NAME")]
+    pub team: Option<String>,
+    /// Each user, for himself
+    #[arg(long)]
+    pub each_user: bool,
+    /// Everybody together
+    #[arg(long)]
+    pub everybody: bool,
+}
+
+/// How much.
+#[derive(Debug, Clone, Args)]
+#[group(required = true, multiple = false)]
+pub struct AmountArgs {
+    /// Tokens of prompts and answers: 500k, 1.5M, 2000000; 0 allows nothing
+    #[arg(long, value_name = "AMOUNT")]
+    pub tokens: Option<Amount>,
+    /// Calls that reach a model
+    #[arg(long, value_name = "AMOUNT")]
+    pub calls: Option<Amount>,
+    /// What these tokens cost by `prices`, in --currency
+    #[arg(long, value_name = "AMOUNT", requires = "currency")]
+    pub cost: Option<Amount>,
+}
+
+/// What happens when the limit is reached.
+#[derive(Debug, Clone, Args)]
+#[group(required = false, multiple = false)]
+pub struct ModeArgs {
+    /// hard: a call reserves what it may take, and is refused when that is more than is left; soft (if nothing is said): refused are calls
+    /// that begin when nothing is left; shadow: nobody is refused
+    #[arg(long, value_enum)]
+    pub mode: Option<Mode>,
+    /// As --mode hard
+    #[arg(long)]
+    pub hard: bool,
+    /// As --mode soft
+    #[arg(long)]
+    pub soft: bool,
+    /// As --mode shadow
+    #[arg(long)]
+    pub shadow: bool,
+}
+
+impl ModeArgs {
+    /// The mode.
+    pub fn mode(&self) -> Mode {
+        match self.mode {
+            Some(mode) => mode,
+            None if self.hard => Mode::Hard,
+            None if self.shadow => Mode::Shadow,
+            None => Mode::Soft,
+        }
+    }
+}
+
+/// What happens when a limit is reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Mode {
+    /// Never more than the limit
+    Hard,
+    /// The call that crosses the limit is the last
+    Soft,
+    /// Nobody is refused
+    Shadow,
+}
+
+/// A window of time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Per {
+    /// A whole hour
+    Hour,
+    /// From midnight
+    Day,
+    /// From Monday
+    Week,
+    /// From the first
+    Month,
+}
+
+/// What is limited.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Unit {
+    /// Tokens
+    Tokens,
+    /// Calls
+    Calls,
+    /// Cost
+    Cost,
+}
+
+macro_rules! words {
+    ($($kind:ident { $($value:ident => $word:literal),* })*) => {$(
+        impl $kind {
+            /// As it stands in the database.
+            pub fn word(self) -> &'static str {
+                match self { $($kind::$value => $word),* }
+            }
+        }
+    )*};
+}
+words! {
+    Mode { Hard => "hard", Soft => "soft", Shadow => "shadow" }
+    Per { Hour => "hour", Day => "day", Week => "week", Month => "month" }
+    Unit { Tokens => "tokens", Calls => "calls", Cost => "cost" }
+}
+
+/// An amount as decimal text: PostgreSQL computes with decimals, and so exactly.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Amount(pub String);
+
+/// Digits before the point at most, and behind it.
+const MAX_WHOLE: usize = 15;
+const MAX_FRACTION: usize = 6;
+
+impl Amount {
+    /// Whether it is a whole number.
+    pub fn is_whole(&self) -> bool {
+        !self.0.contains('.')
+    }
+}
+
+impl std::str::FromStr for Amount {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = || "an amount is a number that is not negative, as 500000, 500k, 1.5M or 2G".to_owned();
+        let (number, shift) = match text.char_indices().last() {
+            Some((at, 'k' | 'K')) => (text.get(..at), 3),
+            Some((at, 'm' | 'M')) => (text.get(..at), 6),
+            Some((at, 'g' | 'G')) => (text.get(..at), 9),
+            _ => (Some(text), 0),
+        };
+        let number = number.ok_or_else(wrong)?;
+        let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
+        let is_digits = |part: &str| part.bytes().all(|byte| byte.is_ascii_digit());
+        if whole.is_empty() || (fraction.is_empty() && number.contains('.')) || !is_digits(whole) || !is_digits(fraction) {
+            return Err(wrong());
+        }
+        // The point moves to the right.
+        let padded = format!("{fraction:0<shift$}");
+        let (more, rest) = padded.split_at_checked(shift).ok_or_else(wrong)?;
+        let (whole, rest) = (format!("{whole}{more}"), rest.trim_end_matches('0'));
+        let whole = whole.trim_start_matches('0');
+        if whole.len() > MAX_WHOLE || rest.len() > MAX_FRACTION {
+            return Err(format!("an amount has at most {MAX_WHOLE} digits, and {MAX_FRACTION} behind the point"));
+        }
+        let whole = if whole.is_empty() { "0" } else { whole };
+        Ok(Self(if rest.is_empty() { whole.to_owned() } else { format!("{whole}.{rest}") }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn amounts_are_read_exactly() {
+        let read = |text: &str| text.parse::<Amount>().map(|amount| amount.0);
+        for (text, expected) in [
+            ("0", "0"),
+            ("000", "0"),
+            ("2M", "2000000"),
+            ("500k", "500000"),
+            ("1.5m", "1500000"),
+            ("1.2345678M", "1234567.8"),
+            ("0.001k", "1"),
+            ("2G", "2000000000"),
+            ("0.50", "0.5"),
+            ("12.340000", "12.34"),
+            ("999999999999999", "999999999999999"),
+        ] {
+            assert_eq!(read(text).as_deref(), Ok(expected), "{text}");
+        }
+        for text in
+            ["", "k", ".5", "5.", "-1", "1e6", "1,000", "1 M", "٣", "1.5.5", "1Mk", "9999999999999999", "1G0", "0.0000001", "∞"]
+        {
+            assert!(read(text).is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,77 @@
+//! Limits: how far they are used, and what the gateway refused.
+
+use std::collections::{BTreeMap, HashSet};
+use std::sync::atomic::AtomicU64;
+use std::sync::{Mutex, PoisonError};
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+
+use super::labels::OTHER;
+
+/// Limits that get series of their own, those that are used most.
+const MAX_LIMITS: usize = 200;
+
+/// What may refuse a call in place of a model.
+const REFUSERS: [&str; 3] = ["router", "quota", "queue"];
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct LimitLabel {
+    limit: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RefusedLabels {
+    by: &'static str,
+    model: String,
+}
+
+/// The series about limits.
+#[derive(Debug, Default)]
+pub struct Limits {
+    used: Family<LimitLabel, Gauge<f64, AtomicU64>>,
+    refused: Family<RefusedLabels, Counter>,
+    shown: Mutex<HashSet<String>>,
+}
+
+impl Limits {
+    /// Registers the series.
+    pub(super) fn register(registry: &mut Registry) -> Self {
+        let limits = Self::default();
+        let help = "Part of a limit that is used in its window of now; of a limit for each user by whom most of it is";
+        registry.register("quota_used_ratio", help, limits.used.clone());
+        registry.register(
+            "refused",
+            "Calls that the gateway answered in place of a model, by what refused them",
+            limits.refused.clone(),
+        );
+        limits
+    }
+
+    /// Counts a call that was refused. `model` is a bounded label.
+    pub(super) fn observe_refused(&self, by: &str, model: &str) {
+        let by = REFUSERS.into_iter().find(|refuser| *refuser == by).unwrap_or(OTHER);
+        self.refused.get_or_create_owned(&RefusedLabels { by, model: model.to_owned() }).inc();
+    }
+
+    /// Notes how far limits are used, the fullest first; of one name the first counts. What is not there any more is shown no longer.
+    pub fn set_used(&self, ratios: impl IntoIterator<Item = (String, f64)>) {
+        let mut now: BTreeMap<String, f64> = BTreeMap::new();
+        for (limit, ratio) in ratios {
+            if now.len() < MAX_LIMITS || now.contains_key(&limit) {
+                now.entry(limit).or_insert(ratio);
+            }
+        }
+        let mut shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
+        for limit in shown.iter().filter(|limit| !now.contains_key(*limit)) {
+            self.used.remove(&LimitLabel { limit: limit.clone() });
+        }
+        for (limit, ratio) in &now {
+            self.used.get_or_create_owned(&LimitLabel { limit: limit.clone() }).set(*ratio);
+        }
+        *shown = now.into_keys().collect();
+    }
+}
