@@ -16,12 +16,13 @@ const MAY_BE_EMPTY: [(&str, &str); 4] = [
 ];
 
 /// Metrics that the recordings do not have, and why.
-const NOT_RECORDED: [(&str, &str); 5] = [
+const NOT_RECORDED: [(&str, &str); 6] = [
     ("ALERTS", "made by Prometheus while an alert is pending or firing"),
     ("llm_collector_upkeep_age_seconds", "told where another process does the upkeep"),
     ("llm_collector_retention_held", "begins when retention is held"),
     ("llm_masked_total", "begins with the first match"),
     ("llm_consumer_addresses", "has consumers of the last hour alone"),
+    ("llm_quota_used_ratio", "has limits that somebody set"),
 ];
 
 #[tokio::test]
