@@ -1,6 +1,6 @@
 # The commands of the README. Each installs what it needs through apt, and says so first.
 
-.PHONY: help bench bench-queries bundle demo test test-deploy test-e2e
+.PHONY: help bench bench-queries bundle demo pictures test test-deploy test-e2e
 
 ## This list.
 help:
@@ -20,6 +20,11 @@ test:
 test-e2e:
 	@tests/tools.sh test
 	@cargo test --package gateway-tests --test gateway --locked
+
+## Make the pictures of docs/pictures anew: what a browser shows in the tests.
+pictures:
+	@tests/tools.sh test
+	@PICTURES=$(CURDIR)/docs/pictures cargo test --package gateway-tests --test gateway --locked usage_page
 
 ## Measure the collector next to \copy and a collector in Python, and what llm-audit costs the gateway. Five minutes; prints a
 ## table, writes target/bench.json.

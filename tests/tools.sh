@@ -10,7 +10,12 @@ cd "$(dirname "$0")/.."
 
 declare -A PROVIDES=(
     [bats]=/usr/bin/bats
+    # The usage page is tested in a real browser: 130 MB, most of all that is installed.
+    [chromium]=/usr/bin/chromium
+    [chromium-driver]=/usr/bin/chromedriver
     [curl]=/usr/bin/curl
+    # Chinese in its pictures.
+    [fonts-wqy-microhei]=/usr/share/fonts/truetype/wqy/wqy-microhei.ttc
     [gcc]=/usr/bin/gcc
     [libnginx-mod-http-lua]=/usr/lib/nginx/modules/ngx_http_lua_module.so
     [lua-busted]=/usr/bin/busted
@@ -32,7 +37,7 @@ declare -A PROVIDES=(
 demo=(postgresql postgresql-client curl gcc)
 host=(nginx libnginx-mod-http-lua lua-cjson luajit2)
 bench=("${demo[@]}" "${host[@]}" python3-venv)
-test=("${demo[@]}" "${host[@]}" bats lua-busted lua-check openssl prometheus python3-venv python3-yaml shellcheck strace wget)
+test=("${demo[@]}" "${host[@]}" bats chromium chromium-driver fonts-wqy-microhei lua-busted lua-check openssl prometheus python3-venv python3-yaml shellcheck strace wget)
 
 install_missing() {
     local missing=() package

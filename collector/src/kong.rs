@@ -19,5 +19,6 @@ pub mod plan;
 pub mod server;
 pub mod settings;
 pub mod state;
+mod usage_page;
 pub mod wanted;
 pub mod ways;

@@ -3,8 +3,8 @@
 //! The modules stand in the order in which an entry passes them: [`receive`] (HTTP, token, limits) → [`decode`] (bytes to
 //! entries) → [`extract`] (what an entry means: a [`call::Call`]) → [`store`] (PostgreSQL, the spool) → [`measure`] (metrics).
 //! A later stage never calls an earlier one. [`pipeline`] ties them together, [`drain`] brings back what
-//! went to disk, [`upkeep`] does what is due from time to time, [`start`] brings the database up to date,
-//! [`server`] starts and stops everything. Beside that way stands [`kong`], which configures Kong for [`commands`].
+//! went to disk, [`upkeep`] does what is due from time to time, [`start`] brings the database up to date, [`page`]
+//! shows people what they used, [`server`] starts and stops everything. Beside that way stands [`kong`], which configures Kong for [`commands`].
 
 pub mod config;
 pub mod server;
@@ -21,6 +21,8 @@ pub mod extract;
 pub mod call;
 
 pub mod store;
+
+pub mod page;
 
 pub mod drain;
 pub mod upkeep;

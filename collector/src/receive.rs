@@ -1,10 +1,11 @@
-//! The HTTP edge: `POST /log`, `POST /sync` and the pages for operators. The only place with status codes.
+//! The HTTP edge: `POST /log`, `POST /sync`, the usage page and the pages for operators. The only place with status codes.
 //!
 //! Order of a request: token, then the body, chunk by chunk, each with room in memory. Nothing is buffered before it is allowed, and what
 //! is buffered is counted until its rows are safe. Every answer comes in time, whatever PostgreSQL and the disk do.
 
 pub mod room;
 mod sync;
+pub mod usage;
 
 use std::time::{Duration, Instant};
 
@@ -43,6 +44,8 @@ pub struct Receiver {
     pub max_body_bytes: usize,
     /// Memory for bodies.
     pub room: Room,
+    /// Whose turn it is to be told what he used.
+    pub usage: usage::Desk,
 }
 
 /// Why a request is refused.
@@ -95,6 +98,7 @@ pub fn routes(config: &mut web::ServiceConfig) {
             json_body(HttpResponse::MethodNotAllowed(), json!({ "error": "send entries with POST" }))
         })))
         .service(web::resource("/sync").route(web::post().to(sync::tell)))
+        .configure(usage::routes)
         .route("/healthz", web::get().to(healthz))
         .route("/readyz", web::get().to(readyz))
         .route("/metrics", web::get().to(metrics))

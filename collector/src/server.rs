@@ -109,6 +109,7 @@ impl Application {
             token,
             max_body_bytes: settings.max_body_bytes,
             room: Room::new(settings.max_queue_bytes, metrics),
+            usage: receive::usage::Desk::default(),
         });
         let server = HttpServer::new(move || App::new().app_data(Data::clone(&receiver)).configure(receive::routes))
             .workers(settings.workers)

@@ -17,6 +17,7 @@ pub mod insert;
 pub mod inspect;
 pub mod migrate;
 pub mod original;
+pub mod own_usage;
 pub mod partitions;
 pub mod pool;
 pub mod prices;

@@ -194,8 +194,12 @@ impl Session {
 
     /// Runs `llm-collector users` where the rows can be asked, too.
     pub async fn users_and_rows(&self, arguments: &[&str]) -> Said {
-        let url = [("DATABASE_URL", self.gateway.database.url.as_str())];
-        self.gateway.command(&[&["users"], arguments].concat(), &url, "").await
+        self.collector(&[&["users"], arguments].concat()).await
+    }
+
+    /// Runs a command of the collector that reads the rows.
+    pub async fn collector(&self, arguments: &[&str]) -> Said {
+        self.gateway.command(arguments, &[("DATABASE_URL", self.gateway.database.url.as_str())], "").await
     }
 
     /// Runs `llm-collector models`.
@@ -206,6 +210,12 @@ impl Session {
     /// A user that nobody else has.
     pub async fn user(&self) -> User {
         self.gateway.new_user().await
+    }
+
+    /// A user of a name that nobody else may have.
+    pub async fn named_user(&self, name: &str) -> User {
+        self.gateway.note_name(name);
+        self.gateway.add_user(name).await
     }
 
     /// The identity of a user in Kong.
@@ -348,18 +358,27 @@ impl Gateway {
 
     fn new_name(&self) -> String {
         let name = format!("e2e-{}-{}", std::process::id(), USERS.fetch_add(1, Ordering::Relaxed));
+        self.note_name(&name);
+        name
+    }
+
+    /// Who is to be removed from a Kong that stays.
+    fn note_name(&self, name: &str) {
         let mut names = std::fs::OpenOptions::new().append(true).create(true).open(&self.users_file).expect("a file");
         std::io::Write::write_all(&mut names, format!("{name}\n").as_bytes()).expect("a line");
-        name
     }
 
     async fn new_user(&self) -> User {
         let name = self.new_name();
-        let said = self.command(&["users", "add", &name], &[], "").await;
+        self.add_user(&name).await
+    }
+
+    async fn add_user(&self, name: &str) -> User {
+        let said = self.command(&["users", "add", name], &[], "").await;
         assert!(said.success, "users add: {}", said.stderr);
         let key = said.stdout.trim().to_owned();
         self.remember_key(&key);
-        User { name, key }
+        User { name: name.to_owned(), key }
     }
 
     /// Notes a key that must not turn up anywhere.

@@ -12,6 +12,8 @@
 )]
 
 #[cfg(feature = "suite")]
+pub mod browser;
+#[cfg(feature = "suite")]
 pub mod collector;
 pub mod dice;
 pub mod fixtures;

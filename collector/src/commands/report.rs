@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use chrono::Utc;
 use clap::ValueEnum;
 use log::warn;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use super::{moment, table};
 use crate::commands;
@@ -82,25 +82,6 @@ fn name(dimension: Dimension) -> String {
     dimension.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())
 }
 
-fn counts(usage: &Usage) -> [(&'static str, i64); 6] {
-    [
-        ("calls", usage.calls),
-        ("errors", usage.errors),
-        ("prompt_tokens", usage.prompt_tokens),
-        ("cached_tokens", usage.cached_tokens),
-        ("completion_tokens", usage.completion_tokens),
-        ("reasoning_tokens", usage.reasoning_tokens),
-    ]
-}
-
-/// What the gateway estimated, behind all others: columns that spreadsheets know stay where they are.
-fn estimated(usage: &Usage) -> [(&'static str, i64); 2] {
-    [
-        ("estimated_prompt_tokens", usage.estimated_prompt_tokens),
-        ("estimated_completion_tokens", usage.estimated_completion_tokens),
-    ]
-}
-
 const PERCENTILES: [&str; 3] = ["latency_p50_ms", "latency_p95_ms", "latency_p99_ms"];
 
 /// The percentiles with their names.
@@ -116,12 +97,12 @@ fn text(answer: &Answer, by: &[Dimension], hours: &Hours) -> String {
     let numbers = ["calls", "errors", "prompt", "cached", "completion", "reasoning", "cost", "p50 ms", "p95 ms", "p99 ms"];
     let heading = by.iter().copied().map(name).chain(numbers.map(str::to_owned));
     // What is estimated matters where there is some.
-    let has_estimates = estimated(&answer.total).iter().any(|(_, count)| *count != 0);
+    let has_estimates = answer.total.estimated().iter().any(|(_, count)| *count != 0);
     let heading = if has_estimates { heading.chain(ESTIMATES.map(str::to_owned)).collect() } else { heading.collect() };
     let row = |keys: &[String], usage: &Usage| -> Vec<String> {
         let keys = keys.iter().map(|key| if key.is_empty() { "-".to_owned() } else { table::visible(key).into_owned() });
-        let counts = counts(usage).map(|(_, count)| count.to_string());
-        let estimates = has_estimates.then(|| estimated(usage).map(|(_, count)| count.to_string())).into_iter().flatten();
+        let counts = usage.counts().map(|(_, count)| count.to_string());
+        let estimates = has_estimates.then(|| usage.estimated().map(|(_, count)| count.to_string())).into_iter().flatten();
         let percentiles = percentiles(usage).map(|(_, value)| value.map_or_else(|| "-".to_owned(), |value| value.to_string()));
         keys.chain(counts).chain([cost_text(usage)]).chain(percentiles).chain(estimates).collect()
     };
@@ -148,13 +129,13 @@ fn cost_text(usage: &Usage) -> String {
 fn csv(answer: &Answer, by: &[Dimension]) -> Result<String> {
     let currencies: BTreeSet<&str> = answer.total.costs.iter().map(|(currency, _)| currency.as_str()).collect();
     let mut writer = csv::Writer::from_writer(Vec::new());
-    let count_names = counts(&Usage::default()).map(|(name, _)| name.to_owned());
+    let count_names = Usage::default().counts().map(|(name, _)| name.to_owned());
     let cost_names: Vec<String> = match currencies.len() {
         0 => vec!["cost".to_owned()],
         _ => currencies.iter().map(|currency| format!("cost_{currency}")).collect(),
     };
     let heading = by.iter().copied().map(name).chain(count_names).chain(cost_names);
-    let estimated_names = estimated(&Usage::default()).map(|(name, _)| name.to_owned());
+    let estimated_names = Usage::default().estimated().map(|(name, _)| name.to_owned());
     writer.write_record(heading.chain(PERCENTILES.map(str::to_owned)).chain(estimated_names))?;
     for (keys, usage) in &answer.rows {
         let amount = |currency: &str| usage.costs.iter().find(|(name, _)| name == currency).map(|(_, amount)| amount.clone());
@@ -164,9 +145,9 @@ fn csv(answer: &Answer, by: &[Dimension]) -> Result<String> {
             costs.push("0".to_owned());
         }
         let keys = keys.iter().map(|key| cell(key));
-        let counts = counts(usage).map(|(_, count)| count.to_string());
+        let counts = usage.counts().map(|(_, count)| count.to_string());
         let percentiles = percentiles(usage).map(|(_, value)| value.map_or_else(String::new, |value| value.to_string()));
-        let estimated = estimated(usage).map(|(_, count)| count.to_string());
+        let estimated = usage.estimated().map(|(_, count)| count.to_string());
         writer.write_record(keys.chain(counts).chain(costs).chain(percentiles).chain(estimated))?;
     }
     Ok(String::from_utf8(writer.into_inner()?)?)
@@ -182,14 +163,8 @@ fn cell(name: &str) -> String {
 fn json(answer: &Answer, by: &[Dimension], hours: &Hours) -> Result<String> {
     let object = |keys: &[String], usage: &Usage| -> Value {
         let keys = by.iter().copied().map(name).zip(keys.iter().map(|key| json!(key)));
-        let counts = counts(usage).into_iter().chain(estimated(usage)).map(|(name, count)| (name.to_owned(), json!(count)));
-        let amounts = |costs: &[(String, String)]| -> Map<String, Value> {
-            costs.iter().map(|(currency, amount)| (currency.clone(), number(amount))).collect()
-        };
-        let costs = [("cost", &usage.costs), ("estimated_cost", &usage.estimated_costs)];
-        let costs = costs.map(|(name, costs)| (name.to_owned(), Value::Object(amounts(costs))));
         let percentiles = percentiles(usage).map(|(name, value)| (name.to_owned(), json!(value)));
-        Value::Object(keys.chain(counts).chain(costs).chain(percentiles).collect())
+        Value::Object(keys.chain(usage.json()).chain(percentiles).collect())
     };
     let report = json!({
         "since": hours.since.format("%Y-%m-%dT%H:%M:%SZ").to_string(),
@@ -199,8 +174,4 @@ fn json(answer: &Answer, by: &[Dimension], hours: &Hours) -> Result<String> {
         "total": object(&[], &answer.total),
     });
     Ok(table::visible_json(&serde_json::to_string_pretty(&report)?) + "\n")
-}
-
-fn number(amount: &str) -> Value {
-    amount.parse::<f64>().map_or_else(|_| json!(amount), |value| json!(value))
 }

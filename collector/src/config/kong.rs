@@ -172,6 +172,9 @@ pub struct KongSettings {
     /// How long a batch is sent again before it is given up [default: 86400]
     #[arg(long, env = "AUDIT_RETRY_SECONDS")]
     pub audit_retry_seconds: Option<String>,
+    /// true: people see what they used, at /usage and /v1/usage of the gateway [default: true]
+    #[arg(long, env = "USAGE_PAGE")]
+    pub usage_page: Option<String>,
     /// 1: this Kong serves other things too. Audit and metrics are bound to the model server's service; calls to unknown paths are then
     /// neither logged nor shaped. 0: all calls go into the audit log, those of other services with their bodies. auto: 1 if Kong has a
     /// service that does not lead to the model server [default: auto]
@@ -180,7 +183,7 @@ pub struct KongSettings {
     /// 1: configure a Kong older than 3.9.4, too, which has known holes [default: 0]
     #[arg(long, env = "KONG_ACCEPT_OLD")]
     pub kong_accept_old: Option<String>,
-    /// Folder with another pre-function/bearer.lua than the one that is part of this program
+    /// Folder with other pre-function/*.lua than those that are part of this program
     #[arg(long, env = "GATEWAY_PLUGINS_DIR")]
     pub gateway_plugins_dir: Option<String>,
 }

@@ -16,6 +16,10 @@ pub fn own_id(number: u64) -> String {
 pub const SERVICE: u64 = 1;
 /// The number of the plugin that sends the model server's key.
 pub const VLLM_KEY: u64 = 204;
+/// The number of the service that tells people what they used, and wants their key.
+pub const USAGE: u64 = 2;
+/// The number of the service of the page that asks for it, which is open.
+pub const USAGE_PAGE: u64 = 3;
 /// The number of the plugin that collects conversations.
 pub const LLM_AUDIT: u64 = 205;
 

@@ -128,7 +128,8 @@ impl<'s> Others<'s> {
             is_of_ours(plugin) || of_our_route || (of_all && is_global)
         };
         Self {
-            services: to_model.iter().copied().filter(|service| id_of(service) != Some(ours.as_str())).collect(),
+            // The collector, to which the others of ours lead, may share an address with the model server.
+            services: to_model.iter().copied().filter(|service| !is_own(service)).collect(),
             routes: state.routes.iter().filter(|route| is_of_ours(route) && !is_own(route)).collect(),
             plugins: state.plugins.iter().filter(is_in_our_place).collect(),
         }

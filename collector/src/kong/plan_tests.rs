@@ -47,7 +47,9 @@ fn what_is_as_it_should_be_is_left_alone() {
     // The order: nothing is open before its key is checked.
     let labels: Vec<&str> = steps.iter().map(|step| step.label.as_str()).collect();
     assert_eq!(labels[..3], ["service vllm", "plugin pre-function", "plugin key-auth"]);
-    assert_eq!(labels.last(), Some(&"route vllm-extra"));
+    assert!(labels.contains(&"route vllm-extra"));
+    let position = |label: &str| labels.iter().position(|other| *other == label);
+    assert!(position("plugin key-auth of usage") < position("route usage-data"));
 }
 
 #[test]
@@ -55,8 +57,9 @@ fn an_empty_kong_gets_everything_and_no_more() {
     let parts = parts(&settings(), false);
     let steps = plan(&parts, &State::default());
     assert!(steps.iter().all(|step| step.word == Word::Created), "{steps:?}");
-    // A service, 12 + 1 routes, 7 plugins: no key for the model server.
-    assert_eq!(steps.len(), 21);
+    // A service, 12 + 1 routes, 7 plugins: no key for the model server. Of the usage page two services, three routes, four plugins: no
+    // token for the collector.
+    assert_eq!(steps.len(), 21 + 9);
 }
 
 #[test]
@@ -103,6 +106,30 @@ fn what_is_no_longer_wanted_goes() {
     after.rate_limit_per_hour = 0;
     let steps = plan(&parts(&after, false), &state);
     assert_eq!(said(&steps), ["removed plugin rate-limiting", "removed plugin request-transformer", "removed route vllm-extra"]);
+}
+
+#[test]
+fn the_usage_page_goes_with_all_that_belongs_to_it_before_its_services() {
+    let mut settings = settings();
+    settings.collector_token = Some("t".to_owned());
+    let state = state(&parts(&settings, false));
+    settings.usage_page = false;
+    let steps = plan(&parts(&settings, false), &state);
+    assert_eq!(
+        said(&steps),
+        [
+            "removed route usage-page",
+            "removed plugin llm-audit of usage-page",
+            "removed service usage-page",
+            "removed route usage-form",
+            "removed route usage-data",
+            "removed plugin llm-audit of usage",
+            "removed plugin request-transformer of usage",
+            "removed plugin key-auth of usage",
+            "removed plugin pre-function of usage",
+            "removed service usage",
+        ]
+    );
 }
 
 #[test]

@@ -9,6 +9,8 @@ use crate::config::KongSettings;
 
 /// The code that brings a key from `Authorization` to key-auth. It is part of this program, so that the two fit each other.
 const BEARER: &str = include_str!("../../../kong-plugins/pre-function/bearer.lua");
+/// The code that brings a key from a form there.
+const USAGE_FORM: &str = include_str!("../../../kong-plugins/pre-function/usage_form.lua");
 
 /// The plugin takes no longer one.
 const LONGEST_CONTACT: usize = 200;
@@ -36,6 +38,7 @@ pub struct Settings {
     pub write_timeout_ms: u64,
     pub read_timeout_ms: u64,
     pub rate_limit_per_hour: u64,
+    pub collector: Server,
     /// Where http-log sends entries.
     pub collector_endpoint: String,
     pub collector_token: Option<String>,
@@ -60,18 +63,22 @@ pub struct Settings {
     pub accept_old: bool,
     /// The code of the pre-function.
     pub bearer: String,
+    pub usage_page: bool,
+    /// The code of the pre-function of its form.
+    pub usage_form: String,
 }
 
 impl Settings {
     /// Checks what was given. An error names the setting, and the value unless it is a secret.
     pub fn read(given: &KongSettings) -> Outcome<Self> {
         let collector_url = given_or(&given.collector_url, "http://127.0.0.1:5000");
-        Server::parse(collector_url).ok_or_else(|| {
+        let endpoint = collector_url.trim_end_matches('/');
+        let collector_base = endpoint.strip_suffix("/log").unwrap_or(endpoint);
+        let endpoint = format!("{collector_base}/log");
+        let collector = Server::parse(collector_base).ok_or_else(|| {
             Failure::new(format!("COLLECTOR_URL must be http://host:port, not {collector_url}"))
                 .advise("The collector's token goes into COLLECTOR_TOKEN.")
         })?;
-        let endpoint = collector_url.trim_end_matches('/');
-        let endpoint = format!("{}/log", endpoint.strip_suffix("/log").unwrap_or(endpoint));
         let number = |name, value: &Option<String>, default, least, most| number(name, given_or(value, default), least, most);
         let switch_or = |name, value: &Option<String>, default| {
             one_of(name, given_or(value, default), &["true", "false"]).map(|it| it == "true")
@@ -89,6 +96,7 @@ impl Settings {
             write_timeout_ms: number("VLLM_WRITE_TIMEOUT_MS", &given.vllm_write_timeout_ms, "60000", 1, MILLISECONDS)?,
             read_timeout_ms: number("VLLM_READ_TIMEOUT_MS", &given.vllm_read_timeout_ms, "300000", 1, MILLISECONDS)?,
             rate_limit_per_hour: number("RATE_LIMIT_PER_HOUR", &given.rate_limit_per_hour, "100", 0, 1_000_000_000)?,
+            collector,
             collector_endpoint: endpoint,
             collector_token: header_secret("COLLECTOR_TOKEN", &given.collector_token, &given.collector_token_file)?,
             collector_max_body_bytes: number(
@@ -126,7 +134,9 @@ impl Settings {
                 _ => Shared::Auto,
             },
             accept_old: one_of("KONG_ACCEPT_OLD", given_or(&given.kong_accept_old, "0"), &["0", "1"])? == "1",
-            bearer: bearer(given.gateway_plugins_dir.as_deref())?,
+            bearer: snippet("bearer.lua", BEARER, given.gateway_plugins_dir.as_deref())?,
+            usage_page: switch("USAGE_PAGE", &given.usage_page)?,
+            usage_form: snippet("usage_form.lua", USAGE_FORM, given.gateway_plugins_dir.as_deref())?,
         })
     }
 
@@ -212,11 +222,12 @@ fn extra_paths(text: &str) -> Outcome<Vec<String>> {
         .collect()
 }
 
-fn bearer(folder: Option<&str>) -> Outcome<String> {
+/// The code of a pre-function: ours, or that of a folder.
+fn snippet(name: &str, own: &str, folder: Option<&str>) -> Outcome<String> {
     let code = match folder.filter(|folder| !folder.is_empty()) {
-        None => BEARER.to_owned(),
+        None => own.to_owned(),
         Some(folder) => {
-            let file = std::path::Path::new(folder).join("pre-function/bearer.lua");
+            let file = std::path::Path::new(folder).join("pre-function").join(name);
             std::fs::read_to_string(&file).map_err(|error| {
                 Failure::new(format!("cannot read {}", file.display()))
                     .advise(error.to_string())

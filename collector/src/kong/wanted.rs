@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 use super::batch::Batch;
 use super::entities::{Kind, LLM_AUDIT, LLM_QUOTA, MODELS_ROUTE, Plugin, Reference, Route, SERVICE, Service, VLLM_KEY, own_id};
 use super::settings::Settings;
+use super::usage_page;
 
 /// The plugins that are set up here, by name.
 pub const OWN_PLUGINS: [&str; 8] =
@@ -43,7 +44,7 @@ pub fn models_paths(has_models: bool) -> Vec<String> {
 }
 
 /// ~ for a regular expression, anchored at both ends.
-fn in_kongs_notation(path: &str) -> String {
+pub(super) fn in_kongs_notation(path: &str) -> String {
     format!("~{path}$")
 }
 
@@ -61,7 +62,7 @@ pub struct Part {
 }
 
 impl Part {
-    fn new(kind: Kind, number: u64, name: &str, body: Option<Value>) -> Self {
+    pub(super) fn new(kind: Kind, number: u64, name: &str, body: Option<Value>) -> Self {
         Self { kind, id: own_id(number), label: format!("{} {name}", kind.word()), body }
     }
 
@@ -89,11 +90,12 @@ pub fn wanted(settings: &Settings, batch: &Batch, is_shared: bool, has_models: b
     if !settings.extra_paths.is_empty() {
         parts.push(route(EXTRA_ROUTE, "extra", &settings.extra_paths));
     }
+    parts.extend(usage_page::parts(settings, is_shared));
     parts
 }
 
 /// An entity as the Admin API takes it. Ours are plain data, which always becomes JSON.
-fn entity(entity: &impl serde::Serialize) -> Value {
+pub(super) fn entity(entity: &impl serde::Serialize) -> Value {
     serde_json::to_value(entity).unwrap_or_default()
 }
 
@@ -133,6 +135,14 @@ fn route(number: u64, name: &str, paths: &[String]) -> Part {
     Part::new(Kind::Route, 100 + number, &name, Some(entity(&route)))
 }
 
+/// Of key-auth: the key stands in the header that the pre-function writes, nowhere else, and goes no further.
+pub(super) fn key_auth() -> Value {
+    json!({
+        "key_names": ["X-API-Key"], "key_in_header": true, "key_in_query": false, "key_in_body": false,
+        "hide_credentials": true, "anonymous": null, "run_on_preflight": true,
+    })
+}
+
 fn plugins(settings: &Settings, batch: &Batch, is_shared: bool) -> Vec<Part> {
     let of_service = || Some(Reference::own(SERVICE));
     let of_calls = || is_shared.then(|| Reference::own(SERVICE));
@@ -164,15 +174,7 @@ fn plugins(settings: &Settings, batch: &Batch, is_shared: bool) -> Vec<Part> {
     let headers = settings.collector_token.as_ref().map(|token| json!({ "X-Collector-Token": token }));
     vec![
         plugin(201, "pre-function", of_service(), Some(json!({ "access": [settings.bearer] }))),
-        plugin(
-            202,
-            "key-auth",
-            of_service(),
-            Some(json!({
-                "key_names": ["X-API-Key"], "key_in_header": true, "key_in_query": false, "key_in_body": false,
-                "hide_credentials": true, "anonymous": null, "run_on_preflight": true,
-            })),
-        ),
+        plugin(202, "key-auth", of_service(), Some(key_auth())),
         plugin(203, "rate-limiting", of_service(), limit),
         plugin(VLLM_KEY, "request-transformer", of_service(), key),
         plugin(

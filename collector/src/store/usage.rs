@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use chrono::{DateTime, NaiveDateTime, Utc};
 
+use serde_json::{Map, Value, json};
+
 use super::pool::{PooledConnection, StoreError};
 use crate::config::Dimension;
 
@@ -111,6 +113,40 @@ pub struct Usage {
     pub estimated_costs: Vec<(String, String)>,
     /// p50, p95 and p99 in milliseconds; `None` where no call has a latency.
     pub latency_percentiles_ms: Option<[i32; 3]>,
+}
+
+impl Usage {
+    /// What was counted, each with its name.
+    pub fn counts(&self) -> [(&'static str, i64); 6] {
+        [
+            ("calls", self.calls),
+            ("errors", self.errors),
+            ("prompt_tokens", self.prompt_tokens),
+            ("cached_tokens", self.cached_tokens),
+            ("completion_tokens", self.completion_tokens),
+            ("reasoning_tokens", self.reasoning_tokens),
+        ]
+    }
+
+    /// What the gateway estimated, behind all others: columns that spreadsheets know stay where they are.
+    pub fn estimated(&self) -> [(&'static str, i64); 2] {
+        [
+            ("estimated_prompt_tokens", self.estimated_prompt_tokens),
+            ("estimated_completion_tokens", self.estimated_completion_tokens),
+        ]
+    }
+
+    /// All of it but latencies, as members of an object.
+    pub fn json(&self) -> Map<String, Value> {
+        let amount = |text: &str| text.parse::<f64>().map_or_else(|_| json!(text), |value| json!(value));
+        let amounts = |costs: &[(String, String)]| -> Map<String, Value> {
+            costs.iter().map(|(currency, text)| (currency.clone(), amount(text))).collect()
+        };
+        let costs = [("cost", &self.costs), ("estimated_cost", &self.estimated_costs)];
+        let costs = costs.map(|(name, costs)| (name.to_owned(), Value::Object(amounts(costs))));
+        let counts = self.counts().into_iter().chain(self.estimated());
+        counts.map(|(name, count)| (name.to_owned(), json!(count))).chain(costs).collect()
+    }
 }
 
 /// Usage by the dimensions asked for, in their order, and all of it together.

@@ -70,7 +70,7 @@ describe("schema", function()
       assert.equal(({ number = "integer" })[type(definition.default)]
                    or type(definition.default), definition.type)
     end
-    assert.same({ "full", "metadata" }, settings.capture.one_of)
+    assert.same({ "full", "metadata", "none" }, settings.capture.one_of)
     assert.equal(0, settings.max_request_body_size.between[1])
     assert.equal(0, settings.max_response_body_size.between[1])
   end)

@@ -14,6 +14,37 @@ describe("llm-audit", function()
     running = gateway_of_test
   end)
 
+  describe("capture = none", function()
+    before_each(function()
+      running = gateway.new({ capture = "none" })
+    end)
+
+    it("keeps out a call that is answered, and reads nothing of it", function()
+      local result = running:call({
+        request = { path = "/usage", body = "key=sk-1" },
+        response = { headers = JSON, chunks = { "{}" } },
+      })
+      assert.same({ kept_out = true }, kong.ctx.shared.llm_audit_entry)
+      assert.same({ request = {}, response = {} }, result.entry)
+      assert.is_false(result.was_read)
+      assert.equal("{}", result.client.body)
+      assert.equal("key=sk-1", result.service.body)
+    end)
+
+    it("lets in a call that is refused", function()
+      running.consumer = nil
+      local result = running:call({
+        request = { path = "/v1/usage", method = "GET" },
+        refused = true,
+        response = kong_error(401, "Unauthorized"),
+      })
+      assert.is_nil(kong.ctx.shared.llm_audit_entry.kept_out)
+      assert.equal(1, result.llm.v)
+      assert.is_nil(result.entry.response.body)
+      assert.is_truthy(result.client.body:find('"error"', 1, true))
+    end)
+  end)
+
   describe("capture = metadata", function()
     before_each(function()
       running = gateway.new({ capture = "metadata", include_usage = false })

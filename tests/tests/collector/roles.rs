@@ -96,6 +96,8 @@ async fn whoever_reads_dashboards_can_leave_nothing_behind() {
         "SELECT llm_compact_usage()",
         "SELECT llm_trim_refused_calls(1)",
         "SELECT llm_end_long_queries()",
+        "SELECT * FROM llm_own_usage('a', 30)",
+        "SELECT * FROM llm_own_calls('a', 20)",
         "SET temp_file_limit = -1",
         "SET session_replication_role = replica",
     ] {
@@ -137,6 +139,7 @@ async fn the_collector_works_with_a_role_that_can_add_and_take_nothing_away() {
         "SELECT llm_merge_counted_ranges(10)",
         "SELECT llm_forget_counted_ranges()",
         "SELECT llm_quota_state(now())",
+        "SELECT * FROM llm_own_usage('a', 30), llm_own_calls('a', 20)",
     ] {
         writer.batch_execute(statement).await.unwrap_or_else(|error| panic!("{statement}: {error:?}"));
     }

@@ -19,6 +19,7 @@ mod metadata;
 mod model_commands;
 mod models;
 mod odd;
+mod own_usage;
 mod queue;
 mod reading;
 mod recordings;
@@ -26,5 +27,6 @@ mod refused;
 mod sdk;
 mod sizes;
 mod stored;
+mod usage_page;
 // Runs last: tests start in alphabetical order, and it waits for all others.
 mod zz_secrets;

@@ -55,7 +55,8 @@ impl Plugins<'_> {
     /// Calls of services that do not lead to vLLM, whose bodies are kept all the same.
     pub(super) fn others(&self, entities: &State, to_vllm: &[&Value], report: &mut Report) {
         let is_other = |way: &Way<'_>| way.service_id().is_some_and(|id| !to_vllm.iter().any(|service| service["id"] == id));
-        let kept = |way: &Way<'_>| self.on("llm-audit", way).is_some_and(|plugin| plugin["config"]["capture"] != "metadata");
+        let is_kept = |plugin: &Value| !["metadata", "none"].iter().any(|word| plugin["config"]["capture"] == *word);
+        let kept = |way: &Way<'_>| self.on("llm-audit", way).is_some_and(is_kept);
         let mut names: Vec<String> = Vec::new();
         for way in entities.everything().into_iter().filter(|way| is_other(way) && kept(way)) {
             let name = way.service.map(name_of).unwrap_or_default();

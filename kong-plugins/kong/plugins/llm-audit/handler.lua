@@ -353,6 +353,8 @@ local function log(call, conf)
   local refusal = look_at_refused(conf, status)
   if refusal == "over" then
     refused.note(status)
+  end
+  if refusal == "over" or not refusal and conf.capture == "none" then
     log_queue.expect({ kept_out = true })
     return
   end
@@ -453,7 +455,8 @@ LlmAudit.configure = guarded("configure", configure)
 local read_request = guarded("access", access)
 
 function LlmAudit:access(conf)
-  local refusal = read_request(self, conf)
+  -- What is no call to a model has nothing to be read.
+  local refusal = conf.capture ~= "none" and read_request(self, conf)
   if not refusal then
     return nil
   end

@@ -36,12 +36,14 @@ return {
               description = "What goes into the log entry: `full` adds both "
                             .. "bodies, `metadata` only sizes, times, flags "
                             .. "and what the server reports: its model and "
-                            .. "the token counts. Scope the plugin to a "
+                            .. "the token counts. `none` keeps out calls that "
+                            .. "are nobody's conversation, except those that "
+                            .. "are refused. Scope the plugin to a "
                             .. "consumer or a route to choose for them.",
               type = "string",
               required = true,
               default = "full",
-              one_of = { "full", "metadata" }, }, },
+              one_of = { "full", "metadata", "none" }, }, },
           { include_usage = {
               description = "Whether to ask vLLM for the token usage of "
                             .. "streamed completions when the client did "

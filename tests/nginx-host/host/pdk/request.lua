@@ -177,7 +177,7 @@ function request.get_body(mimetype, max_args, max_allowed_file_size)
   local kind = content_type:lower():match("^[^;]*")
   if kind == "application/x-www-form-urlencoded" then
     ngx.req.read_body()
-    return ngx.req.get_post_args(max_args), nil, kind
+    return ngx.req.get_post_args(max_args or 100), nil, kind
   elseif kind == "application/json" then
     local body, err = request.get_raw_body(max_allowed_file_size)
     local value = body and json.decode(body)

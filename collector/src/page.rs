@@ -1,0 +1,53 @@
+//! What people are shown of their own usage: as JSON, and as a page. No I/O.
+
+mod chart;
+mod html;
+mod words;
+
+use chrono::SecondsFormat;
+use serde_json::{Map, Value, json};
+
+pub use html::{Notice, POLICY, numbers, page};
+pub use words::Words;
+
+use crate::store::own_usage::{OwnCall, OwnUsage};
+use crate::store::usage::Usage;
+
+/// `GET /v1/usage`. The contract is in `docs/usage.md`.
+pub fn json(own: &OwnUsage) -> Value {
+    let with = |members: Value, usage: &Usage| {
+        let Value::Object(mut members) = members else { return Value::Null };
+        members.append(&mut usage.json());
+        Value::Object(members)
+    };
+    let models = |models: &[(Option<String>, Usage)]| -> Vec<Value> {
+        models.iter().map(|(model, usage)| with(json!({ "model": model }), usage)).collect()
+    };
+    let days = own.by_day.iter().map(|day| {
+        let date = day.date.format("%Y-%m-%d").to_string();
+        with(json!({ "date": date, "models": models(&day.models) }), &day.total)
+    });
+    json!({
+        "v": 1,
+        "consumer": own.consumer,
+        "zone": own.zone,
+        "read_at": own.read_at.to_rfc3339_opts(SecondsFormat::Secs, true),
+        "today": with(json!({ "date": own.local.format("%Y-%m-%d").to_string() }), &own.today),
+        "month": with(json!({ "month": own.local.format("%Y-%m").to_string() }), &own.month),
+        "last_30_days": with(json!({ "models": models(&own.models) }), &own.days),
+        "days": days.collect::<Vec<_>>(),
+        "calls": own.calls.iter().map(call).collect::<Vec<_>>(),
+    })
+}
+
+fn call(call: &OwnCall) -> Value {
+    let members = [
+        ("started_at", json!(call.started_at.to_rfc3339_opts(SecondsFormat::Millis, true))),
+        ("model", json!(call.model)),
+        ("status", json!(call.status)),
+        ("prompt_tokens", json!(call.prompt_tokens)),
+        ("completion_tokens", json!(call.completion_tokens)),
+        ("latency_ms", json!(call.latency_ms)),
+    ];
+    Value::Object(Map::from_iter(members.map(|(name, value)| (name.to_owned(), value))))
+}
