@@ -21,6 +21,7 @@ mod models;
 mod odd;
 mod own_usage;
 mod queue;
+mod quotas;
 mod reading;
 mod recordings;
 mod refused;
