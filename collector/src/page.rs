@@ -11,6 +11,7 @@ pub use html::{Notice, POLICY, numbers, page};
 pub use words::Words;
 
 use crate::store::own_usage::{OwnCall, OwnUsage};
+use crate::store::quotas::Used;
 use crate::store::usage::Usage;
 
 /// `GET /v1/usage`. The contract is in `docs/usage.md`.
@@ -36,7 +37,26 @@ pub fn json(own: &OwnUsage) -> Value {
         "month": with(json!({ "month": own.local.format("%Y-%m").to_string() }), &own.month),
         "last_30_days": with(json!({ "models": models(&own.models) }), &own.days),
         "days": days.collect::<Vec<_>>(),
+        "limits": own.limits.iter().map(limit).collect::<Vec<_>>(),
         "calls": own.calls.iter().map(call).collect::<Vec<_>>(),
+    })
+}
+
+fn limit(limit: &Used) -> Value {
+    let quota = &limit.quota;
+    // As numbers: SQL wrote them, so they are some.
+    let number = |text: &str| serde_json::from_str::<serde_json::Number>(text).map_or(Value::Null, Value::Number);
+    json!({
+        "for": quota.kind,
+        "models": quota.models,
+        "unit": quota.unit,
+        "currency": quota.currency,
+        "per": quota.per,
+        "mode": quota.mode,
+        "amount": number(&quota.amount),
+        "used": number(&limit.used),
+        "left": number(&limit.left),
+        "resets_at": limit.ends_at.to_rfc3339_opts(SecondsFormat::Secs, true),
     })
 }
 

@@ -1,6 +1,5 @@
 //! A real browser: Debian's Chromium without a window, told what to do by its own driver, over WebDriver.
 
-use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
@@ -50,7 +49,6 @@ impl Browser {
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
-            .process_group(0)
             .spawn()
             .unwrap_or_else(|error| panic!("no chromedriver ({error}): tests/tools.sh test installs it"));
         let reaper = Reaper::new(&format!("pkill -KILL -s {}; rm -rf {}", driver.id(), folder.display()));

@@ -11,6 +11,7 @@ use sha2::{Digest, Sha256};
 use super::chart::{self, Bar, COLOURS};
 use super::words::Words;
 use crate::store::own_usage::{DAYS, OwnCall, OwnUsage};
+use crate::store::quotas::Used;
 use crate::store::usage::Usage;
 
 const STYLE: &str = include_str!("../../templates/usage.css");
@@ -76,6 +77,7 @@ struct View {
     consumer: String,
     clock: String,
     cards: Vec<Card>,
+    limits: Vec<LimitLine>,
     chart_wide: String,
     chart_narrow: String,
     legend: Vec<String>,
@@ -96,6 +98,16 @@ struct Card {
     calls: String,
     errors: String,
     costs: Vec<String>,
+}
+
+struct LimitLine {
+    name: String,
+    used: String,
+    amount: String,
+    left: String,
+    /// Whole percent, 100 at most.
+    percent: u8,
+    resets: String,
 }
 
 struct Line {
@@ -161,6 +173,7 @@ impl View {
                 card("month", words.month, &own.month),
                 card("days30", words.thirty_days, &own.days),
             ],
+            limits: own.limits.iter().map(|limit| limit_line(limit, words)).collect(),
             chart_wide: draw(880, 260),
             chart_narrow: draw(340, 220),
             legend,
@@ -196,6 +209,37 @@ fn card(id: &'static str, title: &'static str, usage: &Usage) -> Card {
         calls: grouped(usage.calls),
         errors: grouped(usage.errors),
         costs: usage.costs.iter().map(|(currency, amount)| money(currency, amount)).collect(),
+    }
+}
+
+fn limit_line(limit: &Used, words: &Words) -> LimitLine {
+    let quota = &limit.quota;
+    let amount = |text: &str| {
+        if quota.unit == "cost" {
+            return money(&quota.currency, text);
+        }
+        text.parse().map_or_else(|_| text.to_owned(), grouped)
+    };
+    let unit = match quota.unit.as_str() {
+        "tokens" => words.tokens,
+        "calls" => words.all_calls,
+        _ => words.cost,
+    };
+    let per = match quota.per.as_str() {
+        "hour" => words.an_hour,
+        "day" => words.a_day,
+        "week" => words.a_week,
+        _ => words.a_month,
+    };
+    let models = if quota.models == "%" { String::new() } else { format!(", {}", visible(&quota.models)) };
+    let everybody = if quota.kind == "everybody" { format!(", {}", words.everybody) } else { String::new() };
+    LimitLine {
+        name: format!("{unit} {per}{models}{everybody}"),
+        used: amount(&limit.used),
+        amount: amount(&quota.amount),
+        left: amount(&limit.left),
+        percent: (0..=100).rev().find(|percent| f64::from(*percent) <= limit.percent).unwrap_or(0),
+        resets: limit.resets.split(' ').take(2).collect::<Vec<_>>().join(" "),
     }
 }
 

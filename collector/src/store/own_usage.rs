@@ -4,12 +4,15 @@ use chrono::{DateTime, NaiveDate, NaiveDateTime, Utc};
 use tokio_postgres::Row;
 
 use super::pool::{PooledConnection, StoreError};
+use super::quotas::{self, Used};
 use super::usage::Usage;
 
 /// Days that are told, today among them.
 pub const DAYS: i32 = 30;
 /// Calls that are told.
 const CALLS: i32 = 20;
+/// Limits that are told, the fullest first.
+const LIMITS: i64 = 20;
 
 /// All of it, by the clock of the site.
 #[derive(Debug, Clone, Default)]
@@ -34,6 +37,8 @@ pub struct OwnUsage {
     pub by_day: Vec<Day>,
     /// The last calls, newest first.
     pub calls: Vec<OwnCall>,
+    /// What holds for this consumer alone and for everybody together, the fullest first; without what refuses nobody.
+    pub limits: Vec<Used>,
 }
 
 /// A day.
@@ -98,6 +103,8 @@ pub async fn read(connection: &PooledConnection<'_>, consumer: &str) -> Result<O
     }
     let calls = connection.bounded(client.query(OWN_CALLS, &[&consumer, &CALLS])).await?;
     own.calls = calls.iter().map(call).collect::<Result<_, _>>()?;
+    own.limits = quotas::state(connection, Some(consumer), LIMITS).await?;
+    own.limits.retain(|limit| limit.quota.mode != "shadow");
     Ok(own)
 }
 

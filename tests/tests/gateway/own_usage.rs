@@ -127,3 +127,35 @@ async fn asking_for_usage_is_no_call_to_a_model() {
     assert_eq!(usage["calls"].as_array().unwrap().len() as i64, calls);
     assert!(session.gateway.seen(|seen| seen.target.contains("/v1/usage")).is_empty(), "the model server was asked");
 }
+
+#[tokio::test]
+async fn what_is_left_of_a_limit_is_told_to_whom_it_holds_for() {
+    let session = Session::begin().await;
+    let (user, other) = (session.user().await, session.user().await);
+    let set = async |arguments: &[&str]| {
+        let said = session.collector(&[&["quota", "set", "--user", &user.name], arguments].concat()).await;
+        assert!(said.success, "{}", said.stderr);
+    };
+    set(&["--tokens", "2k", "--per", "day"]).await;
+    set(&["--calls", "50", "--per", "month", "--models", "no-such-model"]).await;
+    set(&["--tokens", "1", "--per", "week", "--mode", "shadow"]).await;
+    let calls = use_something(&session, &user).await;
+    let usage = told(&session, &user, calls).await;
+    let today = usage["today"]["prompt_tokens"].as_i64().unwrap() + usage["today"]["completion_tokens"].as_i64().unwrap();
+    assert!(today > 85, "{usage}");
+    let own: Vec<&Value> = usage["limits"].as_array().unwrap().iter().filter(|limit| limit["for"] == "user").collect();
+    assert_eq!(own.len(), 2, "what refuses nobody is no limit to tell of: {usage}");
+    let midnight = (chrono::Utc::now() + chrono::Duration::days(1)).format("%Y-%m-%dT00:00:00Z").to_string();
+    assert_eq!(
+        own[0],
+        &json!({"for": "user", "models": "%", "unit": "tokens", "currency": "", "per": "day", "mode": "soft", "amount": 2000,
+            "used": today, "left": 2000 - today, "resets_at": midnight})
+    );
+    assert_eq!((&own[1]["unit"], &own[1]["used"], &own[1]["left"]), (&json!("calls"), &json!(0), &json!(50)));
+    let status = session.collector(&["quota", "status", "--user", &user.name, "--json"]).await;
+    assert!(status.success && status.stdout.contains(&today.to_string()), "{}", status.stdout);
+
+    let told_other = told(&session, &other, 0).await;
+    assert!(told_other["limits"].as_array().unwrap().iter().all(|limit| limit["for"] != "user"), "{told_other}");
+    assert!(session.collector(&["quota", "remove", "--user", &user.name]).await.success);
+}
