@@ -180,9 +180,13 @@ async fn an_index_finds_what_reading_finds() {
         .await
         .unwrap();
     app.stop().await;
+    // All of it: what goes between a search and the reading beside it would look like a difference.
+    let due = "SELECT count(*) FROM llm_logs WHERE started_at < ((now() AT TIME ZONE 'UTC')::date - 4)::timestamp AT TIME ZONE 'UTC'
+        AND num_nonnulls(prompt, response) > 0";
+    assert!(database.number(due).await > 0);
     let app = TestApp::start_on(database.clone(), &["--search-index", "--keep-content-days", "4"]).await;
     wait_until("content of old days is removed", Duration::from_secs(60), async || {
-        database.number("SELECT count(*) FROM llm_searchable WHERE content_removed").await >= 1
+        database.number("SELECT count(*) FROM llm_searchable WHERE content_removed").await >= 1 && database.number(due).await == 0
     })
     .await;
     client
