@@ -162,8 +162,9 @@ LANGUAGE sql STABLE PARALLEL SAFE AS $$
 $$;
 
 -- What was counted for windows of limits, by who and what: of the window of `at`, the one before and later ones (calls whose clock was
--- ahead). With a snapshot only what is new since then: it has to be above llm_usage_compacted. `price_at` is when its price holds.
-CREATE FUNCTION llm_quota_counts(at timestamptz, since pg_snapshot)
+-- ahead). With a snapshot only what is new since then: it has to be above llm_usage_compacted. With a user, of others only what it takes to
+-- tell what holds for this one: nothing, unless a limit holds for everybody together. `price_at` is when its price holds.
+CREATE FUNCTION llm_quota_counts(at timestamptz, since pg_snapshot, of_user text DEFAULT NULL)
 RETURNS TABLE (per text, starts_at timestamptz, consumer_username text, team text, model text, price_at timestamptz, calls bigint,
     tokens bigint, uncached_prompt_tokens bigint, cached_tokens bigint, completion_tokens bigint, estimated_prompt_tokens bigint,
     estimated_completion_tokens bigint)
@@ -171,6 +172,8 @@ LANGUAGE plpgsql STABLE SET jit = off AS $$
 DECLARE
     zone    text := llm_site_zone();
     changes timestamptz[];
+    -- Whose usage is enough; null: everybody's.
+    only_of text := CASE WHEN NOT EXISTS (SELECT FROM llm_quotas q WHERE q.subject_kind = 'everybody') THEN left(of_user, 200) END;
     w       record;
     s       record;
 BEGIN
@@ -213,11 +216,13 @@ BEGIN
                 FROM (
                     SELECT y.consumer_username, y.team, y.model, y.forwarded_calls, y.prompt_tokens, y.uncached_prompt_tokens,
                         y.cached_tokens, y.completion_tokens, y.estimated_prompt_tokens, y.estimated_completion_tokens
-                    FROM llm_usage_days y WHERE y.day >= s.starts AND y.day < s.ends
+                    FROM llm_usage_days y
+                    WHERE y.day >= s.starts AND y.day < s.ends AND (only_of IS NULL OR y.consumer_username = only_of)
                     UNION ALL
                     SELECT d.consumer_username, d.team, d.model, d.forwarded_calls, d.prompt_tokens, d.uncached_prompt_tokens,
                         d.cached_tokens, d.completion_tokens, d.estimated_prompt_tokens, d.estimated_completion_tokens
-                    FROM llm_usage_deltas d WHERE d.hour >= s.starts AND d.hour < s.ends
+                    FROM llm_usage_deltas d
+                    WHERE d.hour >= s.starts AND d.hour < s.ends AND (only_of IS NULL OR d.consumer_username = only_of)
                 ) u
                 GROUP BY 3, 4, 5;
             ELSE
@@ -227,7 +232,8 @@ BEGIN
                     sum(u.prompt_tokens + u.completion_tokens + u.estimated_prompt_tokens + u.estimated_completion_tokens)::bigint,
                     sum(u.uncached_prompt_tokens)::bigint, sum(u.cached_tokens)::bigint, sum(u.completion_tokens)::bigint,
                     sum(u.estimated_prompt_tokens)::bigint, sum(u.estimated_completion_tokens)::bigint
-                FROM llm_usage_counts u WHERE u.hour >= s.starts AND u.hour < s.ends
+                FROM llm_usage_counts u
+                WHERE u.hour >= s.starts AND u.hour < s.ends AND (only_of IS NULL OR u.consumer_username = only_of)
                 GROUP BY 2, 3, 4, 5;
             END IF;
         END LOOP;
@@ -236,13 +242,13 @@ END $$;
 
 -- What is used of each limit, by subject and window; which windows, and what a snapshot does, is said above. Tokens are those that were
 -- reported, else estimated ones; calls those that a model server got; a call belongs to the window in which it began.
-CREATE FUNCTION llm_quota_used(at timestamptz, since pg_snapshot)
+CREATE FUNCTION llm_quota_used(at timestamptz, since pg_snapshot, of_user text DEFAULT NULL)
 RETURNS TABLE (quota_id bigint, subject text, window_start timestamptz, amount numeric)
 LANGUAGE plpgsql STABLE SET jit = off AS $$
 BEGIN
     RETURN QUERY
     WITH counts AS MATERIALIZED (
-        SELECT * FROM llm_quota_counts(at, since)
+        SELECT * FROM llm_quota_counts(at, since, of_user)
     ), prices AS MATERIALIZED (
         -- As llm_price_periods has it.
         SELECT c.model, c.price_at, p.* FROM (SELECT DISTINCT k.model, k.price_at FROM counts k) c CROSS JOIN LATERAL (
@@ -280,7 +286,7 @@ LANGUAGE sql STABLE AS $$
     FROM llm_quotas q
     CROSS JOIN (SELECT llm_site_zone() AS zone) site
     CROSS JOIN LATERAL (SELECT llm_window_start(q.per, at, 0, site.zone) AS starts, llm_window_start(q.per, at, 1, site.zone) AS ends) w
-    LEFT JOIN llm_quota_used(at, NULL) u ON u.quota_id = q.id AND u.window_start = w.starts
+    LEFT JOIN llm_quota_used(at, NULL, of_user) u ON u.quota_id = q.id AND u.window_start = w.starts
         AND (of_user IS NULL OR q.subject_kind <> 'each_user' OR u.subject = left(of_user, 200))
     WHERE CASE WHEN of_user IS NULL THEN q.subject_kind <> 'each_user' OR u.quota_id IS NOT NULL
                ELSE q.subject_kind IN ('each_user', 'everybody') OR q.subject_kind = 'user' AND q.subject_name = left(of_user, 200) END

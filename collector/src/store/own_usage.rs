@@ -84,7 +84,7 @@ pub async fn read(connection: &PooledConnection<'_>, consumer: &str) -> Result<O
         (own.zone, own.read_at, own.local) = (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
         let Some(part) = row.try_get::<_, Option<String>>(3)? else { continue };
         let (day, model): (Option<NaiveDate>, Option<String>) = (row.try_get(4)?, row.try_get(5)?);
-        let usage = usage(&row)?;
+        let usage = Usage::of(&row, 6)?;
         match (part.as_str(), day) {
             ("today", _) => own.today = usage,
             ("month", _) => own.month = usage,
@@ -106,24 +106,6 @@ pub async fn read(connection: &PooledConnection<'_>, consumer: &str) -> Result<O
     own.limits = quotas::state(connection, Some(consumer), LIMITS).await?;
     own.limits.retain(|limit| limit.quota.mode != "shadow");
     Ok(own)
-}
-
-fn usage(row: &Row) -> Result<Usage, StoreError> {
-    let currencies: Vec<String> = row.try_get(14)?;
-    let (amounts, estimates): (Vec<String>, Vec<String>) = (row.try_get(15)?, row.try_get(16)?);
-    Ok(Usage {
-        calls: row.try_get(6)?,
-        errors: row.try_get(7)?,
-        prompt_tokens: row.try_get(8)?,
-        cached_tokens: row.try_get(9)?,
-        completion_tokens: row.try_get(10)?,
-        reasoning_tokens: row.try_get(11)?,
-        estimated_prompt_tokens: row.try_get(12)?,
-        estimated_completion_tokens: row.try_get(13)?,
-        estimated_costs: currencies.iter().cloned().zip(estimates).collect(),
-        costs: currencies.into_iter().zip(amounts).collect(),
-        latency_percentiles_ms: None,
-    })
 }
 
 fn call(row: &Row) -> Result<OwnCall, StoreError> {

@@ -5,8 +5,8 @@
 use std::time::Duration;
 
 use chrono::{DateTime, NaiveDateTime, Utc};
-
 use serde_json::{Map, Value, json};
+use tokio_postgres::Row;
 
 use super::pool::{PooledConnection, StoreError};
 use crate::config::Dimension;
@@ -116,6 +116,27 @@ pub struct Usage {
 }
 
 impl Usage {
+    /// From the columns of a row, `first` and those behind it: the counts and estimates in the order above, currencies, and what was spent
+    /// and estimated in each. Without latencies.
+    pub(super) fn of(row: &Row, first: usize) -> Result<Self, StoreError> {
+        let count = |at: usize| row.try_get(first + at);
+        let currencies: Vec<String> = row.try_get(first + 8)?;
+        let (amounts, estimates): (Vec<String>, Vec<String>) = (row.try_get(first + 9)?, row.try_get(first + 10)?);
+        Ok(Self {
+            calls: count(0)?,
+            errors: count(1)?,
+            prompt_tokens: count(2)?,
+            cached_tokens: count(3)?,
+            completion_tokens: count(4)?,
+            reasoning_tokens: count(5)?,
+            estimated_prompt_tokens: count(6)?,
+            estimated_completion_tokens: count(7)?,
+            estimated_costs: currencies.iter().cloned().zip(estimates).collect(),
+            costs: currencies.into_iter().zip(amounts).collect(),
+            latency_percentiles_ms: None,
+        })
+    }
+
     /// What was counted, each with its name.
     pub fn counts(&self) -> [(&'static str, i64); 6] {
         [
@@ -178,10 +199,10 @@ pub async fn ask(connection: PooledConnection<'_>, question: &Question<'_>) -> R
         "SELECT keys, sum(calls)::bigint, sum(errors)::bigint, sum(prompt_tokens)::bigint, sum(cached_tokens)::bigint,
             sum(completion_tokens)::bigint, sum(reasoning_tokens)::bigint,
             sum(estimated_prompt_tokens)::bigint, sum(estimated_completion_tokens)::bigint,
-            llm_latency_percentiles(sum(latencies), sum(timed_calls)::bigint),
             coalesce(array_agg(currency ORDER BY currency) FILTER (WHERE currency <> ''), '{{}}'),
             coalesce(array_agg(trim_scale(cost)::text ORDER BY currency) FILTER (WHERE currency <> ''), '{{}}'),
-            coalesce(array_agg(trim_scale(estimated_cost)::text ORDER BY currency) FILTER (WHERE currency <> ''), '{{}}')
+            coalesce(array_agg(trim_scale(estimated_cost)::text ORDER BY currency) FILTER (WHERE currency <> ''), '{{}}'),
+            llm_latency_percentiles(sum(latencies), sum(timed_calls)::bigint)
         FROM (
             SELECT keys, currency, sum(calls) AS calls, sum(errors) AS errors, sum(prompt_tokens) AS prompt_tokens,
                 sum(cached_tokens) AS cached_tokens, sum(completion_tokens) AS completion_tokens,
@@ -206,22 +227,9 @@ pub async fn ask(connection: PooledConnection<'_>, question: &Question<'_>) -> R
     let rows = connection.bounded(client.query(&query, &[since, until, consumer, model, zone, team])).await?;
     let mut answer = Answer::default();
     for row in rows {
-        let currencies: Vec<String> = row.try_get(10)?;
-        let (amounts, estimates): (Vec<String>, Vec<String>) = (row.try_get(11)?, row.try_get(12)?);
-        let percentiles: Option<Vec<i32>> = row.try_get(9)?;
-        let usage = Usage {
-            calls: row.try_get(1)?,
-            errors: row.try_get(2)?,
-            prompt_tokens: row.try_get(3)?,
-            cached_tokens: row.try_get(4)?,
-            completion_tokens: row.try_get(5)?,
-            reasoning_tokens: row.try_get(6)?,
-            estimated_prompt_tokens: row.try_get(7)?,
-            estimated_completion_tokens: row.try_get(8)?,
-            estimated_costs: currencies.iter().cloned().zip(estimates).collect(),
-            costs: currencies.into_iter().zip(amounts).collect(),
-            latency_percentiles_ms: percentiles.and_then(|percentiles| percentiles.try_into().ok()),
-        };
+        let percentiles: Option<Vec<i32>> = row.try_get(12)?;
+        let latency_percentiles_ms = percentiles.and_then(|percentiles| percentiles.try_into().ok());
+        let usage = Usage { latency_percentiles_ms, ..Usage::of(&row, 1)? };
         match row.try_get(0)? {
             Some(keys) => answer.rows.push((keys, usage)),
             None => answer.total = usage,

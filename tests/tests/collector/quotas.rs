@@ -462,5 +462,13 @@ async fn what_is_used_and_what_was_refused_are_series() {
     let shown = || async { app.metric(of_team).await == 0.95 };
     gateway_tests::process::wait_until("the gauge", std::time::Duration::from_secs(60), shown).await;
     assert_eq!(app.metric(r#"llm_quota_used_ratio{limit="each user calls per hour"}"#).await, 0.001);
+
+    // Of one user alone; where a limit holds for everybody together, with what the others used of it.
+    let state =
+        |user: &str| format!("SELECT trim(subject || ' ' || used) FROM llm_quota_state(now(), '{user}') ORDER BY subject_kind");
+    assert_eq!(texts(&client, &state("alice")).await, ["alice 1"]);
+    assert_eq!(texts(&client, &state("carol")).await, ["carol 0"]);
+    execute(&client, &limit("everybody", "", "calls", "hour")).await;
+    assert_eq!(texts(&client, &state("alice")).await, ["alice 1", "2"]);
     app.stop().await;
 }
