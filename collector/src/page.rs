@@ -44,8 +44,6 @@ pub fn json(own: &OwnUsage) -> Value {
 
 fn limit(limit: &Used) -> Value {
     let quota = &limit.quota;
-    // As numbers: SQL wrote them, so they are some.
-    let number = |text: &str| serde_json::from_str::<serde_json::Number>(text).map_or(Value::Null, Value::Number);
     json!({
         "for": quota.kind,
         "models": quota.models,
@@ -70,4 +68,36 @@ fn call(call: &OwnCall) -> Value {
         ("latency_ms", json!(call.latency_ms)),
     ];
     Value::Object(Map::from_iter(members.map(|(name, value)| (name.to_owned(), value))))
+}
+
+/// Decimal text, as PostgreSQL writes numbers, as a number of JSON.
+pub fn number(text: &str) -> Value {
+    serde_json::from_str(text).map_or(Value::Null, Value::Number)
+}
+
+/// Decimal text with its thousands apart: 1,234,567.5, as both languages have it.
+pub fn grouped(number: &str) -> String {
+    let (whole, fraction) = number.split_once('.').map_or((number, None), |(whole, fraction)| (whole, Some(fraction)));
+    let mut out = String::with_capacity(number.len() * 2);
+    for (at, digit) in whole.chars().enumerate() {
+        if at > 0 && digit != '-' && (whole.len() - at) % 3 == 0 && !out.ends_with('-') {
+            out.push(',');
+        }
+        out.push(digit);
+    }
+    fraction.map_or(out.clone(), |fraction| format!("{out}.{fraction}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_easy_to_read() {
+        for (number, expected) in
+            [("0", "0"), ("999", "999"), ("1000", "1,000"), ("1234567.5", "1,234,567.5"), ("-123456", "-123,456")]
+        {
+            assert_eq!(grouped(number), expected);
+        }
+    }
 }

@@ -9,6 +9,7 @@ use super::table;
 use crate::commands;
 use crate::config::{AmountArgs, OfArgs, QuotaAction, QuotaSettings};
 use crate::kong::people;
+use crate::page::{grouped, number};
 use crate::store::quotas::{self, Key, MAX_QUOTAS, Quota, Used};
 
 /// Rows of `status` for a terminal, and for a program.
@@ -121,19 +122,6 @@ fn how_much(amount: &AmountArgs) -> Result<(&'static str, &str)> {
     Ok((unit, &amount.0))
 }
 
-/// A number with its thousands apart.
-fn grouped(number: &str) -> String {
-    let (whole, fraction) = number.split_once('.').map_or((number, None), |(whole, fraction)| (whole, Some(fraction)));
-    let mut out = String::with_capacity(number.len() * 2);
-    for (at, digit) in whole.chars().enumerate() {
-        if at > 0 && digit != '-' && (whole.len() - at) % 3 == 0 && !out.ends_with('-') {
-            out.push(',');
-        }
-        out.push(digit);
-    }
-    fraction.map_or(out.clone(), |fraction| format!("{out}.{fraction}"))
-}
-
 fn unit_of(quota: &Quota) -> &str {
     if quota.unit == "cost" { &quota.currency } else { &quota.unit }
 }
@@ -179,11 +167,6 @@ fn status(state: &[Used]) -> String {
     table::aligned(&rows, 5) + &more
 }
 
-/// Decimal text as a number.
-fn number(text: &str) -> Value {
-    serde_json::from_str(text).unwrap_or(Value::Null)
-}
-
 fn as_json(quota: &Quota) -> Value {
     let Quota { id, kind, name, models, unit, currency, per, amount, mode } = quota;
     json!({"id": id, "subject": kind, "name": name, "models": models, "unit": unit, "currency": currency, "per": per,
@@ -205,18 +188,4 @@ fn state_json(used: &Used) -> Value {
 
 fn lines(page: &[Value]) -> Result<String> {
     Ok(table::visible_json(&serde_json::to_string_pretty(page)?) + "\n")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn numbers_are_easy_to_read() {
-        for (number, expected) in
-            [("0", "0"), ("999", "999"), ("1000", "1,000"), ("1234567.5", "1,234,567.5"), ("-123456", "-123,456")]
-        {
-            assert_eq!(grouped(number), expected);
-        }
-    }
 }

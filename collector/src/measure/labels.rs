@@ -1,7 +1,11 @@
 //! Label values that cannot grow without bound.
 
-use std::collections::HashSet;
-use std::sync::{PoisonError, RwLock};
+use std::collections::{HashMap, HashSet};
+use std::hash::Hash;
+use std::sync::{Mutex, PoisonError, RwLock};
+
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::{Atomic, Gauge};
 
 /// What stands for every value that came after the limit was reached.
 pub const OTHER: &str = "other";
@@ -38,6 +42,22 @@ impl Bounded {
         } else {
             OTHER.to_owned()
         }
+    }
+}
+
+/// Brings the gauges of a family to what there is now. Those that were `shown` and are no more vanish: they would stay as they were.
+pub(super) fn show<L, N, A>(family: &Family<L, Gauge<N, A>>, shown: &Mutex<HashSet<L>>, now: HashMap<L, N>)
+where
+    L: Clone + Eq + Hash,
+    A: Atomic<N> + Default,
+{
+    let mut shown = shown.lock().unwrap_or_else(PoisonError::into_inner);
+    for label in shown.iter().filter(|label| !now.contains_key(*label)) {
+        family.remove(label);
+    }
+    *shown = now.keys().cloned().collect();
+    for (label, value) in now {
+        family.get_or_create_owned(&label).set(value);
     }
 }
 

@@ -1,8 +1,8 @@
 //! Limits: how far they are used, and what the gateway refused.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{HashMap, HashSet};
+use std::sync::Mutex;
 use std::sync::atomic::AtomicU64;
-use std::sync::{Mutex, PoisonError};
 
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
@@ -10,7 +10,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
-use super::labels::OTHER;
+use super::labels::{self, OTHER};
 
 /// Limits that get series of their own, those that are used most.
 const MAX_LIMITS: usize = 200;
@@ -34,7 +34,8 @@ struct RefusedLabels {
 pub struct Limits {
     used: Family<LimitLabel, Gauge<f64, AtomicU64>>,
     refused: Family<RefusedLabels, Counter>,
-    shown: Mutex<HashSet<String>>,
+    /// Those that `used` has series of.
+    shown: Mutex<HashSet<LimitLabel>>,
 }
 
 impl Limits {
@@ -59,19 +60,13 @@ impl Limits {
 
     /// Notes how far limits are used, the fullest first; of one name the first counts. What is not there any more is shown no longer.
     pub fn set_used(&self, ratios: impl IntoIterator<Item = (String, f64)>) {
-        let mut now: BTreeMap<String, f64> = BTreeMap::new();
+        let mut now = HashMap::new();
         for (limit, ratio) in ratios {
+            let limit = LimitLabel { limit };
             if now.len() < MAX_LIMITS || now.contains_key(&limit) {
                 now.entry(limit).or_insert(ratio);
             }
         }
-        let mut shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
-        for limit in shown.iter().filter(|limit| !now.contains_key(*limit)) {
-            self.used.remove(&LimitLabel { limit: limit.clone() });
-        }
-        for (limit, ratio) in &now {
-            self.used.get_or_create_owned(&LimitLabel { limit: limit.clone() }).set(*ratio);
-        }
-        *shown = now.into_keys().collect();
+        labels::show(&self.used, &self.shown, now);
     }
 }

@@ -1,13 +1,14 @@
 //! Gauges that need a look at the database or the disk.
 
-use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
+use std::collections::{HashMap, HashSet};
+use std::sync::Mutex;
 
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::{Registry, Unit};
 
+use super::labels;
 use crate::store::state::State;
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -25,7 +26,7 @@ pub(super) struct StateGauges {
     disk_size: Gauge,
     addresses: Family<ConsumerLabel, Gauge>,
     /// Consumers that `addresses` has series of.
-    shown: Mutex<HashMap<String, i64>>,
+    shown: Mutex<HashSet<ConsumerLabel>>,
 }
 
 impl StateGauges {
@@ -64,19 +65,12 @@ impl StateGauges {
         self.partitions_ahead.set(state.partitions_ahead);
         self.database_bytes.set(state.database_bytes);
         self.rejected_entries.set(state.rejected_entries);
-        let mut now: HashMap<String, i64> = HashMap::new();
+        let mut now: HashMap<ConsumerLabel, i64> = HashMap::new();
         for (consumer, addresses) in &state.addresses {
-            let most = now.entry(label(consumer)).or_default();
+            let most = now.entry(ConsumerLabel { consumer: label(consumer) }).or_default();
             *most = (*most).max(*addresses);
         }
-        let mut shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
-        for consumer in shown.keys().filter(|consumer| !now.contains_key(*consumer)) {
-            self.addresses.remove(&ConsumerLabel { consumer: consumer.clone() });
-        }
-        for (consumer, addresses) in &now {
-            self.addresses.get_or_create_owned(&ConsumerLabel { consumer: consumer.clone() }).set(*addresses);
-        }
-        *shown = now;
+        labels::show(&self.addresses, &self.shown, now);
     }
 
     /// Notes the size of the disk with the data folder, and what is free on it.

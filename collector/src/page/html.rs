@@ -218,7 +218,7 @@ fn limit_line(limit: &Used, words: &Words) -> LimitLine {
         if quota.unit == "cost" {
             return money(&quota.currency, text);
         }
-        text.parse().map_or_else(|_| text.to_owned(), grouped)
+        super::grouped(text)
     };
     let unit = match quota.unit.as_str() {
         "tokens" => words.tokens,
@@ -267,17 +267,8 @@ fn call_line(call: &OwnCall, model: String) -> CallLine {
     }
 }
 
-/// 1,234,567, as both languages have it.
 fn grouped(number: i64) -> String {
-    let digits = number.unsigned_abs().to_string();
-    let mut text = if number < 0 { "-".to_owned() } else { String::new() };
-    for (at, digit) in digits.chars().enumerate() {
-        if at > 0 && (digits.len() - at).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
+    super::grouped(&number.to_string())
 }
 
 /// Four decimals, as `report` has them: a call of a thousand tokens costs about a thousandth.
