@@ -1,4 +1,5 @@
--- Which API a path belongs to: the names of `llm.api` in the log entry.
+-- Which API a path belongs to: the names of `llm.api` in the log entry, and
+-- which of them take tokens.
 --
 -- Decided by the path that goes to the model server, read as Kong's router and
 -- the server read it: escapes undone, double slashes one, dot segments
@@ -6,6 +7,7 @@
 -- in the same way; tests/fixtures/apis.json holds both to it.
 
 local byte = string.byte
+local ceil = math.ceil
 local char = string.char
 local concat = table.concat
 local find = string.find
@@ -16,6 +18,8 @@ local match = string.match
 local sub = string.sub
 local tonumber = tonumber
 local upper = string.upper
+
+local BYTES_PER_TOKEN = 4
 
 local SLASH = byte("/")
 
@@ -138,6 +142,13 @@ function M.of_path(path)
   end
 
   return name
+end
+
+
+-- @return about how many tokens a text of so many bytes has, where nobody
+-- counted them. Prose has three to five bytes a token in most languages.
+function M.tokens_of(bytes)
+  return ceil(bytes / BYTES_PER_TOKEN)
 end
 
 

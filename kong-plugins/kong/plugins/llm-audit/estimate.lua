@@ -16,15 +16,12 @@
 local apis = require "llm_gateway.api"
 
 local byte = string.byte
-local ceil = math.ceil
 local find = string.find
 local setmetatable = setmetatable
 local sub = string.sub
 
 local GENERATES = apis.GENERATES
 local TAKES_TOKENS = apis.TAKES_TOKENS
-
-local BYTES_PER_TOKEN = 4
 
 -- What is remembered of a chunk that ends in the middle of a line: a usage.
 local CARRY_BYTES = 512
@@ -141,7 +138,7 @@ local function completion_of(meter)
   end
 
   if not meter.is_stream then
-    return ceil(meter.bytes / BYTES_PER_TOKEN)
+    return apis.tokens_of(meter.bytes)
   end
 
   local first = BRINGS[meter.api] and 0 or 1
@@ -164,7 +161,7 @@ function M.of(api, text_bytes, meter)
   end
 
   return {
-    prompt_tokens = ceil(text_bytes / BYTES_PER_TOKEN),
+    prompt_tokens = apis.tokens_of(text_bytes),
     completion_tokens = meter and completion_of(meter) or 0,
   }
 end

@@ -10,7 +10,6 @@
 
 local apis = require "llm_gateway.api"
 
-local ceil = math.ceil
 local find = string.find
 local gsub = string.gsub
 local ipairs = ipairs
@@ -21,8 +20,6 @@ local type = type
 
 local GENERATES = apis.GENERATES
 local TAKES_TOKENS = apis.TAKES_TOKENS
-
-local BYTES_PER_TOKEN = 4
 
 -- A count is an integer of PostgreSQL; nobody means more.
 local MAX_COUNT = 2147483647
@@ -73,7 +70,7 @@ function M.of_request(api, found, size, prompts, default)
   end
 
   local members = found and found.members or {}
-  local prompt = ceil((found and found.text_bytes or size) / BYTES_PER_TOKEN)
+  local prompt = apis.tokens_of(found and found.text_bytes or size)
   if not GENERATES[api] then
     return prompt, 0
   end
