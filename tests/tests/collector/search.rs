@@ -181,7 +181,8 @@ async fn an_index_finds_what_reading_finds() {
         .unwrap();
     app.stop().await;
     // All of it: what goes between a search and the reading beside it would look like a difference.
-    let due = "SELECT count(*) FROM llm_logs WHERE started_at < ((now() AT TIME ZONE 'UTC')::date - 4)::timestamp AT TIME ZONE 'UTC'
+    let due =
+        "SELECT count(*) FROM llm_logs WHERE started_at < ((now() AT TIME ZONE 'UTC')::date - 4)::timestamp AT TIME ZONE 'UTC'
         AND num_nonnulls(prompt, response) > 0";
     assert!(database.number(due).await > 0);
     let app = TestApp::start_on(database.clone(), &["--search-index", "--keep-content-days", "4"]).await;
