@@ -36,7 +36,7 @@ local QUOTE = byte('"')
 local WANTED = { model = true, stream = true, stream_options = true,
                  previous_response_id = true, max_tokens = true,
                  max_completion_tokens = true, max_output_tokens = true,
-                 n = true, prompt = true }
+                 n = true, prompt = true, prompt_embeds = true }
 
 -- With request_id a client chooses, and overwrites, the ids of the server's
 -- responses; with kv_transfer_params it reaches into the server's caches.

@@ -53,11 +53,31 @@ describe("what a call may take", function()
     { '"n":2,"max_tokens":7', 14 },
     { '"n":1,"n":2,"n":3', 3072 },
     { '"max_tokens":9e99', 2147483647 },
+    -- as pydantic reads them
+    { '"max_tokens":2000e-2', 20 },
+    { '"max_tokens":true', 1 },
+    { '"max_tokens":"+20"', 20 },
+    { '"max_tokens":" 20 "', 20 },
+    { '"max_tokens":"0020"', 20 },
+    { '"max_tokens":"20.0"', 20 },
+    { '"max_tokens":"2_000"', 2000 },
+    { '"max_tokens":"\\u0032\\t0"', 2 },
+    { '"max_tokens":"\\u00a020"', 20 },
+    { '"n":"\\u0033"', 3072 },
+    { '"max_tokens":"-5"', 1024 },
+    { '"max_tokens":""', 1024 },
   }) do
     it("with " .. case[1], function()
       assert.same({ 10, case[2] }, asked("chat", with(case[1])))
     end)
   end
+
+  it("is a number behind more blanks or zeros than anybody sends", function()
+    for _, blank in ipairs({ "0", " " }) do
+      local text = '{"max_tokens":"' .. blank:rep(5000) .. '9000"}'
+      assert.equal(2147483647, asked("chat", text)[2])
+    end
+  end)
 
   it("is the larger of two limits", function()
     assert.equal(50, asked("chat", '{"max_tokens":50,'
@@ -86,7 +106,7 @@ end)
 
 describe("the prompts of a request", function()
   for _, case in ipairs({
-    { '{}', 1 },
+    { '{}', 0 },
     { '{"prompt":"a,b"}', 1 },
     { '{"prompt":[]}', 1 },
     { '{"prompt":[1,2,3]}', 1 },
@@ -96,6 +116,10 @@ describe("the prompts of a request", function()
     { '{"prompt":[[1,2],[3],[4,5]]}', 3 },
     { '{"prompt":["a","b"],"prompt":"c"}', 1 },
     { '{"prompt":{"a":[1,2]}}', 1 },
+    { '{"prompt":[' .. (" "):rep(100) .. '"a","b"]}', 2 },
+    { '{"prompt":[]}', 1 },
+    { '{"prompt":null}', 0 },
+    { '{"max_tokens":1}', 0 },
   }) do
     it("are " .. case[2] .. " in " .. case[1], function()
       assert.equal(case[2], prompts.count(body_of(case[1]),

@@ -9,17 +9,23 @@
 -- Pure: tables and numbers only.
 
 local apis = require "llm_gateway.api"
+local json_scan = require "llm_gateway.json_scan"
 
+local byte = string.byte
 local find = string.find
 local gsub = string.gsub
 local ipairs = ipairs
+local match = string.match
 local max = math.max
 local min = math.min
+local sub = string.sub
 local tonumber = tonumber
 local type = type
 
 local GENERATES = apis.GENERATES
 local TAKES_TOKENS = apis.TAKES_TOKENS
+
+local QUOTE = byte('"')
 
 -- A count is an integer of PostgreSQL; nobody means more.
 local MAX_COUNT = 2147483647
@@ -31,15 +37,39 @@ local MOST_TOKENS = { "max_completion_tokens", "max_tokens",
 local M = {}
 
 
+-- vLLM takes "20", "+20", "1_000", "20.0" with white space of any kind around
+-- (pydantic's integers). A text that it refuses may count, too: no model works
+-- for it.
+-- @param raw what stands between the quotes
+-- @return the digits of the number, nil where there is none
+local function digits_of(raw)
+  local text = gsub(json_scan.decode_string(raw) or "", "_", "")
+
+  return match(text, "^[^%d%-]*(%d+)")
+end
+
+
 -- @param member of the request's outermost ones, see llm_gateway.request
 -- @return the number that a server reads there, nil where it is none
 local function count_of(member)
   local text = member and member.text
-  if not text or not find(text, '^"?%s*%d+%.?%d*[eE]?[+]?%d*%s*"?$') then
-    return nil
+  if member and not text then
+    -- longer than any number that somebody means
+    return MAX_COUNT
   end
 
-  local number = tonumber((gsub(text, '"', "")))
+  if text == "true" then
+    return 1
+  end
+
+  local digits
+  if text and byte(text) == QUOTE then
+    digits = digits_of(sub(text, 2, -2))
+  elseif text and find(text, "^%d+%.?%d*[eE]?[+-]?%d*$") then
+    digits = text
+  end
+
+  local number = digits and tonumber(digits)
 
   return number and min(number, MAX_COUNT)
 end

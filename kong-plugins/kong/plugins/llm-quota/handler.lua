@@ -32,6 +32,7 @@ local words = require "kong.plugins.llm-quota.words"
 local find = string.find
 local floor = math.floor
 local kong = kong
+local max = math.max
 local ngx = ngx
 local pairs = pairs
 local require = require
@@ -185,14 +186,16 @@ end
 
 local function count_prompts(asked)
   local members = asked.found and asked.found.members
-  if asked.api ~= "completions" or not members or not members.prompt then
+  if asked.api ~= "completions" or not members then
     return 1
   end
 
   local count = prompts.count(asked.body, members.prompt, reading.await_turn)
+                + prompts.count(asked.body, members.prompt_embeds,
+                                reading.await_turn)
   reading.rest(asked)
 
-  return count
+  return max(count, 1)
 end
 
 

@@ -1,5 +1,6 @@
 -- How many prompts a request of /v1/completions has: a list of texts, or of
--- lists of tokens, is a batch, of which each gets an answer of its own.
+-- lists of tokens, is a batch, of which each gets an answer of its own; and so
+-- is a list of embeddings.
 --
 -- The list is walked in pieces and never decoded; a piece takes a nanosecond or
 -- two a byte.
@@ -8,14 +9,10 @@ local ffi = require "ffi"
 
 local byte = string.byte
 local cast = ffi.cast
-local match = string.match
 local max = math.max
 local min = math.min
 
 local PIECE_BYTES = 262144
-
--- White space that may stand in front of the first element.
-local HEAD_BYTES = 64
 
 local QUOTE = byte('"')
 local BACKSLASH = byte("\\")
@@ -24,19 +21,25 @@ local OPEN_BRACE = byte("{")
 local OPEN_BRACKET = byte("[")
 local CLOSE_BRACE = byte("}")
 local CLOSE_BRACKET = byte("]")
+local SPACE = byte(" ")
 
 local OUTSIDE, INSIDE, ESCAPE = 0, 1, 2
 
 local M = {}
 
 
--- @param state { place, depth, commas } so far
+-- @param state { place, depth, commas, first } so far; first is what the first
+-- element begins with
 local function walk(state, text)
   local p, n = cast("const uint8_t *", text), #text
   local place, depth, commas = state.place, state.depth, state.commas
+  local first = state.first
 
   for i = 0, n - 1 do
     local c = p[i]
+    if not first and depth == 1 and c > SPACE then
+      first = c
+    end
     if place == ESCAPE then
       place = INSIDE
     elseif place == INSIDE then
@@ -53,21 +56,20 @@ local function walk(state, text)
   end
 
   state.place, state.depth, state.commas = place, depth, commas
+  state.first = first
 end
 
 
 -- @param body of the request, see llm_gateway.request_body
 -- @param member { from, to } of its `prompt`; nil where it has none
 -- @param pause called after each piece; may yield
--- @return the number of prompts, at least 1
+-- @return the number of prompts: 0 where there are none
 function M.count(body, member, pause)
-  local size = member and member.to - member.from + 1 or 0
-  if size < 2 then
-    return 1
+  if not member or member.text == "null" then
+    return 0
   end
 
-  local head = body:read(member.from, min(size, HEAD_BYTES))
-  if not match(head, '^%[%s*["%[]') then
+  if body:read(member.from, 1) ~= "[" then
     return 1
   end
 
@@ -82,7 +84,9 @@ function M.count(body, member, pause)
     end
   end
 
-  return state.commas + 1
+  local is_batch = state.first == QUOTE or state.first == OPEN_BRACKET
+
+  return is_batch and state.commas + 1 or 1
 end
 
 
