@@ -141,13 +141,12 @@ async fn entries_that_wait_on_disk_are_a_warning() {
     let mut site = Site::healthy().await;
     let database = Database::create().await;
     let collector = Process::serve(&["--database-url", &database.url]).await;
-    // Nobody may connect any more, and those who are there have to go.
+    // Nobody may connect any more, and then those who are there have to go: in one transaction they could come back before it ends.
     let name = database.url.rsplit('/').next().unwrap();
-    let shut = format!(
-        "ALTER DATABASE {name} ALLOW_CONNECTIONS false;
-         SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'"
-    );
-    site.session.gateway.database.connect().await.batch_execute(&shut).await.unwrap();
+    let client = site.session.gateway.database.connect().await;
+    client.batch_execute(&format!("ALTER DATABASE {name} ALLOW_CONNECTIONS false")).await.unwrap();
+    let end = format!("SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE datname = '{name}'");
+    client.batch_execute(&end).await.unwrap();
     let answer = post(&format!("{}/log", collector.url), fixtures::small_batch("s", 3)).await.unwrap();
     assert_eq!(answer.count("spooled"), 3);
     site.set("COLLECTOR_URL", &collector.url);
