@@ -41,8 +41,19 @@ pub async fn migrate(args: &DatabaseArgs, zone: Option<&str>) -> Result<Vec<Stri
     })
 }
 
-/// The database of a command that only reads and writes records.
-fn database(args: &DatabaseArgs) -> Result<Database> {
+/// The database of a command that only reads and writes records. It is there: whoever waits for a command wants to know at once if not.
+async fn database(args: &DatabaseArgs) -> Result<Database> {
+    let database = unasked(args)?;
+    let reached = database.connection().await.map(drop);
+    reached.map_err(|error| {
+        let advice = database.settings().target.advice(&error);
+        anyhow::Error::from(error).context(advice)
+    })?;
+    Ok(database)
+}
+
+/// The same before anybody asked for it.
+fn unasked(args: &DatabaseArgs) -> Result<Database> {
     let settings = DatabaseSettings { target: args.target()?, connections: args.database_connections, timeout: args.timeout() };
     Ok(Database::new(settings))
 }
@@ -55,7 +66,7 @@ async fn pipeline(args: &DatabaseArgs, settings: &PipelineSettings) -> Result<(P
     let privacy = Arc::new(settings.privacy()?);
     let health = Arc::new(Health::new(true, Arc::clone(&metrics)));
     let (store, writers) =
-        Store::start(database(args)?, None, health, Arc::clone(&metrics), Arc::clone(&secrets), Arc::default(), Arc::default());
+        Store::start(unasked(args)?, None, health, Arc::clone(&metrics), Arc::clone(&secrets), Arc::default(), Arc::default());
     let limits = Limits { decoded_bytes: settings.max_decoded_bytes };
     let memory = Memory::new(settings.decode_memory_bytes, limits);
     Ok((Pipeline { reader: Reader { limits, secrets, privacy }, memory, store, metrics }, writers))

@@ -151,10 +151,7 @@ impl Cluster {
     /// Makes a cluster and starts its server with further `options` (as `postgres` takes them).
     pub fn start(options: &[&str]) -> Result<Self, String> {
         let binaries = local_binaries().ok_or("no initdb under /usr/lib/postgresql or on the path")?;
-        let folder = tempfile::Builder::new().prefix("gateway-tests-pg-").tempdir().map_err(|error| error.to_string())?.keep();
-        if is_root() {
-            run(Command::new("chown").arg(server_user()).arg(&folder))?;
-        }
+        let folder = empty_folder()?;
         let data = folder.join("data");
         run(as_server_user(&binaries.join("initdb")).arg("-D").arg(&data).args([
             "-U",
@@ -168,30 +165,52 @@ impl Cluster {
             "--no-sync",
         ]))?;
         let port = free_port();
-        let pg_ctl = binaries.join("pg_ctl");
-        let reaper = Reaper::new(&format!(
-            "{} {} -D {data} -m immediate stop; rm -rf {folder}",
-            if is_root() { format!("runuser -u {} --", server_user()) } else { String::new() },
-            pg_ctl.display(),
-            data = data.display(),
-            folder = folder.display()
-        ));
+        let reaper = stopper(&binaries, &folder);
         let cluster = Self { binaries, folder, port, reaper };
+        cluster.configure(options)?;
+        cluster.start_server()?;
+        Ok(cluster)
+    }
+
+    /// Says where the server listens, and further `options`.
+    fn configure(&self, options: &[&str]) -> Result<(), String> {
         let settings = [
-            format!("port={port}"),
+            format!("port={}", self.port),
             "listen_addresses=127.0.0.1".to_owned(),
-            format!("unix_socket_directories={}", cluster.folder.display()),
+            format!("unix_socket_directories={}", self.folder.display()),
             "max_connections=60".to_owned(),
         ];
-        let mut file =
-            std::fs::OpenOptions::new().append(true).open(data.join("postgresql.conf")).map_err(|error| error.to_string())?;
+        let file = self.folder.join("data/postgresql.conf");
+        let mut file = std::fs::OpenOptions::new().append(true).open(file).map_err(|error| error.to_string())?;
         for setting in settings.iter().map(String::as_str).chain(options.iter().copied().filter(|option| *option != "-c")) {
             let (name, value) = setting.split_once('=').ok_or("options are name=value")?;
             std::io::Write::write_all(&mut file, format!("{name} = '{value}'\n").as_bytes())
                 .map_err(|error| error.to_string())?;
         }
-        cluster.start_server()?;
-        Ok(cluster)
+        Ok(())
+    }
+
+    /// A server that follows this one (streaming replication) until it is promoted.
+    pub fn standby(&self) -> Result<Self, String> {
+        let (binaries, folder, port) = (self.binaries.clone(), empty_folder()?, free_port());
+        let reaper = stopper(&binaries, &folder);
+        run(as_server_user(&binaries.join("pg_basebackup"))
+            .args(["--no-sync", "--write-recovery-conf", "--checkpoint=fast", "-d", &self.url(), "-D"])
+            .arg(folder.join("data")))?;
+        let standby = Self { binaries, folder, port, reaper };
+        standby.configure(&[])?;
+        standby.start_server()?;
+        Ok(standby)
+    }
+
+    /// Makes a standby the server that takes writes.
+    pub fn promote(&self) -> Result<(), String> {
+        run(as_server_user(&self.binaries.join("pg_ctl")).arg("-D").arg(self.folder.join("data")).args(["-w", "promote"]))
+    }
+
+    /// Where its server listens.
+    pub fn address(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
     }
 
     /// Where its first database is.
@@ -256,6 +275,26 @@ impl Cluster {
     fn into_reaper(self) -> Reaper {
         self.reaper
     }
+}
+
+/// A folder that a server may use.
+fn empty_folder() -> Result<PathBuf, String> {
+    let folder = tempfile::Builder::new().prefix("gateway-tests-pg-").tempdir().map_err(|error| error.to_string())?.keep();
+    if is_root() {
+        run(Command::new("chown").arg(server_user()).arg(&folder))?;
+    }
+    Ok(folder)
+}
+
+/// Ends the server in a folder, and removes it.
+fn stopper(binaries: &Path, folder: &Path) -> Reaper {
+    Reaper::new(&format!(
+        "{} {} -D {} -m immediate stop; rm -rf {}",
+        if is_root() { format!("runuser -u {} --", server_user()) } else { String::new() },
+        binaries.join("pg_ctl").display(),
+        folder.join("data").display(),
+        folder.display()
+    ))
 }
 
 /// A certificate of a server and the root certificate that signed it, made by openssl; and another root that did not.

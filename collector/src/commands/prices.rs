@@ -10,7 +10,7 @@ use crate::store::prices;
 
 /// Carries out the action; returns what to print.
 pub async fn run(settings: &PricesSettings) -> Result<String> {
-    let database = commands::database(&settings.database)?;
+    let database = commands::database(&settings.database).await?;
     match &settings.action {
         PricesAction::List => {
             let prices = prices::list(&database.connection().await?).await?;

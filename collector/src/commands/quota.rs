@@ -22,7 +22,7 @@ const MAX_PATTERN: usize = 200;
 
 /// Carries out the action; returns what to print.
 pub async fn run(settings: &QuotaSettings) -> Result<String> {
-    let database = commands::database(&settings.database)?;
+    let database = commands::database(&settings.database).await?;
     match &settings.action {
         QuotaAction::Set { who, amount, currency, per, models, mode } => {
             let (kind, name) =

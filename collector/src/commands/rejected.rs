@@ -30,7 +30,7 @@ pub async fn run(settings: &RejectedSettings) -> Result<(Vec<u8>, usize)> {
 }
 
 async fn list(args: &DatabaseArgs, limit: i64) -> Result<String> {
-    let database = commands::database(args)?;
+    let database = commands::database(args).await?;
     let connection = database.connection().await?;
     let records = rejected::list(&connection, limit).await?;
     if records.is_empty() {
@@ -45,7 +45,7 @@ async fn list(args: &DatabaseArgs, limit: i64) -> Result<String> {
 }
 
 async fn show(args: &DatabaseArgs, id: i64) -> Result<Vec<u8>> {
-    let database = commands::database(args)?;
+    let database = commands::database(args).await?;
     let connection = database.connection().await?;
     let Some((mut raw, _)) = rejected::get(&connection, id).await? else {
         bail!("there is no rejected entry {id}; `rejected list` shows which there are");

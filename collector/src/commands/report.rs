@@ -24,7 +24,7 @@ pub async fn run(settings: &ReportSettings) -> Result<String> {
     const OLD: &str = "cannot read the usage (a database that an older collector made needs `llm-collector migrate`)";
     let (since, until) = moments(settings)?;
     let zone = settings.utc_offset.as_deref().map(moment::offset).transpose()?.map(zone);
-    let database = commands::database(&settings.database)?;
+    let database = commands::database(&settings.database).await?;
     let connection = database.connection().await?;
     let hours = usage::hours(&connection, zone.as_deref(), since, until).await.context(OLD)?;
     let question = Question {

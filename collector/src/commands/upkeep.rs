@@ -27,7 +27,7 @@ pub async fn run(settings: &UpkeepSettings) -> Result<()> {
     commands::migrate(&settings.database, settings.site.zone().as_deref()).await?;
     let metrics = Arc::new(Metrics::new());
     let upkeep = Upkeep {
-        database: commands::database(&settings.database)?,
+        database: commands::database(&settings.database).await?,
         health: Arc::new(Health::new(true, Arc::clone(&metrics))),
         metrics,
         data_dir: PathBuf::new(),

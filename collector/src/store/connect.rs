@@ -2,12 +2,18 @@
 //!
 //! `sslmode` means what it means to libpq, so that a URL that works with `psql` works here. Whoever waits for a connection waits no
 //! longer than it says; a connection that is given up stays counted until it is really gone (see [`super::pool`]).
+//!
+//! Several hosts are servers of which one takes writes at a time. They are asked one after another, first the one that answered last,
+//! each for its share of the time: one that is silent must not keep from the others.
+//!
 //! Deliberately absent: files of passwords and services, Kerberos.
 
 mod address;
 mod tls;
 
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use log::debug;
@@ -82,7 +88,12 @@ pub enum TargetError {
 /// A database, who we are there, and how the way to it is protected.
 #[derive(Clone)]
 pub struct Target {
+    /// The first host's; user, password and database are the same for all.
     config: Config,
+    /// One for each host, in the order of the URL.
+    hosts: Vec<Config>,
+    /// Which of them answered last.
+    last: Arc<AtomicUsize>,
     mode: SslMode,
     tls: Tls,
 }
@@ -104,8 +115,10 @@ impl Target {
             certificate: take("sslcert").map(PathBuf::from),
             key: take("sslkey").map(PathBuf::from),
         };
-        let mut config = address::config(&settings)?;
-        let is_local = config.get_hosts().iter().all(|host| matches!(host, Host::Unix(_))) && config.get_hostaddrs().is_empty();
+        let mut hosts = address::hosts(&settings)?;
+        let is_local = hosts.iter().all(|config| {
+            config.get_hosts().iter().all(|host| matches!(host, Host::Unix(_))) && config.get_hostaddrs().is_empty()
+        });
         let mode = match mode.as_deref().map(str::trim).filter(|mode| !mode.is_empty()) {
             Some(mode) => SslMode::parse(mode)?,
             None => SslMode::Prefer,
@@ -113,17 +126,20 @@ impl Target {
         // Nobody can listen in on a socket of this host, and PostgreSQL has no TLS there.
         let mode = if is_local { SslMode::Disable } else { mode };
         let tls = if mode == SslMode::Disable { Tls::none() } else { Tls::new(mode, &files)? };
-        if config.get_application_name().is_none() {
-            config.application_name("llm-collector");
+        for config in &mut hosts {
+            if config.get_application_name().is_none() {
+                config.application_name("llm-collector");
+            }
+            if config.get_tcp_user_timeout().is_none() {
+                config.tcp_user_timeout(DEAD_AFTER);
+            }
+            config.keepalives_idle(DEAD_AFTER).keepalives_interval(DEAD_AFTER / 3).keepalives_retries(3);
         }
-        if config.get_tcp_user_timeout().is_none() {
-            config.tcp_user_timeout(DEAD_AFTER);
-        }
-        config.keepalives_idle(DEAD_AFTER).keepalives_interval(DEAD_AFTER / 3).keepalives_retries(3);
-        Ok(Self { config, mode, tls })
+        let config = hosts.first().cloned().ok_or(AddressError::NoHost)?;
+        Ok(Self { config, hosts, last: Arc::default(), mode, tls })
     }
 
-    /// Who, where, and how, for those who judge it.
+    /// Who, where, and how, for those who judge it; of several hosts the first one.
     pub fn config(&self) -> &Config {
         &self.config
     }
@@ -134,14 +150,41 @@ impl Target {
     where
         G: Send + 'static,
     {
-        let mut config = self.config.clone();
-        config.connect_timeout(patience);
-        if !options.is_empty() {
-            let own = config.get_options().map(|own| format!("{own} ")).unwrap_or_default();
-            config.options(format!("{own}{options}"));
+        let share = patience / u32::try_from(self.hosts.len()).unwrap_or(u32::MAX);
+        let first = self.last.load(Ordering::Relaxed);
+        let mut failure = None;
+        for (at, config) in self.hosts.iter().enumerate().cycle().skip(first).take(self.hosts.len()) {
+            let mut config = config.clone();
+            config.connect_timeout(share);
+            if !options.is_empty() {
+                let own = config.get_options().map(|own| format!("{own} ")).unwrap_or_default();
+                config.options(format!("{own}{options}"));
+            }
+            let attempt = tokio::time::timeout(share, self.negotiate(&config)).await;
+            match attempt
+                .map_err(|_| StoreError::NoConnection(patience))
+                .and_then(|connected| connected.map_err(StoreError::from))
+            {
+                Ok((client, connection)) => {
+                    self.last.store(at, Ordering::Relaxed);
+                    tokio::spawn(async move {
+                        if let Err(error) = connection.await {
+                            debug!("connection lost: {}", StoreError::from(error));
+                        }
+                        drop(guard);
+                    });
+                    return Ok(client);
+                }
+                Err(error) => {
+                    debug!("no connection to {}: {error}", place(&config));
+                    failure = Some(match failure {
+                        Some(earlier) if says_more(&earlier, &error) => earlier,
+                        _ => error,
+                    });
+                }
+            }
         }
-        let attempt = self.negotiate(config, guard);
-        tokio::time::timeout(patience, attempt).await.map_err(|_| StoreError::NoConnection(patience))?
+        Err(failure.unwrap_or(StoreError::NoConnection(patience)))
     }
 
     /// Asks the server to give up what a connection is at.
@@ -149,29 +192,21 @@ impl Target {
         token.cancel_query(self.tls.clone()).await
     }
 
-    async fn negotiate<G: Send + 'static>(&self, config: Config, guard: G) -> Result<Client, StoreError> {
+    async fn negotiate(&self, config: &Config) -> Result<Connected, tokio_postgres::Error> {
         let (first, second) = match self.mode {
             SslMode::Disable => (Negotiation::Disable, None),
             SslMode::Allow => (Negotiation::Disable, Some(Negotiation::Require)),
             SslMode::Prefer => (Negotiation::Prefer, Some(Negotiation::Disable)),
             SslMode::Require | SslMode::VerifyCa | SslMode::VerifyFull => (Negotiation::Require, None),
         };
-        let connected = match (self.once(&config, first).await, second) {
+        match (self.once(config, first).await, second) {
             // A server that does not let us in this way may do so the other way.
             (Err(error), Some(second)) if is_about_the_way(&error) => {
                 debug!("trying without sslmode's first choice: {}", StoreError::from(error));
-                self.once(&config, second).await
+                self.once(config, second).await
             }
             (connected, _) => connected,
-        };
-        let (client, connection) = connected?;
-        tokio::spawn(async move {
-            if let Err(error) = connection.await {
-                debug!("connection lost: {}", StoreError::from(error));
-            }
-            drop(guard);
-        });
-        Ok(client)
+        }
     }
 
     async fn once(&self, config: &Config, negotiation: Negotiation) -> Result<Connected, tokio_postgres::Error> {
@@ -180,17 +215,10 @@ impl Target {
         config.connect(self.tls.clone()).await
     }
 
-    /// The database as a person names it: `database at host:port`.
+    /// The database as a person names it: `database at host:port`, with all hosts.
     pub fn name(&self) -> String {
-        let host = self.config.get_hosts().first().map_or_else(String::new, |host| match host {
-            Host::Tcp(name) => name.clone(),
-            Host::Unix(path) => path.display().to_string(),
-        });
-        format!("\"{}\" at {host}:{}", self.database(), self.port())
-    }
-
-    fn port(&self) -> u16 {
-        self.config.get_ports().first().copied().unwrap_or(5432)
+        let places: Vec<String> = self.hosts.iter().map(place).collect();
+        format!("\"{}\" at {}", self.database(), places.join(", "))
     }
 
     fn database(&self) -> &str {
@@ -203,6 +231,10 @@ impl Target {
         let what = match error {
             StoreError::Postgres(cause) if is_tls(cause) => {
                 "check sslmode, sslrootcert and the name of the host in DATABASE_URL against the server's certificate".to_owned()
+            }
+            StoreError::Postgres(cause) if is_standby(cause) => {
+                "no server there takes writes: DATABASE_URL has to name the primary, or all servers of which one may be it"
+                    .to_owned()
             }
             StoreError::Foreign(_) => "it is not what this program left there".to_owned(),
             StoreError::Postgres(cause) => self.advice_about(cause.code()),
@@ -247,6 +279,34 @@ type Connected = (
         <Tls as tokio_postgres::tls::MakeTlsConnect<tokio_postgres::Socket>>::Stream,
     >,
 );
+
+/// A server as a person names it.
+fn place(config: &Config) -> String {
+    let host = match config.get_hosts().first() {
+        Some(Host::Tcp(name)) => name.clone(),
+        Some(Host::Unix(path)) => path.display().to_string(),
+        None => config.get_hostaddrs().first().map_or_else(String::new, ToString::to_string),
+    };
+    format!("{host}:{}", config.get_ports().first().copied().unwrap_or(5432))
+}
+
+/// Whether `earlier` tells more about why there is no connection: what the server that is wanted said tells most, then that another
+/// one takes no writes.
+fn says_more(earlier: &StoreError, later: &StoreError) -> bool {
+    let rank = |error: &StoreError| match error {
+        StoreError::Postgres(cause) if cause.code().is_some() || is_tls(cause) => 2,
+        StoreError::Postgres(cause) if is_standby(cause) => 1,
+        _ => 0,
+    };
+    rank(earlier) > rank(later)
+}
+
+/// Whether the server was passed over because it takes no writes, or does and should not.
+fn is_standby(error: &tokio_postgres::Error) -> bool {
+    let cause = std::error::Error::source(error).and_then(|cause| cause.downcast_ref::<std::io::Error>());
+    // What tokio-postgres makes of target_session_attrs; the socket of a server that may not be opened looks alike, and is none of these.
+    cause.is_some_and(|cause| cause.kind() == std::io::ErrorKind::PermissionDenied && cause.raw_os_error().is_none())
+}
 
 /// Whether the server refused the way in and not us.
 fn is_about_the_way(error: &tokio_postgres::Error) -> bool {

@@ -4,12 +4,13 @@
 //! full disk) must not hold an entry longer than [`DatabaseSettings::timeout`], well under the 10 seconds after which Kong gives
 //! up on a batch. A connection whose answer we did not wait for is thrown away.
 
+use std::collections::VecDeque;
 use std::future::Future;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio_postgres::Client;
 use tokio_postgres::error::{DbError, SqlState};
 
@@ -272,6 +273,36 @@ impl bb8::ManageConnection for Manager {
     }
 }
 
+/// Those who wait for a connection, the first one first. bb8 lets them wait until their time is over when none could be made; an attempt
+/// that failed is an answer to one of them.
+#[derive(Debug, Clone, Default)]
+struct Waiting(Arc<Mutex<VecDeque<oneshot::Sender<StoreError>>>>);
+
+impl Waiting {
+    /// Where a failure will come.
+    fn join(&self) -> oneshot::Receiver<StoreError> {
+        let (sender, receiver) = oneshot::channel();
+        let mut waiting = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        waiting.retain(|other| !other.is_closed());
+        waiting.push_back(sender);
+        receiver
+    }
+}
+
+impl bb8::ErrorSink<StoreError> for Waiting {
+    fn sink(&self, error: StoreError) {
+        let mut waiting = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut untold = Some(error);
+        while let (Some(error), Some(next)) = (untold.take(), waiting.pop_front()) {
+            untold = next.send(error).err();
+        }
+    }
+
+    fn boxed_clone(&self) -> Box<dyn bb8::ErrorSink<StoreError>> {
+        Box::new(self.clone())
+    }
+}
+
 /// The pool of connections.
 ///
 /// Invariant: never more connections than the settings allow. A connection counts until its socket is closed, which for one that was
@@ -279,6 +310,7 @@ impl bb8::ManageConnection for Manager {
 #[derive(Debug, Clone)]
 pub struct Database {
     pool: bb8::Pool<Manager>,
+    waiting: Waiting,
     settings: DatabaseSettings,
     session_room: Arc<Semaphore>,
 }
@@ -288,15 +320,17 @@ impl Database {
     pub fn new(settings: DatabaseSettings) -> Self {
         let (sessions, pooled) = settings.shares();
         let room = Arc::new(Semaphore::new(pooled as usize));
+        let waiting = Waiting::default();
         let pool = bb8::Pool::builder()
             .max_size(pooled)
             .connection_timeout(settings.timeout)
             // A refused connection is an answer: the entries must not wait while bb8 tries again.
             .retry_connection(false)
+            .error_sink(Box::new(waiting.clone()))
             // A check at every checkout would double the round trips of a lone entry; a dead connection is found by using it.
             .test_on_check_out(false)
             .build_unchecked(Manager { settings: settings.clone(), room });
-        Self { pool, settings, session_room: Arc::new(Semaphore::new(sessions as usize)) }
+        Self { pool, waiting, settings, session_room: Arc::new(Semaphore::new(sessions as usize)) }
     }
 
     /// The settings it was made with.
@@ -308,7 +342,7 @@ impl Database {
     pub async fn connection(&self) -> Result<PooledConnection<'_>, StoreError> {
         // A restart of the server kills every pooled connection: all of them are passed over, then a new one is made.
         for _ in 0..=self.settings.connections {
-            let connection = match self.pool.get().await {
+            let connection = match self.get().await {
                 Ok(connection) => connection,
                 Err(bb8::RunError::TimedOut) => break,
                 Err(bb8::RunError::User(error)) => return Err(error),
@@ -318,6 +352,23 @@ impl Database {
             }
         }
         Err(StoreError::NoConnection(self.settings.timeout))
+    }
+
+    /// What the pool gives; or why it can give nothing, where it has no connection that may come back.
+    async fn get(&self) -> Result<bb8::PooledConnection<'_, Manager>, bb8::RunError<StoreError>> {
+        let mut wanted = std::pin::pin!(self.pool.get());
+        loop {
+            let failure = self.waiting.join();
+            tokio::select! {
+                biased;
+                connection = &mut wanted => return connection,
+                Ok(error) = failure => {
+                    if self.pool.state().connections == 0 {
+                        return Err(bb8::RunError::User(error));
+                    }
+                }
+            }
+        }
     }
 
     /// A connection for long work, which waits until another one is done where there is no room.

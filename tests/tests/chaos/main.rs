@@ -14,6 +14,7 @@
 mod gaps;
 mod hostile;
 mod kills;
+mod leader;
 mod limits;
 mod locks;
 mod outages;

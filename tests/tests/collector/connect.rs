@@ -100,6 +100,13 @@ async fn advice_fits_the_error() {
         }
         assert!(!finished.stderr.contains("check that PostgreSQL runs"), "{}", finished.stderr);
     }
+    // Commands that take a connection from the pool tell the reason, too, and what to do.
+    for command in [&["report"][..], &["prices", "list"], &["rejected", "list"], &["quota", "list"]] {
+        let wrong = cluster.url_of("postgres:p@ss-wrong", "127.0.0.1", "");
+        let finished = run(command, &[("DATABASE_URL", &wrong)]).await;
+        assert!(!finished.status.success() && !finished.stderr.contains("p@ss"), "{finished:?}");
+        assert!(finished.stderr.contains("28P01") && finished.stderr.contains("ALTER ROLE"), "{finished:?}");
+    }
     // A right that is missing.
     let database = Database::create().await;
     let owner = database.connect().await;

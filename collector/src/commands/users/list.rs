@@ -32,7 +32,7 @@ fn last_hours(args: &DatabaseArgs) -> anyhow::Result<Option<LastHours>> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let hours = runtime.block_on(async {
         // A pool belongs to the runtime in which it is made.
-        let database = database(args)?;
+        let database = database(args).await?;
         Ok::<_, anyhow::Error>(usage::last_hours(database.connection().await?).await?)
     })?;
     Ok(Some(hours.into_iter().collect()))

@@ -30,6 +30,11 @@ pub enum AddressError {
     /// A value that a parameter cannot have.
     #[error("the database URL is not valid: {0}")]
     Value(String),
+    /// As many ports or addresses as hosts, or one port for all.
+    #[error(
+        "the database URL is not valid: hostaddr has to name as many addresses as host has names, and port one port or as many"
+    )]
+    Lists,
     /// Another word than libpq's.
     #[error("sslmode must be disable, allow, prefer, require, verify-ca or verify-full")]
     SslMode,
@@ -78,7 +83,7 @@ pub(super) fn parse(text: &str) -> Result<Settings, AddressError> {
 }
 
 /// The connection that parameters describe.
-pub(super) fn config(settings: &Settings) -> Result<Config, AddressError> {
+fn config(settings: &Settings) -> Result<Config, AddressError> {
     let mut text = String::new();
     for (name, value) in settings.iter().filter(|(name, _)| !IGNORED.contains(&name.as_str())) {
         let escaped = value.replace('\\', "\\\\").replace('\'', "\\'");
@@ -92,6 +97,40 @@ pub(super) fn config(settings: &Settings) -> Result<Config, AddressError> {
         return Err(AddressError::NoHost);
     }
     Ok(config)
+}
+
+/// One connection for each host that the parameters name, in their order.
+///
+/// Where there are several, only one of them takes writes, and it may be another one tomorrow: if nothing else is said it is that one.
+pub(super) fn hosts(settings: &Settings) -> Result<Vec<Config>, AddressError> {
+    let list =
+        |name: &str| -> Vec<&str> { settings.get(name).map(|text| text.split(',').map(str::trim).collect()).unwrap_or_default() };
+    let (names, addresses, ports) = (list("host"), list("hostaddr"), list("port"));
+    let count = names.len().max(addresses.len());
+    let fits = |list: &[&str]| list.is_empty() || list.len() == count;
+    if !fits(&names) || !fits(&addresses) || !(fits(&ports) || ports.len() == 1) {
+        return Err(AddressError::Lists);
+    }
+    let wanted = match settings.get("target_session_attrs").map(String::as_str) {
+        Some("primary") => Some("read-write"),
+        Some("standby") => Some("read-only"),
+        Some("prefer-standby") => Some("any"),
+        Some(_) => None,
+        None => (count > 1).then_some("read-write"),
+    };
+    let one = |at: usize| {
+        let mut own = settings.clone();
+        for (name, list) in [("host", &names), ("hostaddr", &addresses), ("port", &ports)] {
+            if let Some(value) = list.get(at).or(list.first()) {
+                own.insert(name.to_owned(), (*value).to_owned());
+            }
+        }
+        if let Some(wanted) = wanted {
+            own.insert("target_session_attrs".to_owned(), wanted.to_owned());
+        }
+        config(&own)
+    };
+    (0..count.max(1)).map(one).collect()
 }
 
 fn url(rest: &str) -> Result<Settings, AddressError> {
@@ -209,12 +248,20 @@ fn pairs(text: &str) -> Result<Settings, AddressError> {
 mod tests {
     use super::*;
 
-    fn read(text: &str) -> Result<Config, AddressError> {
+    use tokio_postgres::config::{Host, TargetSessionAttrs};
+
+    fn read(text: &str) -> Result<Vec<Config>, AddressError> {
         let mut settings = parse(text)?;
         for name in ["sslmode", "sslrootcert"] {
             settings.remove(name);
         }
-        config(&settings)
+        hosts(&settings)
+    }
+
+    fn read_one(text: &str) -> Config {
+        let mut all = read(text).unwrap_or_else(|error| panic!("{text}: {error}"));
+        assert_eq!(all.len(), 1, "{text}");
+        all.remove(0)
     }
 
     #[test]
@@ -235,10 +282,10 @@ mod tests {
             ("密码 @ 1", "密码 @ 1"),
         ] {
             for end in ["", "?sslmode=require", "?application_name=a%20b&connect_timeout=3"] {
-                let config = read(&format!("postgres://me:{written}@db.example:5433/llm{end}")).unwrap();
+                let config = read_one(&format!("postgres://me:{written}@db.example:5433/llm{end}"));
                 assert_eq!(config.get_password(), Some(meant.as_bytes()), "{written}{end}");
                 assert_eq!((config.get_user(), config.get_dbname(), config.get_ports()), (Some("me"), Some("llm"), &[5433][..]));
-                assert_eq!(config.get_hosts(), [tokio_postgres::config::Host::Tcp("db.example".to_owned())]);
+                assert_eq!(config.get_hosts(), [Host::Tcp("db.example".to_owned())]);
             }
         }
     }
@@ -249,23 +296,46 @@ mod tests {
             ("postgres://h", vec!["h"], vec![]),
             ("postgresql://u@[::1]:5/d", vec!["::1"], vec![5]),
             ("postgres://u:p@a:1,b:2/d", vec!["a", "b"], vec![1, 2]),
+            ("postgres://u:p@a,b,c:7/d?port=5", vec!["a", "b", "c"], vec![5, 5, 5]),
+            ("host=a,b hostaddr=10.0.0.1,10.0.0.2 port=6", vec!["a", "b"], vec![6, 6]),
             ("postgres://u:p@%2Frun%2Fpg/d", vec!["/run/pg"], vec![]),
             ("postgres:///d?host=/run/pg", vec!["/run/pg"], vec![]),
             ("host=h port=7 user=u password='a b\\'c' dbname=d sslmode=require", vec!["h"], vec![7]),
             ("host = h", vec!["h"], vec![]),
         ] {
-            let config = read(text).unwrap_or_else(|error| panic!("{text}: {error}"));
-            let seen: Vec<String> = config
-                .get_hosts()
+            let configs = read(text).unwrap_or_else(|error| panic!("{text}: {error}"));
+            let seen: Vec<String> = configs
                 .iter()
+                .flat_map(Config::get_hosts)
                 .map(|host| match host {
-                    tokio_postgres::config::Host::Tcp(name) => name.clone(),
-                    tokio_postgres::config::Host::Unix(path) => path.display().to_string(),
+                    Host::Tcp(name) => name.clone(),
+                    Host::Unix(path) => path.display().to_string(),
                 })
                 .collect();
-            assert_eq!((seen, config.get_ports()), (hosts.into_iter().map(str::to_owned).collect(), ports.as_slice()), "{text}");
+            let seen_ports: Vec<u16> = configs.iter().flat_map(Config::get_ports).copied().collect();
+            assert_eq!((seen, seen_ports), (hosts.into_iter().map(str::to_owned).collect(), ports), "{text}");
         }
-        assert_eq!(read("host=h password='a b\\'c'").unwrap().get_password(), Some(&b"a b'c"[..]));
+        assert_eq!(read_one("host=h password='a b\\'c'").get_password(), Some(&b"a b'c"[..]));
+    }
+
+    #[test]
+    fn of_several_hosts_the_one_that_takes_writes_is_wanted() {
+        use TargetSessionAttrs::{Any, ReadOnly, ReadWrite};
+        for (text, wanted) in [
+            ("host=a", Any),
+            ("host=a target_session_attrs=primary", ReadWrite),
+            ("host=a,b", ReadWrite),
+            ("host=a,b target_session_attrs=any", Any),
+            ("host=a,b target_session_attrs=standby", ReadOnly),
+            ("host=a,b target_session_attrs=prefer-standby", Any),
+            ("postgres://u@a,b/d?target_session_attrs=read-write", ReadWrite),
+        ] {
+            let all = read(text).unwrap();
+            assert!(all.iter().all(|config| config.get_target_session_attrs() == wanted), "{text}");
+        }
+        for text in ["host=a,b,c port=1,2", "host=a,b hostaddr=10.0.0.1", "host=a port=1,2"] {
+            assert_eq!(read(text).unwrap_err(), AddressError::Lists, "{text}");
+        }
     }
 
     #[test]
