@@ -22,7 +22,7 @@ pub use kong::{AdminArgs, KongAction, KongCommand, KongSettings};
 pub use models::{BalanceWord, ModelsAction, ModelsCommand};
 pub use quota::{AmountArgs, ModeArgs, OfArgs, QuotaAction, QuotaSettings};
 pub use usage::{Dimension, PricesAction, PricesSettings, ReportFormat, ReportSettings};
-pub use users::{CaptureWord, End, KeyArg, Limit, UsersAction, UsersCommand, duration, limit};
+pub use users::{CaptureWord, End, KeyArg, Limit, UsersAction, UsersCommand, Weight, duration, limit};
 
 use crate::extract::privacy::{Forms, Privacy};
 use crate::extract::redact::Secrets;

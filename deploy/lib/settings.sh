@@ -71,6 +71,11 @@ check_settings() {
   for name in RATE_LIMIT_PER_HOUR ANONYMOUS_PER_MINUTE MINIMUM_FREE_GB AUDIT_MAX_REQUEST_BYTES AUDIT_MAX_RESPONSE_BYTES; do
     is_number "${setting[$name]}" 0 1000000000 || wrong $name "a whole number"
   done
+  # The rest of them `kong apply` checks.
+  for name in QUEUE_IN_FLIGHT QUEUE_MAX_WAITING QUEUE_MAX_WAITING_PER_USER QUEUE_MAX_WAIT_SECONDS; do
+    [ -z "${setting[$name]}" ] || is_number "${setting[$name]}" 1 1000000 || wrong $name "a whole number from 1, or empty"
+  done
+  [[ ${setting[VLLM_PRIORITY]} =~ ^(true|false)$ ]] || wrong VLLM_PRIORITY "true or false"
   for name in KEEP_CONTENT_DAYS KEEP_ROWS_DAYS; do
     is_number "${setting[$name]}" 0 365000 || wrong $name "a number of days, 0 for ever"
   done
@@ -256,7 +261,8 @@ kong_environment() {
   local name
   for name in VLLM_URL VLLM_EXTRA_PATHS RATE_LIMIT_PER_HOUR AUDIT_CAPTURE AUDIT_MAX_REQUEST_BYTES AUDIT_MAX_RESPONSE_BYTES \
     AUDIT_QUEUE_BYTES AUDIT_RETRY_SECONDS AUDIT_INCLUDE_USAGE STRICT_REQUESTS AUDIT_OPENAI_ERRORS ANONYMOUS_PER_MINUTE \
-    REQUEST_BODY_SECONDS QUOTAS QUOTA_FAIL_CLOSED QUOTA_DEFAULT_MAX_TOKENS QUOTA_CONTACT USAGE_PAGE; do
+    REQUEST_BODY_SECONDS QUOTAS QUOTA_FAIL_CLOSED QUOTA_DEFAULT_MAX_TOKENS QUOTA_CONTACT USAGE_PAGE \
+    QUEUE_IN_FLIGHT QUEUE_MAX_WAITING QUEUE_MAX_WAITING_PER_USER QUEUE_MAX_WAIT_SECONDS QUEUE_WEIGHTS VLLM_PRIORITY GATEWAY_HOSTS; do
     printf '%s=%s\n' "$name" "${setting[$name]}"
   done
   cat <<LINES

@@ -285,7 +285,7 @@ PY
   for setting in RATE_LIMIT_PER_HOUR=-1 RATE_LIMIT_PER_HOUR=1e3 RATE_LIMIT_PER_HOUR=99999999999999999999 VLLM_URL=127.0.0.1:8000 \
     VLLM_URL=http://user:pw@vllm:8000 VLLM_URL=ftp://x VLLM_READ_TIMEOUT_MS=0 REQUEST_BODY_SECONDS=86401 REQUEST_BODY_SECONDS=1.5 AUDIT_CAPTURE=all AUDIT_INCLUDE_USAGE=yes STRICT_REQUESTS=1 \
     COLLECTOR_URL=collector AUDIT_BATCH_SECONDS=fast KONG_SHARED=true VLLM_API_KEY='a b' 'VLLM_API_KEY=$(x)' \
-    'COLLECTOR_TOKEN={vault://env/x}' COLLECTOR_TOKEN_FILE=/no/such/file VLLM_EXTRA_PATHS=metrics GATEWAY_PLUGINS_DIR=/no/such/dir; do
+    'COLLECTOR_TOKEN={vault://env/x}' COLLECTOR_TOKEN_FILE=/no/such/file VLLM_EXTRA_PATHS=metrics QUEUE_IN_FLIGHT=0 QUEUE_MAX_WAITING=x QUEUE_WEIGHTS=alice VLLM_PRIORITY=1 GATEWAY_HOSTS=0 GATEWAY_PLUGINS_DIR=/no/such/dir; do
     run env "$setting" "$COLLECTOR" kong apply
     [ "$status" -eq 1 ] || { echo "accepted: $setting"; false; }
     [[ $output == error:* ]]

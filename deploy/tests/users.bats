@@ -174,6 +174,44 @@ ends() { admin GET "consumers/$1/key-auth" | json 'sorted(k.get("ttl") or 0 for 
   done
 }
 
+@test "weight: a tag of the consumer beside the team, and back to that of all" {
+  users add walburga --team ml --weight 3 >/dev/null 2>&1
+  tags() { admin GET consumers/walburga | json 'sorted(j["tags"] or [])'; }
+  [ "$(tags)" = "['team:ml', 'weight:3']" ]
+  says '^walburga  *1 .*  3  *ml$' users list
+  users weight walburga 5 2>/dev/null
+  users team walburga search 2>/dev/null
+  [ "$(tags)" = "['team:search', 'weight:5']" ]
+  users rotate walburga >/dev/null 2>&1
+  users limit walburga 9 2>/dev/null
+  [ "$(tags)" = "['team:search', 'weight:5']" ]
+  users weight walburga default 2>/dev/null
+  [ "$(tags)" = "['team:search']" ]
+  for bad in 0 -1 1001 1.5 '' many; do
+    run users weight walburga "$bad"
+    [ "$status" -eq 2 ]
+  done
+  run users weight nobody-there 2
+  [ "$status" -eq 1 ]
+}
+
+@test "class: a tag of the key, which the next key has too" {
+  users add berta --class batch >"$WORK/key" 2>/dev/null
+  works "$(cat "$WORK/key")"
+  classes() { admin GET consumers/berta/key-auth | json 'sorted(str(k["tags"]) for k in j["data"])'; }
+  [ "$(classes)" = "[\"['class:batch']\"]" ]
+  says '^berta  *1 .* batch$' users list
+  users rotate berta >"$WORK/key" 2>/dev/null
+  [ "$(classes)" = "[\"['class:batch']\"]" ]
+  users rotate berta --class interactive --keep-old 24h >/dev/null 2>&1
+  [ "$(classes)" = "['None', \"['class:batch']\"]" ]
+  says '^berta  *2 .* mixed$' users list
+  works "$(cat "$WORK/key")"
+  users rotate berta >/dev/null 2>&1
+  [ "$(classes)" = "['None']" ]
+  users list --json | json '[(u["weight"], u["class"]) for u in j if u["name"] == "berta"]' | grep -qxF "[(None, 'interactive')]"
+}
+
 @test "list --json says the same to programs" {
   users add sybil --team ml --limit 7 --expires 1d >/dev/null 2>&1
   users list --json | json '[(u["keys"], u["limit"], u["capture"], u["team"], u["expires_in_seconds"]) for u in j if u["name"] == "sybil"]' |
@@ -182,7 +220,7 @@ ends() { admin GET "consumers/$1/key-auth" | json 'sorted(k.get("ttl") or 0 for 
 }
 
 @test "import: users of a file, their keys once, and again without harm" {
-  printf 'name,team,limit,expires\r\nimp-a,ml,5,90d\n"imp, b",,,\nimp-c,search,default,\n' >"$WORK/people.csv"
+  printf 'name,team,limit,expires,weight\r\nimp-a,ml,5,90d,2\n"imp, b",,,,\nimp-c,search,default,,\n' >"$WORK/people.csv"
   users import "$WORK/people.csv" --keys "$WORK/keys.csv" 2>"$WORK/err"
   grep -q '^3 users made, 0 changed, 0 unchanged$' "$WORK/err"
   no grep -q sk- "$WORK/err"
@@ -191,7 +229,7 @@ ends() { admin GET "consumers/$1/key-auth" | json 'sorted(k.get("ttl") or 0 for 
   works "$(sed -n 's/^imp-a,//p' "$WORK/keys.csv")"
   works "$(sed -n 's/^"imp, b",//p' "$WORK/keys.csv")"
   [ "$(ends imp-a)" = '[7776000]' ]
-  says '^imp-a  *1  *5 default .* ml$' users list
+  says '^imp-a  *1  *5 default .*  2  *ml$' users list
   cp "$WORK/keys.csv" "$WORK/keys-before"
   whole_state >"$WORK/before"
   users import - --keys "$WORK/keys.csv" <"$WORK/people.csv" 2>"$WORK/err"
@@ -199,17 +237,17 @@ ends() { admin GET "consumers/$1/key-auth" | json 'sorted(k.get("ttl") or 0 for 
   cmp "$WORK/keys.csv" "$WORK/keys-before"
   whole_state | cmp - "$WORK/before"
   # Another team, and one more; without a file for keys they are the result.
-  printf 'name,team\nimp-a,search\nimp-d,\n' >"$WORK/people.csv"
+  printf 'name,team,weight\nimp-a,search,\nimp-d,,7\n' >"$WORK/people.csv"
   apart users import "$WORK/people.csv"
   grep -q '^1 users made, 1 changed, 0 unchanged$' "$WORK/err"
   works "$(sed -n 's/^imp-d,//p' "$WORK/out")"
-  says '^imp-a  *1  *5 default .* search$' users list
+  says '^imp-a  *1  *5 default .*  2  *search$' users list
 }
 
 @test "import: a file with a mistake changes nothing, and the line is named" {
   whole_state >"$WORK/before"
   for wrong in 'name\ngood-one\nbad/one\n' 'name,limit\ngood-one,5\nother,many\n' 'name,expires\ngood-one,90d\nother,soon\n' \
-    'name,team\ngood-one,ml\nother,a b\n' 'name\ngood-one\ngood-one\n' 'name,team\ngood-one,ml\n,ml\n'; do
+    'name,team\ngood-one,ml\nother,a b\n' 'name,weight\ngood-one,2\nother,0\n' 'name\ngood-one\ngood-one\n' 'name,team\ngood-one,ml\n,ml\n'; do
     # shellcheck disable=SC2059
     printf "$wrong" >"$WORK/people.csv"
     run users import "$WORK/people.csv"

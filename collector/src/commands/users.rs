@@ -6,7 +6,7 @@ mod list;
 use std::process::ExitCode;
 
 use super::{PROGRAM, say};
-use crate::config::{CaptureWord, End, KeyArg, Limit, UsersAction, UsersCommand};
+use crate::config::{CaptureWord, End, KeyArg, Limit, UsersAction, UsersCommand, Weight};
 use crate::kong::admin::Admin;
 use crate::kong::failure::Outcome;
 use crate::kong::people::{self, Capture, People, Start};
@@ -23,16 +23,24 @@ fn carry_out(command: &UsersCommand) -> Outcome<()> {
     let gateway = command.gateway.as_deref().filter(|gateway| !gateway.is_empty());
     let mut people = People::new(Admin::new(&command.admin)?, gateway.unwrap_or(PROGRAM));
     match &command.action {
-        UsersAction::Add { name, team, limit, expires, key } => {
+        UsersAction::Add { name, team, limit, weight, class, expires, key } => {
             team.as_deref().map_or(Ok(()), people::check_team)?;
             let key = Key::choose(key)?;
             let limit = limit.and_then(calls);
-            people.add(name, &Start { key: &key.text, expires_in: *expires, team: team.as_deref(), limit })?;
+            let start = Start {
+                key: &key.text,
+                expires_in: *expires,
+                team: team.as_deref(),
+                limit,
+                weight: *weight,
+                class: class.map(Into::into),
+            };
+            people.add(name, &start)?;
             key.show(&format!("added {name}"))
         }
-        UsersAction::Rotate { name, keep_old, expires, key } => {
+        UsersAction::Rotate { name, keep_old, expires, class, key } => {
             let key = Key::choose(key)?;
-            people.rotate(name, &key.text, *expires, *keep_old)?;
+            people.rotate(name, &key.text, *expires, *keep_old, class.map(Into::into))?;
             key.show(&format!("rotated the key of {name}"))
         }
         UsersAction::Remove { name } => {
@@ -71,6 +79,18 @@ fn carry_out(command: &UsersCommand) -> Outcome<()> {
             });
             Ok(())
         }
+        UsersAction::Weight { name, weight } => {
+            let weight = match weight {
+                Weight::Own(weight) => Some(*weight),
+                Weight::Default => None,
+            };
+            people.weight(name, weight)?;
+            say::note(match weight {
+                Some(weight) => format!("the share of {name} has the weight {weight}; Kong takes up to 5 s to know"),
+                None => format!("the share of {name} has the weight of the team, else 1"),
+            });
+            Ok(())
+        }
         UsersAction::Expire { name, when } => {
             let seconds = match when {
                 End::After(seconds) => Some(*seconds),
@@ -103,6 +123,7 @@ fn named(action: &UsersAction) -> Option<&str> {
         | UsersAction::Remove { name }
         | UsersAction::Limit { name, .. }
         | UsersAction::Team { name, .. }
+        | UsersAction::Weight { name, .. }
         | UsersAction::Expire { name, .. }
         | UsersAction::Capture { name, .. } => Some(name),
         UsersAction::Import { .. } | UsersAction::List { .. } => None,

@@ -157,6 +157,28 @@ pub struct KongSettings {
     /// Whom the answer names to who has used up a limit: an address, a page. None: nobody
     #[arg(long, env = "QUOTA_CONTACT")]
     pub quota_contact: Option<String>,
+    /// Calls that a model server serves at the same time; beyond that they wait in fair shares, by the plugin llm-queue. None: no call
+    /// waits
+    #[arg(long, env = "QUEUE_IN_FLIGHT")]
+    pub queue_in_flight: Option<String>,
+    /// Calls that may wait for a model server [default: 1000]
+    #[arg(long, env = "QUEUE_MAX_WAITING")]
+    pub queue_max_waiting: Option<String>,
+    /// Of them those of one user [default: 200]
+    #[arg(long, env = "QUEUE_MAX_WAITING_PER_USER")]
+    pub queue_max_waiting_per_user: Option<String>,
+    /// Longest wait of a call [default: 120]
+    #[arg(long, env = "QUEUE_MAX_WAIT_SECONDS")]
+    pub queue_max_wait_seconds: Option<String>,
+    /// Shares of teams and users that are larger or smaller than 1, as team:ml=2,alice=3
+    #[arg(long, env = "QUEUE_WEIGHTS")]
+    pub queue_weights: Option<String>,
+    /// true: tell the model server which call is due first (vllm serve --scheduling-policy priority) [default: false]
+    #[arg(long, env = "VLLM_PRIORITY")]
+    pub vllm_priority: Option<String>,
+    /// Nodes of Kong: each has its part of the places [default: 1]
+    #[arg(long, env = "GATEWAY_HOSTS")]
+    pub gateway_hosts: Option<String>,
     /// Large request bodies on their way in each worker, a user's at most half of it; 0 is any number [default: 0]
     #[arg(long, env = "UPLOAD_ROOM_MB")]
     pub upload_room_mb: Option<String>,

@@ -3,6 +3,7 @@
 use clap::{Args, Subcommand, ValueEnum};
 
 use super::AdminArgs;
+use crate::kong::people;
 
 /// Settings of `users`: the people who may call the model, one consumer of Kong with one key each.
 ///
@@ -32,14 +33,20 @@ pub enum UsersAction {
         /// Calls an hour, where they are others than for all
         #[arg(long, value_parser = limit)]
         limit: Option<Limit>,
+        /// How large the share is where calls wait, where it is not 1
+        #[arg(long, value_parser = people::weight)]
+        weight: Option<u32>,
+        /// batch: calls with this key use what those of interactive keys leave
+        #[arg(long)]
+        class: Option<ClassWord>,
         /// How long the key works: 90d, 12h, 30m
         #[arg(long, value_parser = duration)]
         expires: Option<u64>,
         #[command(flatten)]
         key: KeyArg,
     },
-    /// Make all users of a CSV file with the columns name, team, limit, expires (the last three may be missing), and print their keys as
-    /// CSV. May run again: who is there keeps the key and gets the file's team and limit
+    /// Make all users of a CSV file with the columns name, team, limit, expires, weight (all but the first may be missing), and print
+    /// their keys as CSV. May run again: who is there keeps the key and gets the file's team, limit and weight
     Import {
         /// The file; - is standard input
         file: std::path::PathBuf,
@@ -47,7 +54,8 @@ pub enum UsersAction {
         #[arg(long)]
         keys: Option<std::path::PathBuf>,
     },
-    /// Names, number of keys, limit, what is captured, since when, until when, team, hour of the last call
+    /// Names, number of keys, limit, what is captured, since when, until when, hour of the last call, weight, class of
+    /// the keys, team
     List {
         /// As JSON
         #[arg(long)]
@@ -68,6 +76,9 @@ pub enum UsersAction {
         /// How long the new key works: 90d
         #[arg(long, value_parser = duration)]
         expires: Option<u64>,
+        /// Class of the new key; none: that of the old ones
+        #[arg(long)]
+        class: Option<ClassWord>,
         #[command(flatten)]
         key: KeyArg,
     },
@@ -90,6 +101,14 @@ pub enum UsersAction {
         name: String,
         /// The team, or `none`
         team: String,
+    },
+    /// How large the share of a user is where calls wait: who has 3 gets three places for each of somebody who has 1
+    Weight {
+        /// Whose
+        name: String,
+        /// A whole number from 1 to 1000, or `default`: that of the team, else 1
+        #[arg(value_parser = weight)]
+        weight: Weight,
     },
     /// Until when the keys of a user work
     Expire {
@@ -126,6 +145,37 @@ pub enum CaptureWord {
     Metadata,
     /// What is logged of all
     Default,
+}
+
+/// Of which class the calls with a key are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ClassWord {
+    /// Somebody waits for them
+    Interactive,
+    /// They use what the others leave
+    Batch,
+}
+
+impl From<ClassWord> for people::Class {
+    fn from(word: ClassWord) -> Self {
+        match word {
+            ClassWord::Interactive => people::Class::Interactive,
+            ClassWord::Batch => people::Class::Batch,
+        }
+    }
+}
+
+/// How large a share is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Weight {
+    /// So large.
+    Own(u32),
+    /// As for all.
+    Default,
+}
+
+fn weight(text: &str) -> Result<Weight, String> {
+    if text == "default" { Ok(Weight::Default) } else { people::weight(text).map(Weight::Own) }
 }
 
 /// Calls an hour.

@@ -10,9 +10,10 @@ use super::batch::Batch;
 use super::entities::{Kind, LLM_ROUTER, id_of, is_own, own_id};
 use super::failure::{Failure, Outcome};
 use super::plan::{Others, Step, Word, plan};
+use super::queue::QUEUE_PLUGIN;
 use super::settings::{Settings, Shared};
 use super::state::State;
-use super::wanted::{OWN_PLUGINS, QUOTA_PLUGIN, wanted};
+use super::wanted::{NEWER_PLUGINS, OWN_PLUGINS, QUOTA_PLUGIN, wanted};
 
 /// 3.9.4 of October 2026 closes request smuggling (CVE-2026-6338), an SQL injection (CVE-2026-1907) and five holes of nginx.
 pub const OLDEST_KONG: [u32; 3] = [3, 9, 4];
@@ -42,8 +43,8 @@ pub struct Ready {
 
 /// Looks at Kong and says what it takes, with `adopt` also to remove what somebody else made.
 pub fn prepare(admin: &Admin, settings: &Settings, adopt: bool) -> Outcome<Ready> {
-    let (mut warnings, has_quota) = check(admin, settings)?;
-    let settings = &Settings { quotas: settings.quotas && has_quota, ..settings.clone() };
+    let (mut warnings, settings) = check(admin, settings)?;
+    let settings = &settings;
     let state = State::read(admin).map_err(|trouble| admin.explain(trouble))?;
     let to_model = state.leading_to(&settings.vllm.host, settings.vllm.port);
     let serves_others = |service: &Value| !is_own(service) && !to_model.iter().any(|other| other["id"] == service["id"]);
@@ -71,8 +72,8 @@ pub fn batch(admin: &Admin, settings: &Settings) -> Outcome<Batch> {
     Batch::of(settings, &plugins, admin.url())
 }
 
-/// Whether this is a Kong that can be configured. Returns what is to be warned of, and whether it can keep limits.
-fn check(admin: &Admin, settings: &Settings) -> Outcome<(Vec<String>, bool)> {
+/// Whether this is a Kong that can be configured. Returns what is to be warned of, and the settings without what it cannot do.
+fn check(admin: &Admin, settings: &Settings) -> Outcome<(Vec<String>, Settings)> {
     let about = admin.page("/").map_err(|trouble| admin.explain(trouble))?;
     let not_kong =
         || Failure::new(format!("{} does not say which version of Kong it is", admin.url())).advise("Is this Kong's Admin API?");
@@ -105,24 +106,36 @@ fn check(admin: &Admin, settings: &Settings) -> Outcome<(Vec<String>, bool)> {
             .advise("or a database: KONG_DATABASE=postgres, then 'kong migrations bootstrap'."));
     }
     let available = &about["plugins"]["available_on_server"];
-    let has_quota = is_available(available, QUOTA_PLUGIN);
-    if settings.quotas && !has_quota {
-        warnings.push(format!(
-            "Kong does not have the plugin {QUOTA_PLUGIN}, so limits are not kept: start it with KONG_PLUGINS=bundled,llm-audit,llm-router,{QUOTA_PLUGIN} \
-             and the dict of docs/quotas.md, or set QUOTAS=false"
-        ));
+    let mut settings = settings.clone();
+    if settings.quotas && !is_available(available, QUOTA_PLUGIN) {
+        settings.quotas = false;
+        warnings.push(without(QUOTA_PLUGIN, "limits are not kept", "quotas.md, or set QUOTAS=false"));
     }
-    let is_missing = |name: &&str| *name != QUOTA_PLUGIN && !is_available(available, name);
+    if settings.queue.is_some() && !is_available(available, QUEUE_PLUGIN) {
+        settings.queue = None;
+        warnings.push(without(QUEUE_PLUGIN, "no call waits for its share", "fair-share.md, or leave QUEUE_IN_FLIGHT empty"));
+    }
+    let is_missing = |name: &&str| !NEWER_PLUGINS.contains(name) && !is_available(available, name);
     let missing: Vec<&str> = OWN_PLUGINS.into_iter().filter(is_missing).collect();
     if missing.is_empty() {
-        return Ok((warnings, has_quota));
+        return Ok((warnings, settings));
     }
     Err(Failure::new(format!("Kong does not have the plugins: {}", missing.join(" ")))
         .advise("llm-audit is part of this project, the others come with Kong. Make the folder kong-plugins")
         .advise("readable for Kong, start it with")
-        .advise("  KONG_PLUGINS=bundled,llm-audit,llm-router,llm-quota")
+        .advise(format!("  KONG_PLUGINS={PLUGINS}"))
         .advise("  KONG_LUA_PACKAGE_PATH='/path/to/kong-plugins/?.lua;/path/to/kong-plugins/?/init.lua;;'")
         .advise("and run this again. Kong's log says why a plugin could not be loaded."))
+}
+
+/// What Kong has to be started with.
+const PLUGINS: &str = "bundled,llm-audit,llm-router,llm-quota,llm-queue";
+
+/// A plugin is not there. `page`: which page of the documentation names its dict, and what else can be done.
+fn without(plugin: &str, result: &str, page: &str) -> String {
+    format!(
+        "Kong does not have the plugin {plugin}, so {result}: start it with KONG_PLUGINS={PLUGINS} and the dict of docs/{page}"
+    )
 }
 
 fn is_available(available: &Value, name: &str) -> bool {

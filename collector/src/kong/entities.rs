@@ -27,6 +27,8 @@ pub const LLM_AUDIT: u64 = 205;
 pub const LLM_ROUTER: u64 = 208;
 /// Number of the plugin `llm-quota`.
 pub const LLM_QUOTA: u64 = 209;
+/// Number of the plugin `llm-queue`.
+pub const LLM_QUEUE: u64 = 210;
 /// The number of the route of the list of models.
 pub const MODELS_ROUTE: u64 = 105;
 

@@ -2,6 +2,7 @@
 
 mod import;
 mod roll;
+mod tags;
 
 use serde_json::{Map, Value, json};
 use ureq::http::Method;
@@ -12,6 +13,7 @@ use super::failure::{Failure, Outcome};
 
 pub use import::{Imported, Line, read_lines};
 pub use roll::{Everybody, User};
+pub use tags::{Class, check_team, team_in, weight};
 
 /// Longest name, in bytes.
 const LONGEST_NAME: usize = 128;
@@ -56,35 +58,6 @@ pub fn check_name(name: &str) -> Outcome<()> {
     Ok(())
 }
 
-/// The tag of a consumer that says which team it belongs to.
-const TEAM_TAG: &str = "team:";
-/// Longest name of a team, in bytes.
-const LONGEST_TEAM: usize = 64;
-
-/// A team's name becomes a tag of Kong, which takes no comma and no slash, and a label.
-pub fn check_team(team: &str) -> Outcome<()> {
-    let is_plain = |c: char| c.is_alphanumeric() || matches!(c, '.' | '_' | '-' | '@' | '+');
-    if team.is_empty() || team.len() > LONGEST_TEAM || !team.chars().all(is_plain) {
-        let what = format!("a team's name has letters, digits and . _ - @ + only, at most {LONGEST_TEAM} bytes: '{team}'");
-        return Err(Failure::new(what));
-    }
-    Ok(())
-}
-
-/// The team of a consumer.
-fn team_of(consumer: &Value) -> Option<String> {
-    let tags = consumer["tags"].as_array()?;
-    tags.iter().filter_map(Value::as_str).find_map(|tag| tag.strip_prefix(TEAM_TAG)).map(str::to_owned)
-}
-
-/// The tags of a consumer that joins a team, or leaves the one it has. Others stay.
-fn tags_with(consumer: &Value, team: Option<&str>) -> Value {
-    let empty = Vec::new();
-    let tags = consumer["tags"].as_array().unwrap_or(&empty).iter();
-    let others = tags.filter(|tag| !tag.as_str().is_some_and(|tag| tag.starts_with(TEAM_TAG))).cloned();
-    others.chain(team.map(|team| format!("{TEAM_TAG}{team}").into())).collect()
-}
-
 /// What a new user has.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Start<'s> {
@@ -96,6 +69,10 @@ pub struct Start<'s> {
     pub team: Option<&'s str>,
     /// Calls an hour.
     pub limit: Option<u32>,
+    /// How large the share is, where it is not 1.
+    pub weight: Option<u32>,
+    /// The class of the key.
+    pub class: Option<Class>,
 }
 
 /// A key: `sk-` and 192 random bits in letters and digits that survive every shell and URL.
@@ -192,11 +169,14 @@ impl People {
         self.admin.conceal(start.key);
         let (person, is_new) = match self.find(name)? {
             Some(person) => (person, false),
-            None => (self.make_consumer(name, start.team)?, true),
+            None => (self.make_consumer(name, start)?, true),
         };
-        let made = self.add_key(&person, start.key, start.expires_in).and_then(|()| {
+        let made = self.add_key(&person, start.key, start.expires_in, start.class.unwrap_or(Class::Interactive)).and_then(|()| {
             if !is_new && let Some(team) = start.team {
                 self.team(name, Some(team))?;
+            }
+            if !is_new && let Some(weight) = start.weight {
+                self.weight(name, Some(weight))?;
             }
             start.limit.map_or(Ok(()), |calls| self.set_limit(&person, Some(calls)))
         });
@@ -208,10 +188,11 @@ impl People {
         })
     }
 
-    fn make_consumer(&self, name: &str, team: Option<&str>) -> Outcome<Person> {
+    fn make_consumer(&self, name: &str, start: &Start<'_>) -> Outcome<Person> {
         let mut consumer = Map::from_iter([("username".to_owned(), json!(name))]);
-        if team.is_some() {
-            consumer.insert("tags".to_owned(), tags_with(&Value::Null, team));
+        if start.team.is_some() || start.weight.is_some() {
+            let team = json!({ "tags": tags::with_team(&Value::Null, start.team) });
+            consumer.insert("tags".to_owned(), tags::with_weight(&team, start.weight));
         }
         let reply = self.admin.tell(&Method::POST, "/consumers", Some(&Value::Object(consumer)))?;
         let id = id_of(&reply.body).filter(|_| reply.is_good());
@@ -219,13 +200,23 @@ impl People {
         Ok(Person { id: id.to_owned(), name: name.to_owned() })
     }
 
-    /// Gives a user a new key. The old ones stop working, at once or after these seconds.
-    pub fn rotate(&mut self, name: &str, key: &str, expires_in: Option<u64>, keep_old: Option<u64>) -> Outcome<()> {
+    /// Gives a user a new key, of the class that all old ones have unless another is named. The old ones stop working, at once or after
+    /// these seconds.
+    pub fn rotate(
+        &mut self,
+        name: &str,
+        key: &str,
+        expires_in: Option<u64>,
+        keep_old: Option<u64>,
+        class: Option<Class>,
+    ) -> Outcome<()> {
         self.admin.conceal(key);
         let person = self.must_find(name)?;
         let old = self.keys(&person)?;
+        let all_batch = !old.is_empty() && old.iter().all(|key| tags::class_of(key) == Class::Batch);
+        let class = class.unwrap_or(if all_batch { Class::Batch } else { Class::Interactive });
         // First the new one, so that a failure leaves a key that works.
-        self.add_key(&person, key, expires_in)?;
+        self.add_key(&person, key, expires_in, class)?;
         for key in old {
             let Some(id) = id_of(&key) else { continue };
             let path = format!("/consumers/{}/key-auth/{id}", person.id);
@@ -257,10 +248,18 @@ impl People {
 
     /// Puts a user into a team, or out of the one of today.
     pub fn team(&self, name: &str, team: Option<&str>) -> Outcome<()> {
+        self.tag(name, |consumer| tags::with_team(consumer, team))
+    }
+
+    /// Gives a user a larger or smaller share where calls wait; `None`: as for all.
+    pub fn weight(&self, name: &str, weight: Option<u32>) -> Outcome<()> {
+        self.tag(name, |consumer| tags::with_weight(consumer, weight))
+    }
+
+    fn tag(&self, name: &str, tags: impl Fn(&Value) -> Value) -> Outcome<()> {
         let path = format!("/consumers/{}", self.must_find(name)?.id);
         let consumer = self.admin.find(&path)?.unwrap_or_default();
-        let change = json!({ "tags": tags_with(&consumer, team) });
-        self.admin.must(&Method::PATCH, &path, Some(&change))?;
+        self.admin.must(&Method::PATCH, &path, Some(&json!({ "tags": tags(&consumer) })))?;
         Ok(())
     }
 
@@ -336,11 +335,14 @@ impl People {
         self.admin.list(path).map_err(|trouble| self.admin.explain(trouble))
     }
 
-    fn add_key(&self, person: &Person, key: &str, expires_in: Option<u64>) -> Outcome<()> {
+    fn add_key(&self, person: &Person, key: &str, expires_in: Option<u64>, class: Class) -> Outcome<()> {
         let path = format!("/consumers/{}/key-auth", person.id);
         let mut credential = Map::from_iter([("key".to_owned(), json!(key))]);
         if let Some(seconds) = expires_in {
             credential.insert("ttl".to_owned(), json!(seconds));
+        }
+        if let Some(tags) = tags::of_key(class) {
+            credential.insert("tags".to_owned(), tags);
         }
         let reply = self.admin.tell(&Method::POST, &path, Some(&Value::Object(credential)))?;
         match reply {

@@ -109,6 +109,19 @@ fn what_is_no_longer_wanted_goes() {
 }
 
 #[test]
+fn the_queue_is_there_as_long_as_it_has_places() {
+    let of = |places: &str| {
+        let given = KongSettings { queue_in_flight: Some(places.to_owned()), ..KongSettings::default() };
+        parts(&Settings::read(&given).unwrap(), false)
+    };
+    let (without, with) = (state(&of("")), state(&of("8")));
+    assert_eq!(said(&plan(&of("8"), &without)), ["created plugin llm-queue"]);
+    assert_eq!(said(&plan(&of("9"), &with)), ["updated plugin llm-queue"]);
+    assert_eq!(said(&plan(&of(""), &with)), ["removed plugin llm-queue"]);
+    assert!(said(&plan(&of(""), &without)).is_empty());
+}
+
+#[test]
 fn the_usage_page_goes_with_all_that_belongs_to_it_before_its_services() {
     let mut settings = settings();
     settings.collector_token = Some("t".to_owned());

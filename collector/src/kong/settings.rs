@@ -4,6 +4,7 @@ use regex::Regex;
 
 use super::admin::secret;
 use super::failure::{Failure, Outcome};
+use super::queue::Queue;
 use super::server::Server;
 use crate::config::KongSettings;
 
@@ -54,6 +55,8 @@ pub struct Settings {
     pub quota_fail_closed: bool,
     pub quota_default_max_tokens: u64,
     pub quota_contact: Option<String>,
+    /// `None`: no call waits.
+    pub queue: Option<Queue>,
     pub upload_room_mb: u64,
     pub body_seconds: u64,
     pub batch_seconds: f64,
@@ -123,6 +126,7 @@ impl Settings {
                 i32::MAX as u64,
             )?,
             quota_contact: contact(given_or(&given.quota_contact, ""))?,
+            queue: Queue::read(given)?,
             upload_room_mb: number("UPLOAD_ROOM_MB", &given.upload_room_mb, "0", 0, 1 << 20)?,
             body_seconds: number("REQUEST_BODY_SECONDS", &given.request_body_seconds, "60", 0, 86_400)?,
             batch_seconds: seconds("AUDIT_BATCH_SECONDS", given_or(&given.audit_batch_seconds, "0.5"))?,
@@ -156,11 +160,11 @@ fn contact(text: &str) -> Outcome<Option<String>> {
 }
 
 /// A setting that is empty is not given: so the files of Compose and of systemd hand on what nobody set.
-fn given_or<'v>(value: &'v Option<String>, default: &'v str) -> &'v str {
+pub(super) fn given_or<'v>(value: &'v Option<String>, default: &'v str) -> &'v str {
     value.as_deref().filter(|value| !value.is_empty()).unwrap_or(default)
 }
 
-fn number(name: &str, text: &str, least: u64, most: u64) -> Outcome<u64> {
+pub(super) fn number(name: &str, text: &str, least: u64, most: u64) -> Outcome<u64> {
     let is_plain = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) && (text == "0" || !text.starts_with('0'));
     let number = text.parse::<u64>().ok().filter(|_| is_plain && text.len() <= 15);
     let number = number.ok_or_else(|| Failure::new(format!("{name} is not a whole number: '{text}'")))?;
@@ -178,7 +182,7 @@ fn seconds(name: &str, text: &str) -> Outcome<f64> {
     number.ok_or_else(|| Failure::new(format!("{name} is not a number of seconds: '{text}'")))
 }
 
-fn one_of(name: &str, text: &str, choices: &[&str]) -> Outcome<String> {
+pub(super) fn one_of(name: &str, text: &str, choices: &[&str]) -> Outcome<String> {
     if choices.contains(&text) {
         return Ok(text.to_owned());
     }

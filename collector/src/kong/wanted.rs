@@ -3,15 +3,29 @@
 use serde_json::{Value, json};
 
 use super::batch::Batch;
-use super::entities::{Kind, LLM_AUDIT, LLM_QUOTA, MODELS_ROUTE, Plugin, Reference, Route, SERVICE, Service, VLLM_KEY, own_id};
+use super::entities::{
+    Kind, LLM_AUDIT, LLM_QUEUE, LLM_QUOTA, MODELS_ROUTE, Plugin, Reference, Route, SERVICE, Service, VLLM_KEY, own_id,
+};
+use super::queue::QUEUE_PLUGIN;
 use super::settings::Settings;
 use super::usage_page;
 
 /// The plugins that are set up here, by name.
-pub const OWN_PLUGINS: [&str; 8] =
-    ["pre-function", "key-auth", "rate-limiting", "request-transformer", "llm-audit", "http-log", "prometheus", QUOTA_PLUGIN];
-/// The one of them that a Kong of an earlier version does not have: without it no limits are kept, and all else is as before.
+pub const OWN_PLUGINS: [&str; 9] = [
+    "pre-function",
+    "key-auth",
+    "rate-limiting",
+    "request-transformer",
+    "llm-audit",
+    "http-log",
+    "prometheus",
+    QUOTA_PLUGIN,
+    QUEUE_PLUGIN,
+];
+/// Without it no limits are kept, and all else is as before.
 pub const QUOTA_PLUGIN: &str = "llm-quota";
+/// Those of them that a Kong of an earlier version does not have.
+pub const NEWER_PLUGINS: [&str; 2] = [QUOTA_PLUGIN, QUEUE_PLUGIN];
 
 /// vLLM's model APIs, by its documentation (Online Serving, 0.32): a number that never changes, the name in logs and metrics,
 /// regular expressions of whole paths.
@@ -171,6 +185,7 @@ fn plugins(settings: &Settings, batch: &Batch, is_shared: bool) -> Vec<Part> {
             "contact": settings.quota_contact,
         })
     });
+    let queue = settings.queue.as_ref().map(|queue| queue.config(settings.quota_contact.as_deref()));
     let headers = settings.collector_token.as_ref().map(|token| json!({ "X-Collector-Token": token }));
     vec![
         plugin(201, "pre-function", of_service(), Some(json!({ "access": [settings.bearer] }))),
@@ -217,5 +232,6 @@ fn plugins(settings: &Settings, batch: &Batch, is_shared: bool) -> Vec<Part> {
             })),
         ),
         plugin(LLM_QUOTA, QUOTA_PLUGIN, of_service(), quota),
+        plugin(LLM_QUEUE, QUEUE_PLUGIN, of_service(), queue),
     ]
 }

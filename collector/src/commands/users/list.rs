@@ -9,7 +9,7 @@ use unicode_width::UnicodeWidthStr;
 use crate::commands::{database, say, table::visible};
 use crate::config::DatabaseArgs;
 use crate::kong::failure::{Failure, Outcome};
-use crate::kong::people::{Everybody, People, User};
+use crate::kong::people::{Class, Everybody, People, User};
 use crate::store::usage;
 
 type LastHours = HashMap<String, DateTime<Utc>>;
@@ -55,6 +55,8 @@ fn print_json(everybody: &Everybody, hours: Option<&LastHours>) -> Outcome<()> {
             "since": user.since.and_then(|seconds| DateTime::from_timestamp(seconds, 0)).map(at),
             "expires_in_seconds": user.expires_in,
             "team": user.team,
+            "weight": user.weight,
+            "class": user.class,
             "last_call_hour": hours.and_then(|hours| hours.get(&user.name)).copied().map(at),
         })
     });
@@ -64,7 +66,7 @@ fn print_json(everybody: &Everybody, hours: Option<&LastHours>) -> Outcome<()> {
 }
 
 fn print_table(everybody: &Everybody, hours: Option<&LastHours>) -> Outcome<()> {
-    say::line(row(["NAME", "KEYS", "LIMIT", "CAPTURE", "SINCE", "EXPIRES", "LAST CALL", "TEAM"]))?;
+    say::line(row(["NAME", "KEYS", "LIMIT", "CAPTURE", "SINCE", "EXPIRES", "LAST CALL", "WEIGHT", "CLASS", "TEAM"]))?;
     for user in &everybody.users {
         say::line(row_of(user, hours))?;
     }
@@ -89,13 +91,18 @@ fn row_of(user: &User, hours: Option<&LastHours>) -> String {
         &since,
         &expires.unwrap_or_else(|| "never".to_owned()),
         &last.unwrap_or_default(),
+        &user.weight.map(|weight| weight.to_string()).unwrap_or_default(),
+        // Of most people it is the same: what is said is what differs.
+        if user.class == Class::Interactive.text() { "" } else { user.class },
         &visible(user.team.as_deref().unwrap_or_default()),
     ])
 }
 
-fn row([name, keys, limit, capture, since, expires, last, team]: [&str; 8]) -> String {
+fn row([name, keys, limit, capture, since, expires, last, weight, class, team]: [&str; 10]) -> String {
     const NAME_WIDTH: usize = 24;
     let padding = " ".repeat(NAME_WIDTH.saturating_sub(name.width()));
-    let line = format!("{name}{padding} {keys:>4} {limit:>8} {capture:<8}  {since:<10}  {expires:<10}  {last:<14}  {team}");
+    let line = format!(
+        "{name}{padding} {keys:>4} {limit:>8} {capture:<8}  {since:<10}  {expires:<10}  {last:<14}  {weight:>6}  {class:<5}  {team}"
+    );
     line.trim_end().to_owned()
 }

@@ -4,7 +4,8 @@ use std::collections::HashMap;
 
 use serde_json::Value;
 
-use super::{People, team_of};
+use super::People;
+use super::tags::{Class, class_of, team_of, weight_of};
 use crate::kong::entities::{LLM_AUDIT, SERVICE, id_of, own_id};
 use crate::kong::failure::Outcome;
 
@@ -32,6 +33,10 @@ pub struct User {
     pub since: Option<i64>,
     /// The team.
     pub team: Option<String>,
+    /// How large the share is, where it is not as for all.
+    pub weight: Option<u32>,
+    /// `interactive` or `batch` as the keys are, `mixed` where some are the one and some the other.
+    pub class: &'static str,
     /// Seconds until the last of the keys stops working; `None`: never, or there is none.
     pub expires_in: Option<u64>,
 }
@@ -42,11 +47,11 @@ impl People {
         let consumers = self.list("/consumers")?;
         let keys = self.list("/key-auths")?;
         let plugins = self.list("/plugins")?;
-        // Of each key how long it works, where that has an end.
-        let mut expiries: HashMap<&str, Vec<Option<u64>>> = HashMap::new();
+        // Of each key how long it works, where that has an end, and its class.
+        let mut keys_of: HashMap<&str, Vec<(Option<u64>, Class)>> = HashMap::new();
         for key in &keys {
             if let Some(owner) = id_of(&key["consumer"]) {
-                expiries.entry(owner).or_default().push(key["ttl"].as_u64());
+                keys_of.entry(owner).or_default().push((key["ttl"].as_u64(), class_of(key)));
             }
         }
         // What is switched off does not count, nor what belongs to another service.
@@ -69,6 +74,7 @@ impl People {
                 let id = id_of(consumer)?;
                 // Somebody may have made a consumer that has another name only.
                 let name = consumer["username"].as_str().or_else(|| consumer["custom_id"].as_str()).unwrap_or(id).to_owned();
+                let keys = keys_of.get(id).map_or(&[][..], Vec::as_slice);
                 let captures = settings(id, "llm-audit", "capture");
                 let capture = if dropped.contains(&name) {
                     "dropped"
@@ -78,15 +84,19 @@ impl People {
                     captures.first().and_then(Value::as_str).unwrap_or("default")
                 };
                 Some(User {
-                    keys: expiries.get(id).map_or(0, |keys| keys.len() as u64),
+                    keys: keys.len() as u64,
                     limit: settings(id, "rate-limiting", "hour").iter().find_map(Value::as_u64),
                     capture: capture.to_owned(),
                     since: consumer["created_at"].as_i64(),
                     team: team_of(consumer),
                     // One key without an end and there is none; Kong says of the others what is left.
-                    expires_in: expiries
-                        .get(id)
-                        .and_then(|keys| keys.iter().copied().collect::<Option<Vec<u64>>>()?.into_iter().max()),
+                    expires_in: keys
+                        .iter()
+                        .map(|(left, _)| *left)
+                        .collect::<Option<Vec<u64>>>()
+                        .and_then(|left| left.into_iter().max()),
+                    weight: weight_of(consumer),
+                    class: class(keys.iter().map(|(_, class)| *class)),
                     name,
                 })
             })
@@ -95,5 +105,15 @@ impl People {
         let audit = plugins.iter().find(|plugin| id_of(plugin) == Some(own_id(LLM_AUDIT).as_str()));
         let default_capture = audit.and_then(|plugin| plugin["config"]["capture"].as_str()).map(str::to_owned);
         Ok(Everybody { users, default_capture })
+    }
+}
+
+/// What stands for the classes of all keys of a user.
+fn class(keys: impl Iterator<Item = Class>) -> &'static str {
+    let (batch, interactive): (Vec<Class>, Vec<Class>) = keys.partition(|class| *class == Class::Batch);
+    match (batch.is_empty(), interactive.is_empty()) {
+        (true, _) => Class::Interactive.text(),
+        (false, true) => Class::Batch.text(),
+        (false, false) => "mixed",
     }
 }
