@@ -7,6 +7,7 @@
 pub mod labels;
 pub mod limits;
 pub mod nodes;
+pub mod queues;
 mod state;
 pub mod upkeep;
 
@@ -155,6 +156,7 @@ pub struct Metrics {
     duration: Family<DurationLabels, Histogram, Buckets>,
     ttft: Family<ModelLabel, Histogram, Buckets>,
     per_token: Family<ModelLabel, Histogram, Buckets>,
+    queue: Family<ModelLabel, Histogram, Buckets>,
     usage_missing: Family<ModelLabel, Counter>,
     masked: Family<PatternLabel, Counter>,
     unread: Family<KindLabel, Counter>,
@@ -218,6 +220,8 @@ impl Metrics {
             Unit::Seconds,
             per_token.clone(),
         );
+        let queue = Family::new_with_constructor(Buckets(&TTFT_BUCKETS));
+        registry.register_with_unit("queue", "Time that the gateway held calls that had to wait", Unit::Seconds, queue.clone());
         let usage_missing = Family::default();
         registry.register("usage_missing", "Successful calls without reported usage", usage_missing.clone());
         let masked = Family::default();
@@ -307,6 +311,7 @@ impl Metrics {
             duration,
             ttft,
             per_token,
+            queue,
             usage_missing,
             masked,
             unread,
@@ -371,6 +376,9 @@ impl Metrics {
         if call.succeeded() && call.api.reports_usage() && !call.usage.is_reported() && !call.is_repeat {
             self.usage_missing.get_or_create_owned(&of_model).inc();
         }
+        if let Some(queue_ms) = call.queue_ms {
+            self.queue.get_or_create_owned(&of_model).observe(seconds(queue_ms));
+        }
         if let (true, Some(ttft_ms)) = (call.stream, call.ttft_ms) {
             self.ttft.get_or_create_owned(&of_model).observe(seconds(ttft_ms));
             if let (Some(latency_ms), Some(tokens @ 2..)) = (call.latency_ms, call.usage.completion_tokens) {
@@ -433,7 +441,7 @@ impl Metrics {
 
     /// All metrics as OpenMetrics text.
     pub fn render(&self) -> Result<String, std::fmt::Error> {
-        self.nodes.age();
+        self.nodes.refresh(|consumer| self.consumers.label(consumer));
         let mut text = String::new();
         prometheus_client::encoding::text::encode(&mut text, &self.registry)?;
         Ok(text)

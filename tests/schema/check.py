@@ -44,7 +44,7 @@ ENTRY = {
             "response_truncated": True, "response_left_out": "logprobs", "aborted": False, "api": "responses", "model_asked": "m",
             "stream_asked": False, "unread": "encoded", "estimated": {"prompt_tokens": 1, "completion_tokens": 2}, "seq": 7,
             "worker": "4711-1-ab", "model": "m", "usage": {"input_tokens": 3}, "repeat": True, "backend": "10.0.0.1:8000",
-            "refused_by": "router", "shed": True},
+            "refused_by": "router", "shed": True, "queue_ms": 1250},
 }
 REQUEST = {
     "v": 1, "node": "gateway-1:8111",
@@ -53,6 +53,7 @@ REQUEST = {
     "responses_made": [{"id": "resp_9f3c", "maker": "5c9f", "counted": False}],
     "responses_asked": ["resp_77aa"],
     "gauges": {"in_flight": 3, "queue_entries": 6, "queue_bytes": 120000, "queue_stalled_seconds": 0, "entries_left_out": 0},
+    "queue": {"models": {"Qwen": {"in_flight": 8, "waiting": 10, "share": {"user": "bob", "places": 6}}}, "waiting": {"alice": 2}},
     "quota": {"version": "731:731:", "revision": "9f2c-1", "workers": ["4711-1-ab"]},
 }
 ANSWER = {
@@ -145,7 +146,8 @@ class Schemas(unittest.TestCase):
             ("sync-request.json", ("workers",), {}), ("sync-request.json", ("workers", 0, "seq"), -1),
             ("sync-request.json", ("refused_calls", 0, "status"), 42), ("sync-request.json", ("refused_calls", 0, "count"), 0),
             ("sync-request.json", ("responses_asked",), ["x"] * 1001), ("sync-answer.json", ("v",), "1"),
-            ("sync-answer.json", ("responses", 0, "id"), ""),
+            ("sync-answer.json", ("responses", 0, "id"), ""), ("sync-request.json", ("queue", "models", ""), {}),
+            ("sync-request.json", ("queue", "models", "Qwen", "waiting"), -1), ("sync-request.json", ("queue", "waiting", "alice"), 1.5),
         ]:
             with self.subTest(schema=name, path=path, wrong=wrong):
                 self.assertNotEqual(faults(name, changed(WHOLE[name], path, wrong)), [])
@@ -160,7 +162,7 @@ class Schemas(unittest.TestCase):
                 value = document
                 for key in path:
                     value = value[key]
-                if isinstance(value, dict) and path[-1] not in ("headers", "latencies", "counted"):
+                if isinstance(value, dict) and path[-1] not in ("headers", "latencies", "counted") and path[-2:] != ("queue", "waiting"):
                     self.assertEqual(faults(name, changed(document, (*path, "later"), {"x": [1]})), [], path)
 
 

@@ -45,8 +45,11 @@ impl Bounded {
     }
 }
 
+/// The labels that a family has gauges of.
+pub(super) type Shown<L> = Mutex<HashSet<L>>;
+
 /// Brings the gauges of a family to what there is now. Those that were `shown` and are no more vanish: they would stay as they were.
-pub(super) fn show<L, N, A>(family: &Family<L, Gauge<N, A>>, shown: &Mutex<HashSet<L>>, now: HashMap<L, N>)
+pub(super) fn show<L, N, A>(family: &Family<L, Gauge<N, A>>, shown: &Shown<L>, now: HashMap<L, N>)
 where
     L: Clone + Eq + Hash,
     A: Atomic<N> + Default,

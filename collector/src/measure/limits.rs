@@ -1,7 +1,6 @@
 //! Limits: how far they are used, and what the gateway refused.
 
-use std::collections::{HashMap, HashSet};
-use std::sync::Mutex;
+use std::collections::HashMap;
 use std::sync::atomic::AtomicU64;
 
 use prometheus_client::encoding::EncodeLabelSet;
@@ -35,7 +34,7 @@ pub struct Limits {
     used: Family<LimitLabel, Gauge<f64, AtomicU64>>,
     refused: Family<RefusedLabels, Counter>,
     /// Those that `used` has series of.
-    shown: Mutex<HashSet<LimitLabel>>,
+    shown: labels::Shown<LimitLabel>,
 }
 
 impl Limits {

@@ -11,6 +11,9 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::{Registry, Unit};
 use serde::Deserialize;
 
+use super::labels::{self, Shown};
+use super::queues::{AllQueues, Queues};
+
 /// Nodes that get series of their own; a site has a handful. Further ones are not shown: their gauges added up would say nothing.
 const MAX_NODES: usize = 50;
 
@@ -40,25 +43,49 @@ pub struct Gauges {
 
 type NodeGauge = Family<NodeLabel, Gauge<f64, AtomicU64>>;
 
+/// `node`, and `model` where the calls hold places of one.
+type InFlightLabels = Vec<(&'static str, String)>;
+
+/// What a node is remembered by.
+#[derive(Debug)]
+struct Heard {
+    at: Instant,
+    in_flight: f64,
+}
+
 /// The series of nodes.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Nodes {
     sync_age: NodeGauge,
-    in_flight: NodeGauge,
+    in_flight: Family<InFlightLabels, Gauge<f64, AtomicU64>>,
+    in_flight_shown: Shown<InFlightLabels>,
     queue_entries: NodeGauge,
     queue_bytes: NodeGauge,
     queue_stalled: NodeGauge,
     entries_left_out: NodeGauge,
-    heard: Mutex<HashMap<String, Instant>>,
+    /// What waits for places of model servers.
+    pub queues: AllQueues,
+    heard: Mutex<HashMap<String, Heard>>,
 }
 
 impl Nodes {
     /// Registers the series.
     pub(super) fn register(registry: &mut Registry) -> Self {
-        let nodes = Self::default();
+        let nodes = Self {
+            sync_age: Family::default(),
+            in_flight: Family::default(),
+            in_flight_shown: Shown::default(),
+            queue_entries: Family::default(),
+            queue_bytes: Family::default(),
+            queue_stalled: Family::default(),
+            entries_left_out: Family::default(),
+            queues: AllQueues::register(registry),
+            heard: Mutex::default(),
+        };
         let age = nodes.sync_age.clone();
         registry.register_with_unit("sync_age", "Time since a node of Kong reported", Unit::Seconds, age);
-        registry.register("gateway_in_flight", "Calls in flight", nodes.in_flight.clone());
+        let help = "Calls in flight; with a model those that hold a place of it, without one all others of the node";
+        registry.register("gateway_in_flight", help, nodes.in_flight.clone());
         registry.register("gateway_queue_entries", "Log entries that wait in Kong's workers", nodes.queue_entries.clone());
         let bytes = nodes.queue_bytes.clone();
         registry.register_with_unit("gateway_queue", "Bytes of log entries that wait in Kong's workers", Unit::Bytes, bytes);
@@ -76,37 +103,33 @@ impl Nodes {
         nodes
     }
 
-    fn families(&self) -> [&NodeGauge; 6] {
-        [&self.sync_age, &self.in_flight, &self.queue_entries, &self.queue_bytes, &self.queue_stalled, &self.entries_left_out]
+    fn families(&self) -> [&NodeGauge; 5] {
+        [&self.sync_age, &self.queue_entries, &self.queue_bytes, &self.queue_stalled, &self.entries_left_out]
     }
 
-    /// Notes what a node told.
-    pub fn observe(&self, node: &str, gauges: &Gauges) {
+    /// Notes what a node told; without queues where it has none.
+    pub fn observe(&self, node: &str, gauges: &Gauges, queues: Option<Queues>) {
         let mut heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
         if heard.len() >= MAX_NODES && !heard.contains_key(node) {
             return;
         }
-        heard.insert(node.to_owned(), Instant::now());
+        heard.insert(node.to_owned(), Heard { at: Instant::now(), in_flight: gauges.in_flight });
+        self.queues.observe(node, queues);
         let label = NodeLabel { node: node.to_owned() };
-        let values = [
-            0.0,
-            gauges.in_flight,
-            gauges.queue_entries,
-            gauges.queue_bytes,
-            gauges.queue_stalled_seconds,
-            gauges.entries_left_out,
-        ];
+        let values = [0.0, gauges.queue_entries, gauges.queue_bytes, gauges.queue_stalled_seconds, gauges.entries_left_out];
         for (family, value) in self.families().into_iter().zip(values) {
             family.get_or_create_owned(&label).set(value);
         }
     }
 
-    /// Brings the ages up to date.
-    pub(super) fn age(&self) {
+    /// Brings the ages up to date, and what follows from what was told. `consumer`: a bounded label.
+    pub(super) fn refresh(&self, consumer: impl Fn(&str) -> String) {
+        let places = self.queues.show(consumer);
         let mut heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
-        heard.retain(|node, at| {
+        let mut in_flight = HashMap::new();
+        heard.retain(|node, heard| {
             let label = NodeLabel { node: node.clone() };
-            let age = at.elapsed();
+            let age = heard.at.elapsed();
             if age > FORGET_AFTER {
                 for family in self.families() {
                     family.remove(&label);
@@ -114,7 +137,16 @@ impl Nodes {
                 return false;
             }
             self.sync_age.get_or_create_owned(&label).set(age.as_secs_f64());
+            let of_node: InFlightLabels = vec![("node", node.clone())];
+            let mut others = heard.in_flight;
+            for (model, calls) in places.get(node).into_iter().flatten() {
+                others -= *calls as f64;
+                in_flight.insert([of_node.as_slice(), &[("model", model.clone())]].concat(), *calls as f64);
+            }
+            // The two numbers were not taken at the same moment.
+            in_flight.insert(of_node, others.max(0.0));
             true
         });
+        labels::show(&self.in_flight, &self.in_flight_shown, in_flight);
     }
 }

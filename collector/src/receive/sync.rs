@@ -3,6 +3,7 @@
 //! Invariant: nothing of it decides an allocation or a label without a bound, and a member that makes no sense costs itself only: the
 //! node would tell it again for ever.
 
+mod queue;
 mod quota;
 
 use std::net::IpAddr;
@@ -51,6 +52,8 @@ struct Told {
     responses_asked: Vec<String>,
     gauges: Gauges,
     quota: Option<quota::ToldQuota>,
+    /// Read apart, so that it cannot be a reason to refuse the rest.
+    queue: Option<Box<RawValue>>,
 }
 
 impl Default for Told {
@@ -64,6 +67,7 @@ impl Default for Told {
             responses_asked: Vec::new(),
             gauges: Gauges::default(),
             quota: None,
+            queue: None,
         }
     }
 }
@@ -166,7 +170,11 @@ pub(super) async fn tell(request: HttpRequest, payload: Payload, receiver: Data<
         tokio::time::timeout(BODY_TIMEOUT, payload.to_bytes_limited(MAX_BODY_BYTES)).await.map_err(|_| Refusal::TooSlow)?;
     let body = body.map_err(|_| Refusal::TooLarge(MAX_BODY_BYTES))?.map_err(|error| Refusal::Broken(error.to_string()))?;
     let told = read(&body)?;
-    receiver.pipeline.metrics.nodes.observe(&told.node, &told.gauges);
+    let queues = told.queue.as_deref().map(queue::read);
+    if let Some((_, passed_over @ 1..)) = &queues {
+        warn!(count = *passed_over; "passed over {passed_over} numbers that make no sense in what a node told of its queues");
+    }
+    receiver.pipeline.metrics.nodes.observe(&told.node, &told.gauges, queues.map(|(queues, _)| queues));
     let answer = note(&receiver, told).await.map_err(|error| Refusal::Unavailable(error.to_string()))?;
     let answer = serde_json::to_string(&answer).map_err(|error| Refusal::Broken(error.to_string()))?;
     Ok(HttpResponse::Ok().insert_header((CONTENT_TYPE, "application/json")).body(answer))

@@ -126,3 +126,24 @@ fn addresses_of_consumers_that_do_not_call_any_more_vanish() {
     metrics.set_state(&state(&many.iter().map(|(name, count)| (name.as_str(), *count)).collect::<Vec<_>>()));
     assert!(shown().len() <= 1_001, "{}", shown().len());
 }
+
+#[tokio::test]
+async fn how_long_calls_were_held_is_a_histogram_and_a_column() {
+    let app = TestApp::start().await;
+    let entry = |id: &str, status: u16, llm: &str| {
+        format!(
+            r#"{{"started_at":1795400000000,"upstream_uri":"/v1/chat/completions","request":{{"id":"{id}","uri":"/v1/chat/completions","method":"POST"}},"response":{{"status":{status},"headers":{{}}}},"llm":{{"v":1,"model":"Qwen",{llm}}}}}"#
+        )
+    };
+    let held = entry("held", 200, r#""queue_ms":1250"#);
+    let refused = entry("refused", 429, r#""queue_ms":120000,"refused_by":"queue""#);
+    let answer = app.log(format!("[{held},{refused},{}]", entry("straight", 200, r#""stream":false"#))).await;
+    assert_eq!(answer.count("stored"), 3);
+    assert_eq!(app.metric(r#"llm_queue_seconds_count{model="Qwen"}"#).await, 1.0);
+    assert_eq!(app.metric(r#"llm_queue_seconds_sum{model="Qwen"}"#).await, 1.25);
+    assert_eq!(app.metric(r#"llm_queue_seconds_sum{model="unknown"}"#).await, 120.0);
+    assert_eq!(app.metric(r#"llm_refused_total{by="queue",model="unknown"}"#).await, 1.0);
+    let held = "SELECT count(*) FROM llm_logs WHERE (request_id, queue_ms) IN (('held', 1250), ('refused', 120000))";
+    assert_eq!(app.database.number(held).await, 2);
+    app.stop().await;
+}

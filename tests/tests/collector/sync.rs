@@ -132,6 +132,49 @@ async fn gauges_of_a_node_are_series() {
 }
 
 #[tokio::test]
+async fn queues_of_a_node_are_series_and_vanish_with_them() {
+    let app = TestApp::start().await;
+    let report = json!({"node": "n", "gauges": {"in_flight": 20}, "queue": {
+        "models": {"Qwen": {"in_flight": 8, "waiting": 10, "share": {"user": "bob", "places": 6}}, "default": {"in_flight": 1}},
+        "waiting": {"alice": 2, "bob": 8},
+    }});
+    told(&app, &report).await;
+    assert_eq!(app.metric(r#"llm_gateway_in_flight{node="n",model="Qwen"}"#).await, 8.0);
+    // Of the others eleven hold no place: the ten that wait, and one that needs none. All together are what the node counts.
+    assert_eq!(app.metric(r#"llm_gateway_in_flight{node="n"}"#).await, 11.0);
+    assert_eq!(app.metric(r#"llm_gateway_waiting{node="n",model="Qwen"}"#).await, 10.0);
+    assert_eq!(app.metric(r#"llm_gateway_waiting{node="n",model="default"}"#).await, 0.0);
+    assert_eq!(app.metric(r#"llm_gateway_largest_share{node="n",model="Qwen",consumer="bob"}"#).await, 0.75);
+    let more = json!({"node": "n", "queue": {"models": {"Qwen": {"in_flight": 8, "share": {"user": "eve", "places": 2}}}}});
+    told(&app, &more).await;
+    let page = app.get("/metrics").await.text;
+    assert!(page.contains(r#"consumer="eve"} 0.25"#) && !page.contains("bob") && !page.contains("model=\"default\""), "{page}");
+    told(&app, &json!({"node": "n", "gauges": {"in_flight": 20}})).await;
+    let page = app.get("/metrics").await.text;
+    assert!(!page.contains("llm_gateway_waiting{") && !page.contains("llm_gateway_largest_share{"), "{page}");
+    assert_eq!(app.metric(r#"llm_gateway_in_flight{node="n"}"#).await, 20.0);
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn queues_that_make_no_sense_cost_nothing_else() {
+    let app = TestApp::start().await;
+    let models: serde_json::Map<_, _> = (0..3_000).map(|n| (format!("made-up-{n}"), json!({"waiting": 1}))).collect();
+    let hostile =
+        json!({"node": "n", "gauges": {"in_flight": 3}, "queue": {"models": models, "waiting": {"a": u64::MAX, "b": -1}}});
+    told(&app, &hostile).await;
+    let page = app.get("/metrics").await.text;
+    assert_eq!(page.lines().filter(|line| line.starts_with("llm_gateway_waiting{")).count(), 101);
+    for queue in ["7", "[7]", r#"{"models":7}"#, r#"{"waiting":{"a":1e999}}"#, r#"{"models":{"m":{"waiting":1e999}}}"#, "null"] {
+        let body = format!(r#"{{"node":"n","gauges":{{"in_flight":4}},"queue":{queue}}}"#);
+        let answer = app.post("/sync", body, &[]).await;
+        assert_eq!(answer.status, 200, "{queue}: {}", answer.text);
+    }
+    assert_eq!(app.metric(r#"llm_gateway_in_flight{node="n"}"#).await, 4.0);
+    app.stop().await;
+}
+
+#[tokio::test]
 async fn a_report_that_is_none_is_refused() {
     let app = TestApp::start_with(&["--token", "secret"]).await;
     let send = async |body: String, token: &str| app.post("/sync", body, &[("X-Collector-Token", token)]).await;
