@@ -1,6 +1,5 @@
 #!/usr/bin/env bats
 # shellcheck disable=SC2154  # the numbers come from --print-batch
-#
 # llm-collector kong apply against the nginx test host, which answers as Kong 3.9 does.
 
 load host
