@@ -88,6 +88,9 @@ pub(crate) async fn run_cpu(rounds: usize, body_bytes: usize) {
 /// Every set of plugins in turn, so that whatever else the machine does meets all of them.
 async fn cpu_by_plugins(session: &Session, call: &Call<'_>, rounds: usize) -> Cpu {
     models(session, &format!("add {MODEL} {} --served-as {MODEL}", session.gateway.vllm.url())).await;
+    // Without llm-router calls go by the same upstream: what the balancer of Kong costs is none of the plugin's.
+    let through = format!("llm-{MODEL}");
+    let before = lead(session, &through).await;
     // Whose rows nobody counts.
     let looker = session.user().await;
     let mut cpu = Cpu::default();
@@ -105,8 +108,25 @@ async fn cpu_by_plugins(session: &Session, call: &Call<'_>, rounds: usize) -> Cp
             }
         }
     }
+    lead(session, &before).await;
     models(session, &format!("remove {MODEL}")).await;
     cpu
+}
+
+/// Leads the service of the model server to another host, which may be an upstream's name. Returns the one before.
+async fn lead(session: &Session, host: &str) -> String {
+    let url = format!("{}/services/vllm", session.gateway.admin_url);
+    let service: Value = reqwest::get(&url).await.expect("the service").text().await.expect("a text").parse().expect("JSON");
+    let before = service["host"].as_str().expect("a host").to_owned();
+    patch(&url, &json!({ "host": host })).await;
+    before
+}
+
+/// Changes something through the Admin API.
+async fn patch(url: &str, change: &Value) {
+    let request = reqwest::Client::new().patch(url).header("content-type", "application/json").body(change.to_string());
+    let answer = request.send().await.expect("an answer");
+    assert!(answer.status().is_success(), "the Admin API answers {} to a change of {url}", answer.status());
 }
 
 /// Runs `llm-collector models`.
@@ -123,10 +143,7 @@ pub(crate) async fn switch(session: &Session, plugins: &[&str], on: &[&str], use
     for plugin in list["data"].as_array().expect("a list") {
         let (name, id) = (plugin["name"].as_str().expect("a name"), plugin["id"].as_str().expect("an id"));
         if plugins.contains(&name) {
-            let request = reqwest::Client::new().patch(format!("{admin_url}/plugins/{id}"));
-            let body = json!({"enabled": on.contains(&name)}).to_string();
-            let answer = request.header("content-type", "application/json").body(body).send().await.expect("an answer");
-            assert!(answer.status().is_success(), "the Admin API answers {}", answer.status());
+            patch(&format!("{admin_url}/plugins/{id}"), &json!({ "enabled": on.contains(&name) })).await;
         }
     }
     if plugins.contains(&"llm-audit") {
