@@ -4,6 +4,8 @@ mod chart;
 mod html;
 mod words;
 
+use std::sync::Arc;
+
 use chrono::SecondsFormat;
 use serde_json::{Map, Value, json};
 
@@ -14,8 +16,17 @@ use crate::store::own_usage::{OwnCall, OwnUsage};
 use crate::store::quotas::Used;
 use crate::store::usage::Usage;
 
+/// What somebody is shown.
+#[derive(Debug, Clone)]
+pub struct Own {
+    /// What PostgreSQL knows, a moment ago.
+    pub usage: Arc<OwnUsage>,
+    /// How many of his calls wait for a place now; `None` where calls do not wait.
+    pub waiting: Option<u64>,
+}
+
 /// `GET /v1/usage`. The contract is in `docs/usage.md`.
-pub fn json(own: &OwnUsage) -> Value {
+pub fn json(Own { usage: own, waiting }: &Own) -> Value {
     let with = |members: Value, usage: &Usage| {
         let Value::Object(mut members) = members else { return Value::Null };
         members.append(&mut usage.json());
@@ -37,6 +48,7 @@ pub fn json(own: &OwnUsage) -> Value {
         "month": with(json!({ "month": own.local.format("%Y-%m").to_string() }), &own.month),
         "last_30_days": with(json!({ "models": models(&own.models) }), &own.days),
         "days": days.collect::<Vec<_>>(),
+        "waiting_calls": waiting,
         "limits": own.limits.iter().map(limit).collect::<Vec<_>>(),
         "calls": own.calls.iter().map(call).collect::<Vec<_>>(),
     })

@@ -57,6 +57,11 @@ impl Places {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct NodeLabel {
+    node: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct QueueLabels {
     node: String,
     model: String,
@@ -78,6 +83,8 @@ pub struct AllQueues {
     models: Bounded,
     waiting: Family<QueueLabels, Gauge>,
     waiting_shown: Shown<QueueLabels>,
+    users: Family<NodeLabel, Gauge>,
+    users_shown: Shown<NodeLabel>,
     largest: Family<ShareLabels, Ratio>,
     largest_shown: Shown<ShareLabels>,
 }
@@ -90,10 +97,13 @@ impl AllQueues {
             models: Bounded::new(MAX_MODELS),
             waiting: Family::default(),
             waiting_shown: Shown::default(),
+            users: Family::default(),
+            users_shown: Shown::default(),
             largest: Family::default(),
             largest_shown: Shown::default(),
         };
         registry.register("gateway_waiting", "Calls that wait for a place of a model server", queues.waiting.clone());
+        registry.register("gateway_waiting_users", "Users with calls that wait", queues.users.clone());
         registry.register(
             "gateway_largest_share",
             "Part of a model server's places that the user with most of them holds, and who that is",
@@ -122,7 +132,8 @@ impl AllQueues {
     pub(super) fn show(&self, consumer: impl Fn(&str) -> String) -> HashMap<String, HashMap<String, u64>> {
         let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
         told.retain(|_, (at, _)| at.elapsed() < FRESH);
-        let (mut waiting, mut largest, mut in_flight) = (HashMap::new(), HashMap::new(), HashMap::new());
+        let (mut waiting, mut users) = (HashMap::new(), HashMap::new());
+        let (mut largest, mut in_flight) = (HashMap::new(), HashMap::new());
         for (node, (_, queues)) in told.iter() {
             let mut models: HashMap<String, Places> = HashMap::new();
             for (model, places) in &queues.models {
@@ -136,11 +147,14 @@ impl AllQueues {
                     largest.insert(labels, ratio);
                 }
             }
+            let people = queues.waiting.values().filter(|calls| **calls > 0).count();
+            users.insert(NodeLabel { node: node.clone() }, i64::try_from(people).unwrap_or(i64::MAX));
             let of_node = models.into_iter().map(|(model, places)| (model, places.in_flight));
             in_flight.insert(node.clone(), of_node.collect());
         }
         drop(told);
         labels::show(&self.waiting, &self.waiting_shown, waiting);
+        labels::show(&self.users, &self.users_shown, users);
         labels::show(&self.largest, &self.largest_shown, largest);
         in_flight
     }

@@ -8,9 +8,10 @@ use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use sha2::{Digest, Sha256};
 
+use super::Own;
 use super::chart::{self, Bar, COLOURS};
 use super::words::Words;
-use crate::store::own_usage::{DAYS, OwnCall, OwnUsage};
+use crate::store::own_usage::{DAYS, OwnCall};
 use crate::store::quotas::Used;
 use crate::store::usage::Usage;
 
@@ -58,7 +59,7 @@ struct Numbers<'p> {
 }
 
 /// The whole page, with the numbers of somebody or without.
-pub fn page(words: &Words, notice: Notice, own: Option<&OwnUsage>) -> Result<String, askama::Error> {
+pub fn page(words: &Words, notice: Notice, own: Option<&Own>) -> Result<String, askama::Error> {
     let message = match notice {
         Notice::None => "",
         Notice::Refused => words.refused,
@@ -68,7 +69,7 @@ pub fn page(words: &Words, notice: Notice, own: Option<&OwnUsage>) -> Result<Str
 }
 
 /// The numbers alone, for the script of a page that is there.
-pub fn numbers(words: &Words, own: &OwnUsage) -> Result<String, askama::Error> {
+pub fn numbers(words: &Words, own: &Own) -> Result<String, askama::Error> {
     Numbers { w: words, view: View::of(own, words) }.render()
 }
 
@@ -76,6 +77,7 @@ pub fn numbers(words: &Words, own: &OwnUsage) -> Result<String, askama::Error> {
 struct View {
     consumer: String,
     clock: String,
+    waiting: Option<u64>,
     cards: Vec<Card>,
     limits: Vec<LimitLine>,
     chart_wide: String,
@@ -129,7 +131,7 @@ struct CallLine {
 }
 
 impl View {
-    fn of(own: &OwnUsage, words: &Words) -> Self {
+    fn of(Own { usage: own, waiting }: &Own, words: &Words) -> Self {
         let name = |model: &Option<String>| match model.as_deref() {
             None => words.others.to_owned(),
             Some("unknown") => words.unknown.to_owned(),
@@ -168,6 +170,7 @@ impl View {
         Self {
             consumer: visible(&own.consumer),
             clock: format!("{} ({})", own.local.format("%Y-%m-%d %H:%M"), own.zone),
+            waiting: *waiting,
             cards: vec![
                 card("today", words.today, &own.today),
                 card("month", words.month, &own.month),
@@ -296,14 +299,16 @@ fn visible(name: &str) -> String {
 mod tests {
     use chrono::NaiveDate;
 
-    use super::*;
-    use crate::store::own_usage::Day;
+    use std::sync::Arc;
 
-    fn own(model: &str) -> OwnUsage {
+    use super::*;
+    use crate::store::own_usage::{Day, OwnUsage};
+
+    fn own(model: &str) -> Own {
         let usage = Usage { calls: 2, prompt_tokens: 1_234_000, completion_tokens: 567, errors: 1, ..Usage::default() };
         let date = NaiveDate::from_ymd_opt(2026, 11, 27).unwrap();
         let models = vec![(Some(model.to_owned()), usage.clone()), (None, Usage::default())];
-        OwnUsage {
+        let usage = OwnUsage {
             consumer: format!("{model}\u{202e}x"),
             zone: "UTC".to_owned(),
             local: date.and_hms_opt(9, 5, 0).unwrap(),
@@ -312,7 +317,17 @@ mod tests {
             models: models.clone(),
             by_day: vec![Day { date, total: usage, models }],
             ..OwnUsage::default()
-        }
+        };
+        Own { usage: Arc::new(usage), waiting: None }
+    }
+
+    #[test]
+    fn calls_that_wait_are_shown_where_calls_wait() {
+        let words = Words::for_reader("");
+        let with = |waiting| numbers(words, &Own { waiting, ..own("m") }).unwrap();
+        assert!(with(Some(0)).contains(r#"<strong id="waiting">0</strong>"#));
+        assert!(with(Some(12)).contains(r#"<strong id="waiting">12</strong>"#));
+        assert!(!with(None).contains("waiting"));
     }
 
     #[test]

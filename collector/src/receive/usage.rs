@@ -23,7 +23,7 @@ use log::{error, warn};
 use tokio::sync::Semaphore;
 
 use super::{Receiver, is_authorized, json_body};
-use crate::page::{self, Notice, Words};
+use crate::page::{self, Notice, Own, Words};
 use crate::store::own_usage::{self, OwnUsage};
 
 /// How old numbers may be that are told.
@@ -171,24 +171,30 @@ fn caller(request: &HttpRequest, token: Option<&str>) -> Result<String, Denied> 
     name.map(str::to_owned).ok_or(Denied::Stranger)
 }
 
-/// The caller's numbers.
-async fn own(request: &HttpRequest, receiver: &Receiver) -> Result<Arc<OwnUsage>, Denied> {
+/// What the caller is told.
+async fn own(request: &HttpRequest, receiver: &Receiver) -> Result<Own, Denied> {
     let consumer = caller(request, receiver.token.as_deref())?;
+    let usage = numbers_of(&consumer, receiver).await?;
+    Ok(Own { usage, waiting: receiver.pipeline.metrics.nodes.queues.waiting_of(&consumer) })
+}
+
+/// What PostgreSQL knows of a consumer.
+async fn numbers_of(consumer: &str, receiver: &Receiver) -> Result<Arc<OwnUsage>, Denied> {
     let desk = &receiver.usage;
-    if let Some(known) = desk.known(&consumer) {
+    if let Some(known) = desk.known(consumer) {
         return known.ok_or(Denied::NotNow);
     }
     let turn = tokio::time::timeout(TURN_WITHIN, desk.turns.acquire()).await;
     let Ok(Ok(_turn)) = turn else { return Err(Denied::NotNow) };
     // Somebody of that name may have been before us.
-    if let Some(known) = desk.known(&consumer) {
+    if let Some(known) = desk.known(consumer) {
         return known.ok_or(Denied::NotNow);
     }
     let read = match receiver.pipeline.store.database().connection().await {
-        Ok(connection) => own_usage::read(&connection, &consumer).await,
+        Ok(connection) => own_usage::read(&connection, consumer).await,
         Err(error) => Err(error),
     };
     let usage = read.inspect_err(|error| warn!("cannot read what somebody used: {error}")).ok().map(Arc::new);
-    desk.keep(&consumer, usage.clone());
+    desk.keep(consumer, usage.clone());
     usage.ok_or(Denied::NotNow)
 }

@@ -136,7 +136,7 @@ async fn queues_of_a_node_are_series_and_vanish_with_them() {
     let app = TestApp::start().await;
     let report = json!({"node": "n", "gauges": {"in_flight": 20}, "queue": {
         "models": {"Qwen": {"in_flight": 8, "waiting": 10, "share": {"user": "bob", "places": 6}}, "default": {"in_flight": 1}},
-        "waiting": {"alice": 2, "bob": 8},
+        "waiting": {"alice": 2, "bob": 8, "carol": 0},
     }});
     told(&app, &report).await;
     assert_eq!(app.metric(r#"llm_gateway_in_flight{node="n",model="Qwen"}"#).await, 8.0);
@@ -144,6 +144,7 @@ async fn queues_of_a_node_are_series_and_vanish_with_them() {
     assert_eq!(app.metric(r#"llm_gateway_in_flight{node="n"}"#).await, 11.0);
     assert_eq!(app.metric(r#"llm_gateway_waiting{node="n",model="Qwen"}"#).await, 10.0);
     assert_eq!(app.metric(r#"llm_gateway_waiting{node="n",model="default"}"#).await, 0.0);
+    assert_eq!(app.metric(r#"llm_gateway_waiting_users{node="n"}"#).await, 2.0);
     assert_eq!(app.metric(r#"llm_gateway_largest_share{node="n",model="Qwen",consumer="bob"}"#).await, 0.75);
     let more = json!({"node": "n", "queue": {"models": {"Qwen": {"in_flight": 8, "share": {"user": "eve", "places": 2}}}}});
     told(&app, &more).await;
@@ -153,6 +154,28 @@ async fn queues_of_a_node_are_series_and_vanish_with_them() {
     let page = app.get("/metrics").await.text;
     assert!(!page.contains("llm_gateway_waiting{") && !page.contains("llm_gateway_largest_share{"), "{page}");
     assert_eq!(app.metric(r#"llm_gateway_in_flight{node="n"}"#).await, 20.0);
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn everybody_is_told_how_many_of_his_own_calls_wait() {
+    let app = TestApp::start_with(&["--token", "secret"]).await;
+    let waiting = async |user: &str| {
+        let request = reqwest::Client::new().get(format!("{}/v1/usage", app.url));
+        let request = request.header("X-Collector-Token", "secret").header("X-Consumer-Username", user);
+        let answer = request.send().await.unwrap();
+        assert_eq!(answer.status(), 200);
+        serde_json::from_str::<Value>(&answer.text().await.unwrap()).unwrap()["waiting_calls"].clone()
+    };
+    let tell = async |report: Value| {
+        assert_eq!(app.post("/sync", report.to_string(), &[("X-Collector-Token", "secret")]).await.status, 200);
+    };
+    assert_eq!(waiting("alice").await, Value::Null);
+    tell(json!({"node": "a", "queue": {"waiting": {"alice": 2, "bob": 8}}})).await;
+    tell(json!({"node": "b", "queue": {"waiting": {"alice": 1}}})).await;
+    assert_eq!((waiting("alice").await, waiting("bob").await, waiting("eve").await), (json!(3), json!(8), json!(0)));
+    tell(json!({"node": "a", "queue": {"waiting": {}}})).await;
+    assert_eq!((waiting("alice").await, waiting("bob").await), (json!(1), json!(0)));
     app.stop().await;
 }
 

@@ -63,6 +63,7 @@ fn every_alert_is_tested_firing_and_silent_and_says_what_to_do() {
         "UsageMissing",
         "DiskFullSoon",
         "PartitionsMissing",
+        "OneUserHoldsThePlaces",
         "UserRateLimited",
         "KeyUsedFromManyAddresses",
     ] {

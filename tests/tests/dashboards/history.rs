@@ -80,13 +80,23 @@ async fn collector_pages() -> [String; 2] {
         app.log(fixtures::entry(name)).await;
     }
     // What a node of Kong tells, as its plugin does once a second.
-    let told = r#"{"v":1,"node":"gateway:8111","workers":[],"gauges":{"in_flight":1,"queue_entries":2,"queue_bytes":4096,"queue_stalled_seconds":0,"entries_left_out":3}}"#;
+    let told = r#"{"v":1,"queue":{"models":{"Qwen":{"in_flight":8,"waiting":9,"share":{"user":"bob","places":6}}},"waiting":{"bob":9}},"node":"gateway:8111","workers":[],"gauges":{"in_flight":1,"queue_entries":2,"queue_bytes":4096,"queue_stalled_seconds":0,"entries_left_out":3}}"#;
     assert_eq!(app.post("/sync", told, &[]).await.status, 200);
+    app.log(held("first")).await;
     let first = app.get("/metrics").await.text;
     for name in names.iter().skip(1).step_by(2) {
         app.log(fixtures::entry(name)).await;
     }
+    app.log(held("second")).await;
+    assert_eq!(app.post("/sync", told, &[]).await.status, 200);
     let second = app.get("/metrics").await.text;
     app.stop().await;
     [first, second]
+}
+
+/// A call that was held and then refused, as no recording has one.
+fn held(id: &str) -> String {
+    format!(
+        r#"{{"started_at":1795716662376,"request":{{"id":"held-{id}","uri":"/v1/chat/completions","method":"POST"}},"response":{{"status":429}},"llm":{{"v":1,"queue_ms":1250,"refused_by":"queue"}}}}"#
+    )
 }
