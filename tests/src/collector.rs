@@ -215,12 +215,17 @@ pub struct Process {
 impl Process {
     /// Starts `serve` on a free port and waits until it listens.
     pub async fn serve(arguments: &[&str]) -> Self {
+        Self::serve_at("127.0.0.1:0", arguments).await
+    }
+
+    /// The same at a given address: where one was that ended, another is found again.
+    pub async fn serve_at(address: &str, arguments: &[&str]) -> Self {
         let data_dir = tempfile::tempdir().expect("a folder");
         let mut child = tokio::process::Command::new(binary())
             .env("COLLECTOR_DATA_DIR", data_dir.path())
             // As in the shipped binary, whose C library reserves no 64 MiB of addresses for each thread.
             .env("MALLOC_ARENA_MAX", "1")
-            .args(["serve", "--listen", "127.0.0.1:0"])
+            .args(["serve", "--listen", address])
             .args(arguments)
             .env_remove("DATABASE_URL")
             .stdin(Stdio::null())

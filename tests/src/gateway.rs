@@ -8,7 +8,7 @@
 //! other settings takes the gateway [for itself](Session::alone) and leaves it as it is: the next one finds it put right.
 
 mod call;
-mod start;
+pub(crate) mod start;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -319,6 +319,36 @@ impl Session {
     }
 }
 
+/// Runs a program with these settings, and nothing else of this process's own, to its end.
+pub(crate) async fn run(
+    program: &Path,
+    arguments: &[&str],
+    settings: &BTreeMap<String, String>,
+    changes: &[(&str, &str)],
+    input: &str,
+) -> Said {
+    let mut child = tokio::process::Command::new(program)
+        .args(arguments)
+        .env_clear()
+        .envs(start::plain_environment())
+        .envs(settings)
+        .envs(changes.iter().copied())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap_or_else(|error| panic!("{}: {error}", program.display()));
+    let mut stdin = child.stdin.take().expect("its input");
+    // What was not asked to read may have ended already.
+    let _ = tokio::io::AsyncWriteExt::write_all(&mut stdin, input.as_bytes()).await;
+    drop(stdin);
+    let output = tokio::time::timeout(Duration::from_secs(120), child.wait_with_output()).await;
+    let output = output.unwrap_or_else(|_| panic!("{arguments:?} does not end")).expect("its output");
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    Said { success: output.status.success(), stdout: text(&output.stdout), stderr: text(&output.stderr) }
+}
+
 impl Gateway {
     /// Runs a command of the collector in an environment of its own.
     async fn command(&self, arguments: &[&str], changes: &[(&str, &str)], input: &str) -> Said {
@@ -326,26 +356,7 @@ impl Gateway {
     }
 
     async fn run(&self, program: &Path, arguments: &[&str], changes: &[(&str, &str)], input: &str) -> Said {
-        let mut child = tokio::process::Command::new(program)
-            .args(arguments)
-            .env_clear()
-            .envs(start::plain_environment())
-            .envs(&self.settings)
-            .envs(changes.iter().copied())
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .kill_on_drop(true)
-            .spawn()
-            .unwrap_or_else(|error| panic!("{}: {error}", program.display()));
-        let mut stdin = child.stdin.take().expect("its input");
-        // What was not asked to read may have ended already.
-        let _ = tokio::io::AsyncWriteExt::write_all(&mut stdin, input.as_bytes()).await;
-        drop(stdin);
-        let output = tokio::time::timeout(Duration::from_secs(120), child.wait_with_output()).await;
-        let output = output.unwrap_or_else(|_| panic!("{arguments:?} does not end")).expect("its output");
-        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-        Said { success: output.status.success(), stdout: text(&output.stdout), stderr: text(&output.stderr) }
+        run(program, arguments, &self.settings, changes, input).await
     }
 
     /// A metric of the collector; 0 where it is not there yet.

@@ -24,6 +24,8 @@ pub mod generator;
 #[cfg(feature = "suite")]
 pub mod grafana;
 #[cfg(feature = "suite")]
+pub mod nodes;
+#[cfg(feature = "suite")]
 pub mod postgres;
 #[cfg(feature = "suite")]
 pub mod process;

@@ -17,19 +17,20 @@ use crate::vllm::{Settings, SimulatedVllm};
 
 /// Time-out of the gateway for the next byte of an answer. Short, because a test waits for it; all others are answered at once.
 const READ_TIMEOUT_MS: u64 = 3000;
-const TOKEN: &str = "token-of-the-end-to-end-tests";
+/// What the gateway shows the collector.
+pub(crate) const TOKEN: &str = "token-of-the-end-to-end-tests";
 
 /// The runtime of the shared parts: that of the test which came first ends with it.
 static RUNTIME: LazyLock<tokio::runtime::Runtime> =
     LazyLock::new(|| tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime"));
 
 /// The folder of the project.
-pub(super) fn project() -> PathBuf {
+pub(crate) fn project() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("a folder above").to_owned()
 }
 
 /// What a script may know of the environment: an operator's settings must not reach a test.
-pub(super) fn plain_environment() -> impl Iterator<Item = (&'static str, String)> {
+pub(crate) fn plain_environment() -> impl Iterator<Item = (&'static str, String)> {
     ["PATH", "HOME", "TMPDIR", "DOCKER_HOST"].into_iter().filter_map(|name| Some((name, std::env::var(name).ok()?)))
 }
 
@@ -64,23 +65,7 @@ async fn start_parts() -> Gateway {
         }
     };
 
-    let settings = BTreeMap::from(
-        [
-            ("KONG_ADMIN_URL", host.admin_url.clone()),
-            ("KONG_PROXY_URL", host.proxy_url.clone()),
-            ("VLLM_URL", vllm.url()),
-            ("VLLM_READ_TIMEOUT_MS", READ_TIMEOUT_MS.to_string()),
-            ("COLLECTOR_URL", collector_url.clone()),
-            ("COLLECTOR_TOKEN", TOKEN.to_owned()),
-            // Nobody but the tests reaches this Kong.
-            ("KONG_ACCEPT_OLD", "1".to_owned()),
-            ("RATE_LIMIT_PER_HOUR", "1000000".to_owned()),
-            ("AUDIT_BATCH_SECONDS", "0.1".to_owned()),
-            // All tests call from one address, and many without a key.
-            ("ANONYMOUS_PER_MINUTE", "0".to_owned()),
-        ]
-        .map(|(name, value)| (name.to_owned(), value)),
-    );
+    let settings = settings(&host.admin_url, &host.proxy_url, &vllm.url(), &collector_url);
     Gateway {
         proxy_url: host.proxy_url,
         admin_url: host.admin_url,
@@ -97,6 +82,26 @@ async fn start_parts() -> Gateway {
         _collector: collector,
         _reaper: reaper,
     }
+}
+
+/// What `kong apply` and `users` are told.
+pub(crate) fn settings(admin_url: &str, proxy_url: &str, vllm_url: &str, collector_url: &str) -> BTreeMap<String, String> {
+    [
+        ("KONG_ADMIN_URL", admin_url),
+        ("KONG_PROXY_URL", proxy_url),
+        ("VLLM_URL", vllm_url),
+        ("VLLM_READ_TIMEOUT_MS", &READ_TIMEOUT_MS.to_string()),
+        ("COLLECTOR_URL", collector_url),
+        ("COLLECTOR_TOKEN", TOKEN),
+        // Nobody but the tests reaches this Kong.
+        ("KONG_ACCEPT_OLD", "1"),
+        ("RATE_LIMIT_PER_HOUR", "1000000"),
+        ("AUDIT_BATCH_SECONDS", "0.1"),
+        // All tests call from one address, and many without a key.
+        ("ANONYMOUS_PER_MINUTE", "0"),
+    ]
+    .map(|(name, value)| (name.to_owned(), value.to_owned()))
+    .into()
 }
 
 /// What serves as the gateway.
@@ -123,14 +128,16 @@ impl Host {
     }
 }
 
-struct Started {
-    proxy_url: String,
-    admin_url: String,
+/// A gateway that runs.
+pub(crate) struct Started {
+    pub(crate) proxy_url: String,
+    pub(crate) admin_url: String,
     logs: Option<PathBuf>,
-    pid: Option<u32>,
+    pub(crate) pid: Option<u32>,
 }
 
-async fn start_script(script: &str, prefix: &Path, database: &Database) -> Started {
+/// Starts the gateway that a script of the project knows.
+pub(crate) async fn start_script(script: &str, prefix: &Path, database: &Database) -> Started {
     let output = tokio::process::Command::new(project().join(script))
         .args(["start", "--proxy", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--status", "127.0.0.1:0", "--prefix"])
         .arg(prefix)

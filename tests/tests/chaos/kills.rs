@@ -13,7 +13,7 @@ use super::*;
 /// Entries in a batch of these tests.
 const BATCH: usize = 20;
 
-fn kills(default: usize) -> usize {
+pub(super) fn kills(default: usize) -> usize {
     std::env::var("CHAOS_KILLS").ok().and_then(|kills| kills.parse().ok()).unwrap_or(default)
 }
 

@@ -18,6 +18,8 @@ mod leader;
 mod limits;
 mod locks;
 mod outages;
+mod quota_edges;
+mod quota_kills;
 mod threads;
 
 use std::collections::BTreeMap;
