@@ -20,7 +20,7 @@ pub use database::{DatabaseArgs, MigrateSettings, SiteArgs};
 pub use import::ImportSettings;
 pub use kong::{AdminArgs, KongAction, KongCommand, KongSettings};
 pub use models::{BalanceWord, ModelsAction, ModelsCommand};
-pub use quota::{AmountArgs, ModeArgs, OfArgs, QuotaAction, QuotaSettings};
+pub use quota::{AmountArgs, ModeArgs, OfArgs, QuotaAction, QuotaSettings, WebhookArgs};
 pub use usage::{Dimension, PricesAction, PricesSettings, ReportFormat, ReportSettings};
 pub use users::{CaptureWord, End, KeyArg, Limit, UsersAction, UsersCommand, Weight, duration, limit};
 
@@ -184,6 +184,11 @@ pub struct ServeSettings {
     pub workers: usize,
     #[command(flatten)]
     pub retention: RetentionClocks,
+    /// Seconds between two looks at how far limits are used, at least
+    #[arg(long, env = "COLLECTOR_QUOTA_WATCH_SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..=3_600))]
+    pub quota_watch_seconds: u64,
+    #[command(flatten)]
+    pub webhook: WebhookArgs,
     /// Index prompts and answers of hours and days that are over, so that text is found fast; takes time and disk
     #[arg(long, env = "COLLECTOR_SEARCH_INDEX")]
     pub search_index: bool,

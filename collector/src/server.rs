@@ -55,6 +55,7 @@ impl Application {
         let target = settings.database.target()?;
         let patience = settings.database.timeout();
         let privacy = Arc::new(settings.pipeline.privacy()?);
+        let webhook = settings.webhook.webhook()?.map(Arc::new);
         let listener = TcpListener::bind(settings.listen).with_context(|| {
             format!(
                 "cannot listen on {}: is another collector running there? Choose another address with --listen",
@@ -101,6 +102,8 @@ impl Application {
             search_index: settings.search_index,
             days,
             addresses,
+            limits_interval: Duration::from_secs(settings.quota_watch_seconds),
+            webhook,
         };
         let mut background = upkeep.start();
         background.push(tokio::spawn(drain.run()));

@@ -16,6 +16,7 @@ pub mod gaps;
 pub mod insert;
 pub mod inspect;
 pub mod migrate;
+pub mod notices;
 pub mod original;
 pub mod own_usage;
 pub mod partitions;

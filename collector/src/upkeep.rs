@@ -12,13 +12,15 @@ use log::{debug, error, info, warn};
 use tokio::task::JoinHandle;
 
 use crate::measure::{MAX_CONSUMERS, Metrics};
+use crate::notices::Poster;
 use crate::store::addresses::Addresses;
 use crate::store::migrate::{self, Piece};
 use crate::store::partitions::{self, KnownDays};
 use crate::store::pool::{Database, StoreError};
 use crate::store::retention::{self, Clocks};
 use crate::store::session::Session;
-use crate::store::{Health, gaps, quotas, readers, refused, search, state, usage};
+use crate::store::{Health, gaps, notices, quotas, readers, refused, search, state, usage};
+use crate::webhook::Webhook;
 
 /// How often it is looked which partitions are missing, at least: rows that want one say so.
 const PARTITION_INTERVAL: Duration = Duration::from_secs(600);
@@ -58,12 +60,16 @@ const READERS_INTERVAL: Duration = Duration::from_secs(10);
 /// How often the gauges are brought up to date: about as often as Prometheus looks.
 const STATE_INTERVAL: Duration = Duration::from_secs(15);
 
-/// How often it is looked how far limits are used, and how many of them: the fullest.
-const LIMITS_INTERVAL: Duration = Duration::from_secs(30);
+/// How many limits get gauges: the fullest.
 const LIMITS_SHOWN: i64 = 1_000;
 
 /// How long that may take: it adds up two months of thousands of users.
 const LIMITS_PATIENCE: Duration = Duration::from_secs(20);
+
+/// How much longer than that took nothing is done about limits afterwards, so that it is a small part of what PostgreSQL does; and the
+/// longest pause.
+const LIMITS_REST: u32 = 50;
+const MAX_LIMITS_PAUSE: Duration = Duration::from_secs(300);
 
 /// How often upkeep notes that it is at work. The alert waits for ten times as long.
 const BEAT_INTERVAL: Duration = Duration::from_secs(60);
@@ -92,6 +98,10 @@ pub struct Upkeep {
     pub days: Arc<KnownDays>,
     /// Who called from where.
     pub addresses: Arc<Addresses>,
+    /// How often it is looked how far limits are used, at most.
+    pub limits_interval: Duration,
+    /// Who is told that a limit is nearly used up.
+    pub webhook: Option<Arc<Webhook>>,
 }
 
 impl Upkeep {
@@ -107,6 +117,10 @@ impl Upkeep {
             tokio::spawn(self.clone().end_long_queries()),
             tokio::spawn(self.clone().watch_limits()),
         ];
+        if let Some(webhook) = &self.webhook {
+            let Self { database, health, metrics, limits_interval: pause, .. } = self.clone();
+            tasks.push(tokio::spawn(Poster { database, health, metrics, webhook: Arc::clone(webhook), pause }.run()));
+        }
         tasks.extend(self.start_owners());
         tasks
     }
@@ -294,6 +308,7 @@ impl Upkeep {
         let connection = self.database.connection().await?;
         while refused::trim(&connection, self.clocks.rows_days).await? {}
         gaps::forget(&connection).await?;
+        notices::forget(&connection).await?;
         quotas::forget(&connection).await
     }
 
@@ -314,21 +329,27 @@ impl Upkeep {
         }
     }
 
-    /// Shows how far limits are used.
+    /// Shows how far limits are used, and notes of which somebody is to be told.
     async fn watch_limits(self) {
         loop {
             self.while_away().await;
-            let seen = match self.database.connection().await {
-                Ok(connection) => quotas::state(&connection.with_timeout(LIMITS_PATIENCE), None, LIMITS_SHOWN).await,
-                Err(error) => Err(error),
-            };
-            match seen {
+            let began = Instant::now();
+            match self.seen_limits().await {
                 Ok(state) => {
                     self.metrics.limits.set_used(state.iter().map(|used| (used.quota.label(), used.percent / 100.0)));
                 }
                 Err(error) => warn!("could not look how far limits are used: {error}"),
             }
-            tokio::time::sleep(LIMITS_INTERVAL).await;
+            let longest = MAX_LIMITS_PAUSE.max(self.limits_interval);
+            tokio::time::sleep((began.elapsed() * LIMITS_REST).clamp(self.limits_interval, longest)).await;
+        }
+    }
+
+    async fn seen_limits(&self) -> Result<Vec<quotas::Used>, StoreError> {
+        let connection = self.database.connection().await?.with_timeout(LIMITS_PATIENCE);
+        match self.webhook {
+            Some(_) => quotas::state_noting(&connection, LIMITS_SHOWN).await,
+            None => quotas::state(&connection, None, LIMITS_SHOWN).await,
         }
     }
 

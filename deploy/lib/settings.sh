@@ -97,7 +97,8 @@ check_settings() {
   [[ ${setting[POSTGRES_HOST]} =~ ^[A-Za-z0-9.-]+$ ]] || wrong POSTGRES_HOST "an address or a host name"
   [[ ${setting[POSTGRES_ALLOW_FROM]} =~ ^[0-9./\ ]*$ ]] || wrong POSTGRES_ALLOW_FROM "networks like 10.0.0.0/24"
   [[ ${setting[VLLM_URL]} =~ ^https?://[^/]+/?$ ]] || wrong VLLM_URL "http://host:port without a path (clients' paths are passed on as they are)"
-  for name in DATA_DIR BACKUP_DIR VLLM_API_KEY_FILE; do
+  [[ ${setting[QUOTA_WEBHOOK_URL]} =~ ^(https?://[^/[:space:]@]+(/[^[:space:]]*)?)?$ ]] || wrong QUOTA_WEBHOOK_URL "http(s)://host/path"
+  for name in DATA_DIR BACKUP_DIR VLLM_API_KEY_FILE QUOTA_WEBHOOK_CA_FILE; do
     [[ ${setting[$name]} =~ ^(/[A-Za-z0-9._/-]*)?$ ]] || wrong $name "an absolute path without blanks"
   done
   check_ports "$file"
@@ -152,7 +153,7 @@ make_secrets() {
     done <"$secrets_file"
   fi
   for name in POSTGRES_PASSWORD KONG_DATABASE_PASSWORD COLLECTOR_DATABASE_PASSWORD WRITER_DATABASE_PASSWORD GRAFANA_DATABASE_PASSWORD \
-    COLLECTOR_TOKEN GRAFANA_ADMIN_PASSWORD GRAFANA_SECRET_KEY KONG_ADMIN_PASSWORD VLLM_KEY PROBE_KEY DIGEST_SALT; do
+    COLLECTOR_TOKEN QUOTA_WEBHOOK_SECRET GRAFANA_ADMIN_PASSWORD GRAFANA_SECRET_KEY KONG_ADMIN_PASSWORD VLLM_KEY PROBE_KEY DIGEST_SALT; do
     [ -z "${secret[$name]:-}" ] || continue
     case $name in
       # What is in Grafana's database was encrypted with the key that it had.
@@ -193,6 +194,7 @@ write_secret_files() {
   put_secret kong-admin-password '' "${secret[KONG_ADMIN_PASSWORD]}"
   put_secret vllm-api-key '' "${secret[VLLM_KEY]}"
   put_secret collector-token COLLECTOR "${secret[COLLECTOR_TOKEN]}"
+  put_secret quota-webhook-secret COLLECTOR "${secret[QUOTA_WEBHOOK_SECRET]}"
   put_secret database-url COLLECTOR "$(database_url "$(collector_login)")"
   put_secret owner-url COLLECTOR "$(database_url "llm_collector:${secret[COLLECTOR_DATABASE_PASSWORD]}")"
   put_secret grafana-admin-password GRAFANA "${secret[GRAFANA_ADMIN_PASSWORD]}"
@@ -315,6 +317,7 @@ write_config() {
   kong_program_environment | write_file "$config_dir/kong.env" 644
   container_passwd | write_file "$config_dir/passwd" 644
   collector_environment | write_file "$config_dir/collector.env" 644
+  webhook_roots | write_file "$config_dir/webhook-roots.pem" 644
   printf '%s' "$passed_on" | grep '^GF_' | write_file "$config_dir/grafana.env" 644 || true
   write_pg_hba
   write_prometheus
@@ -324,8 +327,20 @@ write_config() {
 collector_environment() {
   printf '%s' "$passed_on" | grep '^COLLECTOR_' || true
   echo "SITE_TIME_ZONE=${setting[SITE_TIME_ZONE]}"
+  echo "QUOTA_WEBHOOK_URL=${setting[QUOTA_WEBHOOK_URL]}"
   [ "${setting[KEEP_CONTENT_DAYS]}" = 0 ] || echo "COLLECTOR_KEEP_CONTENT_DAYS=${setting[KEEP_CONTENT_DAYS]}"
   [ "${setting[KEEP_ROWS_DAYS]}" = 0 ] || echo "COLLECTOR_KEEP_ROWS_DAYS=${setting[KEEP_ROWS_DAYS]}"
+}
+
+# Certificates by which the webhook is believed: the collector's image has none.
+webhook_roots() {
+  local file=${setting[QUOTA_WEBHOOK_CA_FILE]}
+  [[ ${setting[QUOTA_WEBHOOK_URL]} == https://* ]] || return 0
+  if [ -z "$file" ]; then
+    for file in /etc/ssl/certs/ca-certificates.crt /etc/pki/tls/certs/ca-bundle.crt /etc/ssl/cert.pem; do [ ! -r "$file" ] || break; done
+  fi
+  [ -r "$file" ] || fatal "cannot read $file (QUOTA_WEBHOOK_CA_FILE)"
+  cat "$file"
 }
 
 # Who may connect to PostgreSQL. The superuser: only from inside its own container, which the Docker socket guards.
@@ -403,8 +418,8 @@ LINES
     cat <<LINES
 POSTGRESQL_DIGEST=$(digest_of "$config_dir/pg_hba.conf" "$config_dir/passwd")
 KONG_DIGEST=$(digest_of "$release_dir/kong-plugins")-$(secret_digest "${secret[KONG_DATABASE_PASSWORD]}" "${secret[KONG_ADMIN_PASSWORD]}")
-COLLECTOR_DIGEST=$(secret_digest "${secret[COLLECTOR_TOKEN]}" "$(collector_login)")
-UPKEEP_DIGEST=$(secret_digest "${secret[COLLECTOR_TOKEN]}" "${secret[COLLECTOR_DATABASE_PASSWORD]}")
+COLLECTOR_DIGEST=$(digest_of "$config_dir/webhook-roots.pem")-$(secret_digest "${secret[COLLECTOR_TOKEN]}" "$(collector_login)" "${secret[QUOTA_WEBHOOK_SECRET]}")
+UPKEEP_DIGEST=$(digest_of "$config_dir/webhook-roots.pem")-$(secret_digest "${secret[COLLECTOR_TOKEN]}" "${secret[COLLECTOR_DATABASE_PASSWORD]}" "${secret[QUOTA_WEBHOOK_SECRET]}")
 PROMETHEUS_DIGEST=$(digest_of "$config_dir/prometheus")
 GRAFANA_DIGEST=$(digest_of "$release_dir/grafana")-$(secret_digest "${secret[GRAFANA_DATABASE_PASSWORD]}" "${secret[GRAFANA_SECRET_KEY]}")
 LINES

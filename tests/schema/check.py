@@ -67,7 +67,14 @@ ANSWER = {
         "used": [[7, "alice", 1795734000, 1234.5]], "counted": {"4711-1-ab": [[1, 180]]},
     },
 }
-WHOLE = {"log-entry.json": ENTRY, "sync-request.json": REQUEST, "sync-answer.json": ANSWER}
+NOTICE = {
+    "v": 1, "type": "quota.threshold", "id": "7-1795734000-80-ml", "text": "team ml: 80 %", "threshold": 80,
+    "limit": {"id": 7, "subject": "team", "name": "ml", "models": "%", "unit": "tokens", "currency": "", "per": "day",
+              "amount": 2000000, "mode": "soft"},
+    "used": 1640000, "left": 360000, "percent": 82.0, "starts_at": "2026-11-26T23:00:00Z", "resets_at": "2026-11-27T23:00:00Z",
+    "resets": "2026-11-28 00:00 Europe/Berlin", "noted_at": "2026-11-27T14:03:21Z",
+}
+WHOLE = {"quota-notice.json": NOTICE, "log-entry.json": ENTRY, "sync-request.json": REQUEST, "sync-answer.json": ANSWER}
 
 # Whose members may be anything, or are told by their neighbours' types.
 OPEN = ["querystring", "usage", "route", "service", "tries"]
@@ -148,6 +155,7 @@ class Schemas(unittest.TestCase):
             ("sync-request.json", ("responses_asked",), ["x"] * 1001), ("sync-answer.json", ("v",), "1"),
             ("sync-answer.json", ("responses", 0, "id"), ""), ("sync-request.json", ("queue", "models", ""), {}),
             ("sync-request.json", ("queue", "models", "Qwen", "waiting"), -1), ("sync-request.json", ("queue", "waiting", "alice"), 1.5),
+            ("quota-notice.json", ("threshold",), 90), ("quota-notice.json", ("noted_at",), "yesterday"),
         ]:
             with self.subTest(schema=name, path=path, wrong=wrong):
                 self.assertNotEqual(faults(name, changed(WHOLE[name], path, wrong)), [])
@@ -178,6 +186,13 @@ class Contract(unittest.TestCase):
         example = json.loads(re.search(r"```json\n(.*?)```", CONTRACT, re.S).group(1))
         self.assertEqual(faults("sync-request.json", example), [])
         self.assertEqual(set(example), set(SCHEMAS["sync-request.json"]["properties"]))
+
+
+    def test_the_notice_of_a_webhook_is_valid_and_has_every_member(self):
+        quotas = (PROJECT / "docs/quotas.md").read_text()
+        example = json.loads(re.search(r"```json\n(.*?)```", quotas, re.S).group(1))
+        self.assertEqual(faults("quota-notice.json", example), [])
+        self.assertEqual(set(example), set(SCHEMAS["quota-notice.json"]["properties"]))
 
 
 class Recorded(unittest.TestCase):

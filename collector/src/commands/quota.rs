@@ -1,16 +1,19 @@
-//! `quota set`, `list`, `remove`, `status`.
+//! `quota set`, `list`, `remove`, `status`, `webhook-test`.
 
 use std::time::Duration;
 
-use anyhow::{Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow, bail};
+use chrono::Utc;
 use serde_json::{Value, json};
 
 use super::table;
 use crate::commands;
-use crate::config::{AmountArgs, OfArgs, QuotaAction, QuotaSettings};
+use crate::config::{AmountArgs, OfArgs, QuotaAction, QuotaSettings, WebhookArgs};
 use crate::kong::people;
+use crate::notices;
 use crate::page::{grouped, number};
 use crate::store::quotas::{self, Key, MAX_QUOTAS, Quota, Used};
+use crate::webhook;
 
 /// Rows of `status` for a terminal, and for a program.
 const MAX_LINES: i64 = 200;
@@ -22,8 +25,13 @@ const MAX_PATTERN: usize = 200;
 
 /// Carries out the action; returns what to print.
 pub async fn run(settings: &QuotaSettings) -> Result<String> {
-    let database = commands::database(&settings.database).await?;
+    let database = match &settings.action {
+        QuotaAction::WebhookTest { webhook } => return webhook_test(webhook),
+        _ => commands::database(&settings.database).await?,
+    };
     match &settings.action {
+        // Is over by now.
+        QuotaAction::WebhookTest { .. } => Ok(String::new()),
         QuotaAction::Set { who, amount, currency, per, models, mode } => {
             let (kind, name) =
                 whose(who)?.ok_or_else(|| anyhow!("whose limit is it: --user, --team, --each-user or --everybody?"))?;
@@ -89,6 +97,16 @@ pub async fn run(settings: &QuotaSettings) -> Result<String> {
             }
             if *json { lines(&state.iter().map(state_json).collect::<Vec<_>>()) } else { Ok(status(&state)) }
         }
+    }
+}
+
+/// Posts a sample.
+fn webhook_test(args: &WebhookArgs) -> Result<String> {
+    let webhook = args.webhook()?.context("no webhook is set: QUOTA_WEBHOOK_URL says where it is")?;
+    match webhook.post(&notices::sample(Utc::now())) {
+        Ok(status) if webhook::is_taken(status) => Ok(format!("{} took the sample: status {status}\n", webhook.place())),
+        Ok(status) => bail!("{} did not take the sample: status {status}", webhook.place()),
+        Err(reason) => bail!("{} did not answer: {reason}", webhook.place()),
     }
 }
 

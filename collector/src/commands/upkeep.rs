@@ -36,6 +36,8 @@ pub async fn run(settings: &UpkeepSettings) -> Result<()> {
         search_index: settings.search_index,
         days: Arc::default(),
         addresses: Arc::default(),
+        limits_interval: Duration::MAX,
+        webhook: None,
     };
     let tasks = upkeep.start_owners();
     info!("the schema is current; {} kinds of upkeep are at work", tasks.len());

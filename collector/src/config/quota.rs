@@ -1,9 +1,13 @@
 //! Settings of `quota`.
 
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
 use clap::{Args, Subcommand, ValueEnum};
 
-use super::DatabaseArgs;
 use super::usage::currency;
+use super::{DatabaseArgs, secret};
+use crate::webhook::Webhook;
 
 /// Settings of `quota`.
 #[derive(Debug, Args)]
@@ -69,6 +73,39 @@ pub enum QuotaAction {
         #[arg(long)]
         json: bool,
     },
+    /// Post a sample to the webhook, and say what it answers
+    WebhookTest {
+        #[command(flatten)]
+        webhook: WebhookArgs,
+    },
+}
+
+/// Who is told that a limit is nearly used up.
+#[derive(Debug, Clone, Args)]
+pub struct WebhookArgs {
+    /// Address to which is posted that a limit is used to 80, 95 or 100 %, as signed JSON; not given, nobody is told
+    #[arg(long, env = "QUOTA_WEBHOOK_URL", hide_env_values = true)]
+    pub quota_webhook_url: Option<String>,
+    /// File that holds the secret with which it is signed
+    #[arg(long, env = "QUOTA_WEBHOOK_SECRET_FILE")]
+    pub quota_webhook_secret_file: Option<PathBuf>,
+    /// Root certificates by which the receiver is believed; not given, those of the system
+    #[arg(long, env = "QUOTA_WEBHOOK_CA_FILE")]
+    pub quota_webhook_ca_file: Option<PathBuf>,
+}
+
+impl WebhookArgs {
+    /// The receiver, if there is one.
+    pub fn webhook(&self) -> Result<Option<Webhook>> {
+        let Some(url) = self.quota_webhook_url.as_deref().filter(|url| !url.is_empty()) else { return Ok(None) };
+        let secret = secret(None, self.quota_webhook_secret_file.as_deref())
+            .context("cannot read the secret of the webhook (QUOTA_WEBHOOK_SECRET_FILE)")?
+            .context(
+                "QUOTA_WEBHOOK_URL wants a secret to sign with: put one into a file, and name that in QUOTA_WEBHOOK_SECRET_FILE",
+            )?;
+        let roots = self.quota_webhook_ca_file.as_deref().filter(|path| !path.as_os_str().is_empty());
+        Ok(Some(Webhook::new(url, secret, roots)?))
+    }
 }
 
 /// Whose limits are meant.

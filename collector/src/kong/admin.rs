@@ -8,9 +8,11 @@ use base64::engine::general_purpose::STANDARD;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::Value;
 use ureq::http::{Method, Request};
+use ureq::tls::TlsConfig;
 
 use super::failure::{Failure, Outcome};
 use crate::config::AdminArgs;
+use crate::webhook;
 
 /// Longest wait for an answer. Kong's own database may be busy.
 const TIMEOUT: Duration = Duration::from_secs(30);
@@ -95,17 +97,22 @@ impl Admin {
     pub fn new(args: &AdminArgs) -> Outcome<Self> {
         let file = args.kong_admin_password_file.as_deref();
         let password = secret("KONG_ADMIN_PASSWORD", args.kong_admin_password.as_deref(), file)?;
+        let url = args.url().to_owned();
+        // Whatever is not plain needs to know whom to believe.
+        let is_plain = url.starts_with("http://");
+        let tls =
+            if is_plain { TlsConfig::default() } else { webhook::tls(None).map_err(|error| Failure::new(error.to_string()))? };
         let agent = ureq::Agent::config_builder()
             .timeout_global(Some(TIMEOUT))
             .timeout_connect(Some(CONNECT_TIMEOUT))
             .http_status_as_error(false)
             .max_redirects(0)
             .max_redirects_will_error(false)
+            .tls_config(tls)
             // A proxy for the internet must not see this.
             .proxy(None)
             .build()
             .into();
-        let url = args.url().to_owned();
         Ok(Self { agent, url, authorization: password.as_deref().map(administrator), secrets: password.into_iter().collect() })
     }
 

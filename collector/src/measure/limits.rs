@@ -28,11 +28,38 @@ struct RefusedLabels {
     model: String,
 }
 
+/// What became of a notice that a limit is nearly used up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// The webhook took it.
+    Sent,
+    /// It did not, and is asked again.
+    Failed,
+    /// It did not while the window was open.
+    GivenUp,
+}
+
+impl Outcome {
+    fn word(self) -> &'static str {
+        match self {
+            Self::Sent => "sent",
+            Self::Failed => "failed",
+            Self::GivenUp => "given_up",
+        }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct NoticeLabels {
+    outcome: &'static str,
+}
+
 /// The series about limits.
 #[derive(Debug, Default)]
 pub struct Limits {
     used: Family<LimitLabel, Gauge<f64, AtomicU64>>,
     refused: Family<RefusedLabels, Counter>,
+    notices: Family<NoticeLabels, Counter>,
     /// Those that `used` has series of.
     shown: labels::Shown<LimitLabel>,
 }
@@ -48,6 +75,8 @@ impl Limits {
             "Calls that the gateway answered in place of a model, by what refused them",
             limits.refused.clone(),
         );
+        let help = "Notices about limits that were posted to the webhook, by what became of them";
+        registry.register("quota_notices", help, limits.notices.clone());
         limits
     }
 
@@ -55,6 +84,14 @@ impl Limits {
     pub(super) fn observe_refused(&self, by: &str, model: &str) {
         let by = REFUSERS.into_iter().find(|refuser| *refuser == by).unwrap_or(OTHER);
         self.refused.get_or_create_owned(&RefusedLabels { by, model: model.to_owned() }).inc();
+    }
+
+    /// Counts notices.
+    pub fn observe_notices(&self, outcome: Outcome, number: usize) {
+        if number > 0 {
+            let labels = NoticeLabels { outcome: outcome.word() };
+            self.notices.get_or_create_owned(&labels).inc_by(u64::try_from(number).unwrap_or(u64::MAX));
+        }
     }
 
     /// Notes how far limits are used, the fullest first; of one name the first counts. What is not there any more is shown no longer.

@@ -3,6 +3,7 @@
 use chrono::{DateTime, Utc};
 use tokio_postgres::Row;
 
+use super::notices;
 use super::pool::{PooledConnection, StoreError};
 
 /// Limits at most: all of them are told to every node.
@@ -153,28 +154,45 @@ pub async fn remove_of(
     rows.iter().map(|row| Ok(quota(row)?)).collect()
 }
 
+/// What [`used`] reads, of a row `s` as `llm_quota_state` has it; `site` is the site's clock.
+pub(super) const USED_COLUMNS: &str = "s.quota_id, s.subject_kind, s.subject, s.models, s.unit, s.currency, s.per,
+    trim_scale(s.amount)::text, s.mode, s.used::text, trim_scale(greatest(0, s.amount - s.used))::text,
+    CASE WHEN s.amount = 0 THEN 100 ELSE s.used / s.amount * 100 END::float8 AS percent, s.starts_at, s.ends_at,
+    to_char(s.ends_at AT TIME ZONE site.zone, 'YYYY-MM-DD HH24:MI ') || site.zone";
+
+pub(super) fn used(row: &Row) -> Result<Used, tokio_postgres::Error> {
+    Ok(Used {
+        quota: quota(row)?,
+        used: row.try_get(9)?,
+        left: row.try_get(10)?,
+        percent: row.try_get(11)?,
+        starts_at: row.try_get(12)?,
+        ends_at: row.try_get(13)?,
+        resets: row.try_get(14)?,
+    })
+}
+
 /// How far limits are used now: the fullest first, at most `most`. With a user what holds for this one and for everybody together.
 pub async fn state(connection: &PooledConnection<'_>, user: Option<&str>, most: i64) -> Result<Vec<Used>, StoreError> {
-    const QUERY: &str =
-        "SELECT s.quota_id, s.subject_kind, s.subject, s.models, s.unit, s.currency, s.per, trim_scale(s.amount)::text, s.mode,
-            s.used::text, trim_scale(greatest(0, s.amount - s.used))::text,
-            CASE WHEN s.amount = 0 THEN 100 ELSE s.used / s.amount * 100 END::float8 AS percent, s.starts_at, s.ends_at,
-            to_char(s.ends_at AT TIME ZONE site.zone, 'YYYY-MM-DD HH24:MI ') || site.zone
-        FROM llm_quota_state(now(), $2) s CROSS JOIN (SELECT llm_site_zone() AS zone) site
-        ORDER BY percent DESC, s.quota_id, s.subject COLLATE \"C\" LIMIT $1";
-    let rows = connection.bounded(connection.client().query(QUERY, &[&most, &user])).await?;
-    let used = |row: &Row| {
-        Ok(Used {
-            quota: quota(row)?,
-            used: row.try_get(9)?,
-            left: row.try_get(10)?,
-            percent: row.try_get(11)?,
-            starts_at: row.try_get(12)?,
-            ends_at: row.try_get(13)?,
-            resets: row.try_get(14)?,
-        })
-    };
-    rows.iter().map(used).collect()
+    let query = state_query("");
+    let rows = connection.bounded(connection.client().query(&query, &[&most, &user])).await?;
+    rows.iter().map(|row| Ok(used(row)?)).collect()
+}
+
+/// The same, and notes which limits passed a threshold (see [`super::notices`]).
+pub async fn state_noting(connection: &PooledConnection<'_>, most: i64) -> Result<Vec<Used>, StoreError> {
+    let query = state_query(notices::NOTING);
+    let parameters: [&(dyn tokio_postgres::types::ToSql + Sync); 3] = [&most, &None::<&str>, &notices::THRESHOLDS.as_slice()];
+    let rows = connection.bounded(connection.client().query(&query, &parameters)).await?;
+    rows.iter().map(|row| Ok(used(row)?)).collect()
+}
+
+fn state_query(beside: &str) -> String {
+    format!(
+        "WITH state AS MATERIALIZED (SELECT * FROM llm_quota_state(now(), $2)){beside}
+        SELECT {USED_COLUMNS} FROM state s CROSS JOIN (SELECT llm_site_zone() AS zone) site
+        ORDER BY percent DESC, s.quota_id, s.subject COLLATE \"C\" LIMIT $1"
+    )
 }
 
 /// What a node is answered that has the usage as of `version` and limits as of `revision`: JSON, described in `docs/contract.md`.

@@ -29,3 +29,4 @@ mod sync;
 mod teams;
 mod upkeep;
 mod usage;
+mod webhook;

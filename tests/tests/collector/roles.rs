@@ -9,6 +9,8 @@ use gateway_tests::fixtures;
 use gateway_tests::postgres::{Cluster, Database, connect};
 use gateway_tests::process::wait_until;
 
+use crate::webhook::Receiver;
+
 /// The kit's database `llm` with its roles, as an installation makes them.
 struct Kit {
     cluster: Cluster,
@@ -118,7 +120,10 @@ async fn whoever_reads_dashboards_can_leave_nothing_behind() {
 #[tokio::test]
 async fn the_collector_works_with_a_role_that_can_add_and_take_nothing_away() {
     let kit = Kit::install().await;
-    let app = TestApp::start_on(Database { url: kit.url("llm_writer") }, &["--keep-content-days", "7"]).await;
+    let receiver = Receiver::start(&[]);
+    let arguments: Vec<&str> = ["--keep-content-days", "7"].into_iter().chain(receiver.arguments()).collect();
+    let app = TestApp::start_on(Database { url: kit.url("llm_writer") }, &arguments).await;
+    kit.psql("llm", "INSERT INTO llm_quotas (subject_kind, unit, per, amount) VALUES ('everybody', 'calls', 'month', 1)");
     let days_ago = |days: i64| chrono::Utc::now().timestamp_millis() - days * 86_400_000;
     let entries =
         [("a", 0), ("b", 3), ("c", 20), ("d", 5_000), ("a", 0)].map(|(id, days)| fixtures::small_entry(id, days_ago(days)));
@@ -129,6 +134,7 @@ async fn the_collector_works_with_a_role_that_can_add_and_take_nothing_away() {
     let synced = app.post("/sync", r#"{"node":"n","quota":{"workers":["w"]}}"#, &[]).await;
     assert_eq!((synced.status, &synced.json()["quota"]["full"]), (200, &serde_json::json!(true)), "{}", synced.text);
     assert_eq!(kit.number("SELECT count(*) FROM llm_rejected").await, 1);
+    assert_eq!(receiver.wait_for(1).await[0]["threshold"], 100);
     let writer = connect(&kit.url("llm_writer")).await;
     for statement in [
         "SELECT llm_compact_usage()",

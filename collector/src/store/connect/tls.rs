@@ -23,10 +23,7 @@ use tokio_rustls::rustls::server::ParsedCertificate;
 use tokio_rustls::rustls::{CertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme};
 
 use super::SslMode;
-
-/// Where systems keep the certificates that they trust: `sslrootcert=system`.
-const SYSTEM_CERTIFICATES: [&str; 3] =
-    ["/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/cert.pem"];
+use crate::certificates;
 
 /// Why TLS cannot be set up.
 #[derive(Debug, thiserror::Error)]
@@ -101,18 +98,11 @@ impl Tls {
 }
 
 fn certificates(setting: &'static str, path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
-    let fault = |reason: String| TlsError::File { setting, path: path.to_owned(), reason };
-    let found: Result<Vec<_>, _> = CertificateDer::pem_file_iter(path).and_then(Iterator::collect);
-    match found {
-        Ok(certificates) if certificates.is_empty() => Err(fault("it holds no certificate".to_owned())),
-        Ok(certificates) => Ok(certificates),
-        Err(error) => Err(fault(error.to_string())),
-    }
+    certificates::of_file(path).map_err(|certificates::Unusable { path, reason }| TlsError::File { setting, path, reason })
 }
 
 fn system_certificates() -> Result<Vec<CertificateDer<'static>>, TlsError> {
-    let path = SYSTEM_CERTIFICATES.iter().map(Path::new).find(|path| path.exists()).ok_or(TlsError::NoRoots)?;
-    certificates("sslrootcert", path)
+    certificates("sslrootcert", certificates::system_file().ok_or(TlsError::NoRoots)?)
 }
 
 /// What is verified of a server's certificate.
