@@ -71,3 +71,7 @@ WHERE relnamespace = 'public'::regnamespace
   AND relname IN ('llm_logs', 'llm_usage_hourly', 'llm_usage_daily', 'llm_usage_costs', 'llm_usage_counts', 'llm_usage_day_costs', 'llm_model_prices',
       'llm_partitions', 'llm_searchable', 'llm_sequence_gaps', 'llm_retention_rounds', 'llm_upkeep')
   AND NOT has_table_privilege('llm_grafana', oid, 'SELECT') \gexec
+
+SELECT 'GRANT EXECUTE ON FUNCTION public.llm_quota_overview() TO llm_grafana'
+WHERE to_regprocedure('public.llm_quota_overview()') IS NOT NULL
+  AND NOT has_function_privilege('llm_grafana', to_regprocedure('public.llm_quota_overview()'), 'EXECUTE') \gexec

@@ -39,6 +39,10 @@ pub struct Gauges {
     pub queue_stalled_seconds: f64,
     /// Entries that were left out since the workers' start.
     pub entries_left_out: f64,
+    /// Calls whose tokens the node counts itself, until they are in the usage that it is told.
+    pub quota_pending: f64,
+    /// Amounts that found no room on the node.
+    pub quota_lost: f64,
 }
 
 type NodeGauge = Family<NodeLabel, Gauge<f64, AtomicU64>>;
@@ -63,6 +67,8 @@ pub struct Nodes {
     queue_bytes: NodeGauge,
     queue_stalled: NodeGauge,
     entries_left_out: NodeGauge,
+    quota_pending: NodeGauge,
+    quota_lost: NodeGauge,
     /// What waits for places of model servers.
     pub queues: AllQueues,
     heard: Mutex<HashMap<String, Heard>>,
@@ -79,6 +85,8 @@ impl Nodes {
             queue_bytes: Family::default(),
             queue_stalled: Family::default(),
             entries_left_out: Family::default(),
+            quota_pending: Family::default(),
+            quota_lost: Family::default(),
             queues: AllQueues::register(registry),
             heard: Mutex::default(),
         };
@@ -100,11 +108,22 @@ impl Nodes {
             "Log entries that the node's workers could not keep, since their start",
             nodes.entries_left_out.clone(),
         );
+        let help = "Calls from the first one whose tokens only the node itself has counted";
+        registry.register("quota_pending", help, nodes.quota_pending.clone());
+        registry.register("quota_lost", "Amounts of limits that found no room on the node", nodes.quota_lost.clone());
         nodes
     }
 
-    fn families(&self) -> [&NodeGauge; 5] {
-        [&self.sync_age, &self.queue_entries, &self.queue_bytes, &self.queue_stalled, &self.entries_left_out]
+    fn families(&self) -> [&NodeGauge; 7] {
+        [
+            &self.sync_age,
+            &self.queue_entries,
+            &self.queue_bytes,
+            &self.queue_stalled,
+            &self.entries_left_out,
+            &self.quota_pending,
+            &self.quota_lost,
+        ]
     }
 
     /// Notes what a node told; without queues where it has none.
@@ -116,7 +135,15 @@ impl Nodes {
         heard.insert(node.to_owned(), Heard { at: Instant::now(), in_flight: gauges.in_flight });
         self.queues.observe(node, queues);
         let label = NodeLabel { node: node.to_owned() };
-        let values = [0.0, gauges.queue_entries, gauges.queue_bytes, gauges.queue_stalled_seconds, gauges.entries_left_out];
+        let values = [
+            0.0,
+            gauges.queue_entries,
+            gauges.queue_bytes,
+            gauges.queue_stalled_seconds,
+            gauges.entries_left_out,
+            gauges.quota_pending,
+            gauges.quota_lost,
+        ];
         for (family, value) in self.families().into_iter().zip(values) {
             family.get_or_create_owned(&label).set(value);
         }

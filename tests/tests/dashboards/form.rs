@@ -19,10 +19,17 @@ fn for_each_panel(check: impl Fn(&Dashboard, &Value, &str)) {
 fn dashboards_have_fixed_uids_a_tag_and_links_to_each_other() {
     let dashboards = grafana::dashboards();
     let files: Vec<&str> = dashboards.iter().map(|dashboard| dashboard.file.as_str()).collect();
-    assert_eq!(
-        files,
-        ["audit-pipeline", "capacity", "conversation", "conversations", "fair-share", "gateway-overview", "usage-and-cost"]
-    );
+    let expected = [
+        "audit-pipeline",
+        "capacity",
+        "conversation",
+        "conversations",
+        "fair-share",
+        "gateway-overview",
+        "quotas",
+        "usage-and-cost",
+    ];
+    assert_eq!(files, expected);
     for dashboard in &dashboards {
         // Links and bookmarks are made of the uid.
         assert_eq!(text(&dashboard.json, "/uid"), format!("llm-{}", dashboard.file));

@@ -80,7 +80,7 @@ async fn collector_pages() -> [String; 2] {
         app.log(fixtures::entry(name)).await;
     }
     // What a node of Kong tells, as its plugin does once a second.
-    let told = r#"{"v":1,"queue":{"models":{"Qwen":{"in_flight":8,"waiting":9,"share":{"user":"bob","places":6}}},"waiting":{"bob":9}},"node":"gateway:8111","workers":[],"gauges":{"in_flight":1,"queue_entries":2,"queue_bytes":4096,"queue_stalled_seconds":0,"entries_left_out":3}}"#;
+    let told = r#"{"v":1,"queue":{"models":{"Qwen":{"in_flight":8,"waiting":9,"share":{"user":"bob","places":6}}},"waiting":{"bob":9}},"node":"gateway:8111","workers":[],"gauges":{"in_flight":1,"queue_entries":2,"queue_bytes":4096,"queue_stalled_seconds":0,"entries_left_out":3,"quota_pending":4,"quota_lost":0}}"#;
     assert_eq!(app.post("/sync", told, &[]).await.status, 200);
     app.log(held("first")).await;
     let first = app.get("/metrics").await.text;

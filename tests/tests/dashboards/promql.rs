@@ -8,10 +8,11 @@ use serde_json::Value;
 use crate::prometheus::Prometheus;
 
 /// Queries that may give nothing, and why.
-const MAY_BE_EMPTY: [(&str, &str); 4] = [
+const MAY_BE_EMPTY: [(&str, &str); 5] = [
     ("gateway-overview: Alerts: A", "nothing is wrong in the recordings"),
     ("audit-pipeline: Masked: A", "begins with the first match"),
     ("audit-pipeline: Addresses of a user: A", "the recorded calls are not of the last hour"),
+    ("quotas: Nearest to their limit: A", "nobody set a limit in the recordings"),
     ("capacity: Disk full in: A", "only a disk that fills up has a day when it is full"),
 ];
 

@@ -39,12 +39,17 @@ impl Grafana {
         owner
             .batch_execute(
                 "INSERT INTO llm_model_prices (model_pattern, prompt_per_million, completion_per_million, currency)
-                 VALUES ('%', 2, 6, 'EUR')",
+                 VALUES ('%', 2, 6, 'EUR');
+                 INSERT INTO llm_quotas (subject_kind, subject_name, unit, per, amount)
+                 VALUES ('team', 'ml', 'tokens', 'day', 500), ('everybody', '', 'calls', 'hour', 0)",
             )
             .await
-            .expect("a price");
+            .expect("a price and limits");
         let newest = "SELECT (extract(epoch FROM max(started_at)) * 1000)::bigint FROM llm_logs WHERE started_at < '2027-01-01'";
         let end_ms = database.number(newest).await + 1_000;
+        let refused = "UPDATE llm_logs SET refused_by = 'quota' WHERE id IN (
+            SELECT id FROM llm_logs WHERE started_at < '2027-01-01' ORDER BY started_at DESC LIMIT 3)";
+        owner.batch_execute(refused).await.expect("refused calls");
         Self { client: as_grafana(&database).await, owner, end_ms }
     }
 
@@ -198,6 +203,27 @@ impl Table {
             self.columns.iter().position(|column| column == name).unwrap_or_else(|| panic!("no {name} in {:?}", self.columns));
         self.rows.iter().map(|row| row[at].as_deref().unwrap_or_default()).collect()
     }
+}
+
+#[tokio::test]
+async fn limits_are_listed_with_the_fullest_first() {
+    let grafana = Grafana::with_recorded_entries().await;
+    let dashboards = grafana::dashboards();
+    let dashboard = dashboards.iter().find(|dashboard| dashboard.file == "quotas").expect("the dashboard");
+    let queries = dashboard.queries();
+    let ask = async |place: &str| {
+        let query = queries.iter().find(|query| query.place == place).expect("the panel");
+        grafana.ask(query, Moment::before(grafana.end_ms, 86_400), &dashboard.defaults()).await.unwrap()
+    };
+    let limits = ask("quotas: Limits: A").await;
+    assert_eq!(limits.column("For"), ["everybody", "team ml"]);
+    assert_eq!((limits.column("Limit"), limits.column("Used")), (vec!["0", "500"], vec!["0", "0"]));
+    assert_eq!((limits.column("Left"), limits.column("Used part")), (vec!["0", "500"], vec!["1", "0"]));
+    assert!(limits.column("All there again").iter().all(|when| when.ends_with(":00 UTC")), "{limits:?}");
+    assert_eq!(ask("quotas: Limits from 95 %: A").await.rows, [[Some("1".to_owned())]]);
+    let refused = ask("quotas: Refused most: A").await;
+    let calls: i64 = refused.column("Calls").iter().map(|calls| calls.parse::<i64>().unwrap()).sum();
+    assert_eq!((calls, refused.column("Refused by")[0]), (3, "quota"));
 }
 
 #[tokio::test]
