@@ -78,6 +78,20 @@ build = {
       "kong/plugins/llm-audit/usage_counts.lua",
     ["kong.plugins.llm-audit.usage_filter"] =
       "kong/plugins/llm-audit/usage_filter.lua",
+    ["kong.plugins.llm-queue.gauges"] =
+      "kong/plugins/llm-queue/gauges.lua",
+    ["kong.plugins.llm-queue.handler"] =
+      "kong/plugins/llm-queue/handler.lua",
+    ["kong.plugins.llm-queue.places"] =
+      "kong/plugins/llm-queue/places.lua",
+    ["kong.plugins.llm-queue.schema"] =
+      "kong/plugins/llm-queue/schema.lua",
+    ["kong.plugins.llm-queue.turns"] =
+      "kong/plugins/llm-queue/turns.lua",
+    ["kong.plugins.llm-queue.weights"] =
+      "kong/plugins/llm-queue/weights.lua",
+    ["kong.plugins.llm-queue.words"] =
+      "kong/plugins/llm-queue/words.lua",
     ["kong.plugins.llm-quota.counts"] =
       "kong/plugins/llm-quota/counts.lua",
     ["kong.plugins.llm-quota.estimate"] =

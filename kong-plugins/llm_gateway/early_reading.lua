@@ -63,6 +63,38 @@ function M.read(asked, read)
 end
 
 
+-- Reads the request unless a plugin in front has, or it cannot be read.
+-- @return nil, or how to answer
+function M.once(asked)
+  local expected = reading.expected_body(asked.api)
+  if asked.found or not expected or reading.is_encoded()
+    or reading.hides_length()
+  then
+    return nil
+  end
+
+  kong.ctx.plugin.has_read = true
+  local lacking = M.lacks_room(asked)
+  if lacking then
+    return lacking
+  end
+
+  local _, err = M.read(asked, expected == "json" and reading.read_json
+                               or reading.read_form)
+
+  return err
+end
+
+
+-- Something else than its body is waited for, before the call comes to
+-- llm-audit.
+-- @param is_on whether it begins or ends
+function M.hold(asked, is_on)
+  asked.is_reading = is_on or nil
+  kong.ctx.plugin.is_reading = is_on or nil
+end
+
+
 -- In `log`: where the client went away while this plugin waited for the body,
 -- Kong comes to no phase of llm-audit.
 function M.log(asked)
@@ -73,6 +105,14 @@ function M.log(asked)
   end
   reading.close(asked)
   reading.leave(asked)
+end
+
+
+-- In `log` of a plugin that used M.once or M.hold.
+function M.log_once(asked)
+  if kong.ctx.plugin.has_read or kong.ctx.plugin.is_reading then
+    M.log(asked)
+  end
 end
 
 

@@ -94,6 +94,15 @@ function M.api_of(asked)
 end
 
 
+-- Whether a model would work for the call. Lists of models, and what is asked
+-- of stored responses, are no work.
+function M.is_work(asked)
+  return kong.request.get_method() == "POST" and M.api_of(asked) ~= "models"
+         and not (asked.api == "responses"
+                  and find(forwarded.path(), "/v1/responses/[^/]"))
+end
+
+
 -- @return what stands for who calls, in memory only
 function M.caller()
   local consumer = kong.client.get_consumer()

@@ -123,6 +123,11 @@ class Handler(Stub):
         with LOCK, open(path("asked"), "ab") as file:
             file.write(body + b"\n")
         asked = json.loads(body)
+        if "X-Vllm-Priority" in self.headers:
+            with LOCK, open(path("priorities"), "a") as file:
+                file.write(self.headers["X-Vllm-Priority"] + "\n")
+        while os.path.exists(path("hold")):
+            time.sleep(0.01)
         time.sleep(int(self.headers.get("X-Slow", 0)) / 1000)
         status = int(self.headers.get("X-Status", 200))
         if status != 200:

@@ -27,7 +27,7 @@
 #   --log-level L   KONG_LOG_LEVEL               default notice
 #   --state FILE    NGINX_HOST_STATE             keeps what the Admin API was told
 #                                                over a restart; default: memory only
-#                   KONG_PLUGINS                 default bundled,llm-audit,llm-router,llm-quota
+#                   KONG_PLUGINS                 default bundled,llm-audit,llm-router,llm-quota,llm-queue
 #                   KONG_NGINX_HTTP_CLIENT_BODY_BUFFER_SIZE       default 8k
 #                   KONG_NGINX_HTTP_CLIENT_MAX_BODY_SIZE          default 0
 #                   KONG_WORKER_STATE_UPDATE_FREQUENCY  seconds until changes
@@ -187,7 +187,7 @@ prepare() {
   fi
   rm -f "$prefix/nginx.pid" "$prefix/host.env"
   export NGINX_HOST_PREFIX=$prefix NGINX_HOST_STATE=$state
-  export NGINX_HOST_PLUGINS=${KONG_PLUGINS:-bundled,llm-audit,llm-router,llm-quota}
+  export NGINX_HOST_PLUGINS=${KONG_PLUGINS:-bundled,llm-audit,llm-router,llm-quota,llm-queue}
   export NGINX_HOST_VERSION=${NGINX_HOST_VERSION:-3.9.5}
   export NGINX_HOST_UPDATE_FREQUENCY=${KONG_WORKER_STATE_UPDATE_FREQUENCY:-0}
   export NGINX_HOST_WATCH_PID=${NGINX_HOST_WATCH_PID:-}

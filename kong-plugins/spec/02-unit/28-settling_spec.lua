@@ -29,7 +29,7 @@ describe("llm-audit", function()
       on_number = function(_, ...)
         told[#told + 1] = { ... }
       end,
-    } or nil }
+    } or nil, wants_usage = has_limit ~= false }
 
     return running:call({ request = { body = '{"model":"m"}' },
                           response = response, asked = asked })
@@ -51,7 +51,8 @@ describe("llm-audit", function()
 
   it("reads streams, also what their clients are not shown", function()
     running = gateway.new({ capture = "full" })
-    local asked = { limited = { on_number = function() end } }
+    local asked = { wants_usage = true,
+                    limited = { on_number = function() end } }
     local result = running:call({
       request = { body = fixtures.request("chat-en-stream") },
       response = { headers = SSE,

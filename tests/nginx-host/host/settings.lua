@@ -23,7 +23,7 @@ local version = value("NGINX_HOST_VERSION", "3.9.5")
 return {
   prefix = value("NGINX_HOST_PREFIX", "."),
   -- Kong's `plugins` property: names, `bundled` for those Kong brings.
-  plugins = list(value("NGINX_HOST_PLUGINS", "bundled,llm-audit,llm-router,llm-quota")),
+  plugins = list(value("NGINX_HOST_PLUGINS", "bundled,llm-audit,llm-router,llm-quota,llm-queue")),
   version = version,
   server_token = "kong/" .. version,
   state_file = value("NGINX_HOST_STATE"),

@@ -177,7 +177,7 @@ local function header_filter(_, conf)
                   and new_capture(conf.max_response_body_size)
                   or reported.capture(status, content_type, encoding)
   -- With bodies the collector reads what was reported, unless it matters here.
-  if call.asked.limited and conf.capture == "full" and not call.ends then
+  if call.asked.wants_usage and conf.capture == "full" and not call.ends then
     call.ends = reported.capture(status, content_type, encoding)
   end
 
@@ -369,7 +369,8 @@ local function log(call, conf)
 
   if is_full then
     content = response and response:content()
-    answer = asked.limited and call.ends and read_reported(call, call.ends)
+    answer = asked.wants_usage and call.ends
+             and read_reported(call, call.ends)
   elseif response then
     answer = read_reported(call, response)
   end
@@ -411,8 +412,12 @@ local function log(call, conf)
   if call.response_number then
     describe_stored(call, llm, content)
   end
+  llm.queue_ms = asked.queue_ms
   reading.describe(call, asked, llm, status)
   set_value("llm", llm)
+  if asked.on_llm then
+    asked.on_llm(llm)
+  end
 
   request = is_full and request ~= "" and request or nil
   local entry = entry_bodies.new(llm.seq, refusal ~= nil, request, content,

@@ -18,7 +18,6 @@ local cjson = require "cjson.safe"
 local counts = require "kong.plugins.llm-quota.counts"
 local early_reading = require "llm_gateway.early_reading"
 local estimate = require "kong.plugins.llm-quota.estimate"
-local forwarded = require "llm_gateway.forwarded"
 local guard = require "llm_gateway.guard"
 local ledgers = require "kong.plugins.llm-quota.ledger"
 local limits = require "kong.plugins.llm-quota.limits"
@@ -29,7 +28,6 @@ local request_body = require "llm_gateway.request_body"
 local sync_members = require "llm_gateway.sync_members"
 local words = require "kong.plugins.llm-quota.words"
 
-local find = string.find
 local floor = math.floor
 local kong = kong
 local max = math.max
@@ -150,40 +148,6 @@ end)
 
 -- --- a call that begins -----------------------------------------------------
 
--- Whether a model would work for the call. Lists of models, and what is asked
--- of stored responses, are no work.
-local function is_work(asked)
-  return kong.request.get_method() == "POST"
-         and reading.api_of(asked) ~= "models"
-         and not (asked.api == "responses"
-                  and find(forwarded.path(), "/v1/responses/[^/]"))
-end
-
-
--- Reads the request unless a plugin in front has, or it cannot be read.
--- @return nil, or how to answer
-local function read(asked)
-  local expected = reading.expected_body(asked.api)
-  if asked.found or not expected or reading.is_encoded()
-    or reading.hides_length()
-  then
-    return nil
-  end
-
-  kong.ctx.plugin.has_read = true
-  local lacking = early_reading.lacks_room(asked)
-  if lacking then
-    return lacking
-  end
-
-  local _, err = early_reading.read(asked, expected == "json"
-                                           and reading.read_json
-                                           or reading.read_form)
-
-  return err
-end
-
-
 local function count_prompts(asked)
   local members = asked.found and asked.found.members
   if asked.api ~= "completions" or not members then
@@ -240,6 +204,7 @@ local function reserve(conf, asked, user, team)
     own.admission = admission
     admission.on_number = charge
     asked.limited = admission
+    asked.wants_usage = true
   end
 end
 
@@ -247,7 +212,7 @@ end
 -- @return nil, or how to answer instead of the server
 local function access(_, conf)
   local asked = reading.of_call()
-  if not is_work(asked) then
+  if not reading.is_work(asked) then
     return nil
   end
 
@@ -266,7 +231,7 @@ local function access(_, conf)
     return nil
   end
 
-  return read(asked) or reserve(conf, asked, user, team)
+  return early_reading.once(asked) or reserve(conf, asked, user, team)
 end
 
 local decide = guarded("access", access)
@@ -309,9 +274,7 @@ LlmQuota.log = guarded("log", function()
     ended_count = ended_count + 1
     ended[ended_count] = admission
   end
-  if own.has_read then
-    early_reading.log(reading.of_call())
-  end
+  early_reading.log_once(reading.of_call())
 end)
 
 

@@ -1,0 +1,117 @@
+-- The calls of this worker that wait, and which of them is due first.
+--
+-- Due is, of whoever waits: a call of class interactive before one of batch,
+-- and that before one that waits behind all others (`behind`); among these
+-- the call of the user who holds the fewest places for his weight; among these
+-- the one that has waited longest. So that workers can compare, this is one
+-- number: the smaller, the sooner.
+--
+-- Pure: tables and numbers only.
+
+local min = math.min
+local next = next
+local pairs = pairs
+local setmetatable = setmetatable
+
+local CLASSES = { interactive = 0, batch = 1, behind = 2 }
+
+-- A rank is CLASS, then places by weight in thousandths, then the moment in
+-- milliseconds of the last eleven days: together less than 2^53.
+local CLASS_STEP = 3e15
+local LOAD_STEP = 1e9
+local MOST_LOAD = 2999999
+local MOMENTS = 1e9
+
+local M = {}
+
+local Turns = {}
+Turns.__index = Turns
+
+
+function M.new()
+  return setmetatable({ upstreams = {}, count = 0 }, Turns)
+end
+
+
+-- @param class interactive, batch or behind
+-- @param held places of the user
+-- @param since when the call came, in seconds
+function M.rank(class, held, weight, since)
+  local load = min(held * 1000 / weight, MOST_LOAD)
+  load = load - load % 1
+
+  return CLASSES[class] * CLASS_STEP + load * LOAD_STEP
+         + (since * 1000) % MOMENTS
+end
+
+
+-- @param call { upstream, user, class, weight, since }
+function Turns:join(call)
+  local users = self.upstreams[call.upstream]
+  if not users then
+    users = {}
+    self.upstreams[call.upstream] = users
+  end
+
+  -- Calls of a user in the order in which they came; classes apart.
+  local key = call.class .. ":" .. call.user
+  local line = users[key]
+  if not line then
+    line = { first = 1, last = 0 }
+    users[key] = line
+  end
+  line.last = line.last + 1
+  line[line.last] = call
+  call.line, call.key = line, key
+  self.count = self.count + 1
+end
+
+
+-- The call is served, or goes.
+function Turns:leave(call)
+  local line = call.line
+  if not line then
+    return
+  end
+
+  call.line = nil
+  self.count = self.count - 1
+  for i = line.first, line.last do
+    if line[i] == call then
+      line[i] = false
+      break
+    end
+  end
+  while line.first <= line.last and not line[line.first] do
+    line[line.first] = nil
+    line.first = line.first + 1
+  end
+  if line.first > line.last then
+    local users = self.upstreams[call.upstream]
+    users[call.key] = nil
+    if not next(users) then
+      self.upstreams[call.upstream] = nil
+    end
+  end
+end
+
+
+-- @param held returns the places of a user
+-- @param may returns whether a call may be served now; nil: any may
+-- @return the call that is due first, its rank; nil where none is
+function Turns:first(upstream, held, may)
+  local best, best_rank
+  for _, line in pairs(self.upstreams[upstream] or {}) do
+    local call = line[line.first]
+    local rank = M.rank(call.class, held(upstream, call.user), call.weight,
+                        call.since)
+    if (not best_rank or rank < best_rank) and (not may or may(call)) then
+      best, best_rank = call, rank
+    end
+  end
+
+  return best, best_rank
+end
+
+
+return M
