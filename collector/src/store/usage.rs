@@ -113,11 +113,15 @@ pub struct Usage {
     pub estimated_costs: Vec<(String, String)>,
     /// p50, p95 and p99 in milliseconds; `None` where no call has a latency.
     pub latency_percentiles_ms: Option<[i32; 3]>,
+    /// Calls that the gateway held until they got a place.
+    pub waited_calls: i64,
+    /// How long it held them together, in milliseconds.
+    pub queue_ms: i64,
 }
 
 impl Usage {
     /// From the columns of a row, `first` and those behind it: the counts and estimates in the order above, currencies, and what was spent
-    /// and estimated in each. Without latencies.
+    /// and estimated in each. Without times.
     pub(super) fn of(row: &Row, first: usize) -> Result<Self, StoreError> {
         let count = |at: usize| row.try_get(first + at);
         let currencies: Vec<String> = row.try_get(first + 8)?;
@@ -133,7 +137,7 @@ impl Usage {
             estimated_completion_tokens: count(7)?,
             estimated_costs: currencies.iter().cloned().zip(estimates).collect(),
             costs: currencies.into_iter().zip(amounts).collect(),
-            latency_percentiles_ms: None,
+            ..Self::default()
         })
     }
 
@@ -157,7 +161,12 @@ impl Usage {
         ]
     }
 
-    /// All of it but latencies, as members of an object.
+    /// What was waited, behind the estimates for the same reason.
+    pub fn waits(&self) -> [(&'static str, i64); 2] {
+        [("waited_calls", self.waited_calls), ("queue_ms", self.queue_ms)]
+    }
+
+    /// All of it but times, as members of an object.
     pub fn json(&self) -> Map<String, Value> {
         let amount = |text: &str| text.parse::<f64>().map_or_else(|_| json!(text), |value| json!(value));
         let amounts = |costs: &[(String, String)]| -> Map<String, Value> {
@@ -202,13 +211,13 @@ pub async fn ask(connection: PooledConnection<'_>, question: &Question<'_>) -> R
             coalesce(array_agg(currency ORDER BY currency) FILTER (WHERE currency <> ''), '{{}}'),
             coalesce(array_agg(trim_scale(cost)::text ORDER BY currency) FILTER (WHERE currency <> ''), '{{}}'),
             coalesce(array_agg(trim_scale(estimated_cost)::text ORDER BY currency) FILTER (WHERE currency <> ''), '{{}}'),
-            llm_latency_percentiles(sum(latencies), sum(timed_calls)::bigint)
+            llm_latency_percentiles(sum(latencies), sum(timed_calls)::bigint), sum(waited_calls)::bigint, sum(queue_ms)::bigint
         FROM (
             SELECT keys, currency, sum(calls) AS calls, sum(errors) AS errors, sum(prompt_tokens) AS prompt_tokens,
                 sum(cached_tokens) AS cached_tokens, sum(completion_tokens) AS completion_tokens,
                 sum(reasoning_tokens) AS reasoning_tokens, sum(estimated_prompt_tokens) AS estimated_prompt_tokens,
                 sum(estimated_completion_tokens) AS estimated_completion_tokens, sum(latencies) AS latencies, sum(timed_calls) AS timed_calls,
-                sum(cost) AS cost, sum(estimated_cost) AS estimated_cost
+                sum(cost) AS cost, sum(estimated_cost) AS estimated_cost, sum(waited_calls) AS waited_calls, sum(queue_ms) AS queue_ms
             FROM (
                 SELECT ARRAY[{}] AS keys, used.*
                 FROM (SELECT *, hour AT TIME ZONE $5 AS local FROM llm_usage_costs) used
@@ -229,7 +238,9 @@ pub async fn ask(connection: PooledConnection<'_>, question: &Question<'_>) -> R
     for row in rows {
         let percentiles: Option<Vec<i32>> = row.try_get(12)?;
         let latency_percentiles_ms = percentiles.and_then(|percentiles| percentiles.try_into().ok());
-        let usage = Usage { latency_percentiles_ms, ..Usage::of(&row, 1)? };
+        // Without rows there is no sum.
+        let sum = |at| row.try_get::<_, Option<i64>>(at).map(Option::unwrap_or_default);
+        let usage = Usage { latency_percentiles_ms, waited_calls: sum(13)?, queue_ms: sum(14)?, ..Usage::of(&row, 1)? };
         match row.try_get(0)? {
             Some(keys) => answer.rows.push((keys, usage)),
             None => answer.total = usage,

@@ -92,8 +92,10 @@ async fn report_views_rows_and_metrics_say_the_same() {
                 assert_eq!(answer["rows"].as_array().unwrap().len() as i64, rows);
             }
         }
+        // No recorded call had to wait, and days do not know of it.
         let query = "SELECT to_jsonb(d) - 'consumer_username' - 'currency' - 'team' - 'forwarded_calls' - 'estimated_cost'
-                || jsonb_build_object('consumer', consumer_username, 'cost', '{}'::jsonb, 'estimated_cost', '{}'::jsonb)
+                || jsonb_build_object('consumer', consumer_username, 'cost', '{}'::jsonb, 'estimated_cost', '{}'::jsonb,
+                    'waited_calls', 0, 'queue_ms', 0)
             FROM llm_usage_daily d ORDER BY consumer_username COLLATE \"C\", model COLLATE \"C\", day";
         let daily: Vec<Value> = client.query(query, &[]).await.unwrap().iter().map(|row| row.get(0)).collect();
         assert_eq!(report(&one.database, &["--by", "consumer,model,day"]).await["rows"], json!(daily));
@@ -163,9 +165,11 @@ async fn csv_has_a_column_of_cost_for_each_currency() {
     let database = small_world(&calls).await;
     let heading = "consumer,calls,errors,prompt_tokens,cached_tokens,completion_tokens,reasoning_tokens";
     let csv = with_range(&["--by", "consumer", "--format", "csv"]);
-    let percentiles = "latency_p50_ms,latency_p95_ms,latency_p99_ms,estimated_prompt_tokens,estimated_completion_tokens";
-    let expected =
-        format!("{heading},cost,{percentiles}\nz1,1,0,2000000,1000000,0,0,0,1,1,1,0,0\nz2,1,0,1000000,0,0,0,0,1,1,1,0,0\n");
+    let percentiles =
+        "latency_p50_ms,latency_p95_ms,latency_p99_ms,estimated_prompt_tokens,estimated_completion_tokens,waited_calls,queue_ms";
+    let expected = format!(
+        "{heading},cost,{percentiles}\nz1,1,0,2000000,1000000,0,0,0,1,1,1,0,0,0,0\nz2,1,0,1000000,0,0,0,0,1,1,1,0,0,0,0\n"
+    );
     assert_eq!(succeeds(&database, &csv).await, expected);
     for (pattern, currency) in [("qwen", "CNY"), ("glm", "USD")] {
         // Without a price of their own, cached tokens cost what others do.
@@ -173,7 +177,7 @@ async fn csv_has_a_column_of_cost_for_each_currency() {
         succeeds(&database, &set).await;
     }
     let expected = format!(
-        "{heading},cost_CNY,cost_USD,{percentiles}\nz1,1,0,2000000,1000000,0,0,0.246912,0,1,1,1,0,0\nz2,1,0,1000000,0,0,0,0,0.123456,1,1,1,0,0\n"
+        "{heading},cost_CNY,cost_USD,{percentiles}\nz1,1,0,2000000,1000000,0,0,0.246912,0,1,1,1,0,0,0,0\nz2,1,0,1000000,0,0,0,0,0.123456,1,1,1,0,0,0,0\n"
     );
     assert_eq!(succeeds(&database, &csv).await, expected);
 }
@@ -285,6 +289,29 @@ async fn the_first_price_holds_for_the_past_and_a_further_one_from_now_on() {
 }
 
 #[tokio::test]
+async fn who_waited_is_reported_before_and_after_it_is_added_up() {
+    let database = small_world(&[]).await;
+    let client = database.connect().await;
+    let rows = "INSERT INTO llm_logs (request_id, consumer_username, model, started_at, status, queue_ms)
+        VALUES ('a', 'z1', 'qwen', '2026-11-20 10:00+00', 200, 1200), ('b', 'z1', 'qwen', '2026-11-20 10:30+00', 429, 120000),
+            ('c', 'bob', 'qwen', '2026-11-20 12:00+00', 200, NULL), ('d', 'bob', 'qwen', '2026-11-20 12:00+00', 200, 0)";
+    client.batch_execute(rows).await.unwrap();
+    let expected = "2026-11-20 00:00 to 2026-11-21 00:00 UTC, in whole hours\n\n\
+        consumer  calls  errors  prompt  cached  completion  reasoning  cost  p50 ms  p95 ms  p99 ms  waited  waited ms\n\
+        bob           2       0       0       0           0          0     0       -       -       -       1          0\n\
+        z1            2       1       0       0           0          0     0       -       -       -       2     121200\n\
+        total         4       1       0       0           0          0     0       -       -       -       3     121200\n";
+    let by = with_range(&["--by", "consumer"]);
+    assert_eq!(succeeds(&database, &by).await, expected);
+    client.batch_execute("SELECT llm_compact_usage()").await.unwrap();
+    assert_eq!(database.number("SELECT sum(queue_ms)::bigint FROM llm_usage").await, 121_200);
+    client.batch_execute(&rows.replace("('", "('again-")).await.unwrap();
+    client.batch_execute("SELECT llm_compact_usage()").await.unwrap();
+    let json: Value = serde_json::from_str(&succeeds(&database, &with_range(&["--format", "json"])).await).unwrap();
+    assert_eq!((&json["total"]["waited_calls"], &json["total"]["queue_ms"]), (&json!(6), &json!(242_400)));
+}
+
+#[tokio::test]
 async fn teams_are_reported_with_what_was_estimated_apart() {
     let database = small_world(&[]).await;
     let client = database.connect().await;
@@ -324,7 +351,7 @@ async fn teams_are_reported_with_what_was_estimated_apart() {
         );
     }
     let csv = succeeds(&database, &with_range(&["--by", "team,consumer", "--format", "csv"])).await;
-    assert!(csv.contains("\nops,z1,1,1,0,0,0,0,0,,,,400,7\n"), "{csv}");
+    assert!(csv.contains("\nops,z1,1,1,0,0,0,0,0,,,,400,7,0,0\n"), "{csv}");
 }
 
 async fn report_of(database: &Database, range: &[&str], arguments: &[&str]) -> Value {

@@ -44,7 +44,8 @@ pub(crate) async fn report(session: &Session, user: &User, range: &[&str], by: &
 /// What both have.
 fn shared(usage: &Value) -> Value {
     let mut usage = usage.as_object().unwrap().clone();
-    for name in ["model", "date", "month", "day", "models", "latency_p50_ms", "latency_p95_ms", "latency_p99_ms"] {
+    let of_report = ["latency_p50_ms", "latency_p95_ms", "latency_p99_ms", "waited_calls", "queue_ms"];
+    for name in ["model", "date", "month", "day", "models"].into_iter().chain(of_report) {
         usage.remove(name);
     }
     assert!(usage.contains_key("cost") && usage.contains_key("estimated_prompt_tokens"));
