@@ -1,6 +1,6 @@
 # The commands of the README. Each installs what it needs through apt, and says so first.
 
-.PHONY: help bench bench-queries bundle demo pictures test test-deploy test-e2e
+.PHONY: help bench bench-fair bench-queries bundle demo pictures test test-deploy test-e2e
 
 ## This list.
 help:
@@ -30,6 +30,11 @@ pictures:
 ## table, writes target/bench.json.
 bench:
 	@tests/bench.sh
+
+## What a user who floods a simulated model server costs the others, with and without llm-queue, through the nginx test host. Ten
+## minutes; prints a table, writes target/bench-fair.json.
+bench-fair:
+	@tests/bench-fair.sh
 
 ## Time every SQL query of the dashboards over ten million rows (ROWS=…). Fails over a second; plans in target/bench-queries.txt.
 bench-queries:
