@@ -1,6 +1,6 @@
 # The commands of the README. Each installs what it needs through apt, and says so first.
 
-.PHONY: help bench bench-fair bench-queries bundle demo pictures test test-deploy test-e2e
+.PHONY: help bench bench-fair bench-queries bench-quota bundle demo pictures test test-deploy test-e2e
 
 ## This list.
 help:
@@ -39,6 +39,10 @@ bench-fair:
 ## Time every SQL query of the dashboards over ten million rows (ROWS=…). Fails over a second; plans in target/bench-queries.txt.
 bench-queries:
 	@tests/bench-queries.sh
+
+## What limits cost a call, how far many calls at once pass them on one node and on two, and what telling them to the nodes takes.
+bench-quota:
+	@tests/bench-quota.sh
 
 ## The file that is carried to the host without internet, into dist/. IMAGES_FROM=DIR takes images from tar files there instead of
 ## pulling, PLATFORM=linux/arm64 makes it for another processor; more with deploy/bundle.sh --help

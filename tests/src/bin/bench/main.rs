@@ -24,6 +24,7 @@ mod load;
 mod outage;
 mod phases;
 mod queries;
+mod quota;
 mod report;
 
 use std::path::PathBuf;
@@ -62,6 +63,8 @@ enum Command {
         #[arg(long, default_value_t = 2_000)]
         bytes: usize,
     },
+    /// Measures how far limits are passed, and what telling them to the nodes takes; prints a table
+    Quota,
     /// Writes generated entries, one JSON object a line, as `llm-collector replay` reads them
     Generate {
         /// How many
@@ -108,6 +111,7 @@ async fn main() {
         }
         Command::Outage(settings) => outage::run(&settings).await,
         Command::Queries { rows, search_index } => queries::run(rows, search_index).await,
+        Command::Quota => quota::run().await,
         Command::Cpu { rounds, bytes } => gateway::run_cpu(rounds, bytes).await,
         Command::Generate { entries, seed, file } => {
             let mut generator = Generator::new(&Settings { seed, ..Settings::default() });
