@@ -369,8 +369,7 @@ local function log(call, conf)
 
   if is_full then
     content = response and response:content()
-    answer = asked.wants_usage and call.ends
-             and read_reported(call, call.ends)
+    answer = asked.wants_usage and call.ends and read_reported(call, call.ends)
   elseif response then
     answer = read_reported(call, response)
   end
@@ -412,12 +411,8 @@ local function log(call, conf)
   if call.response_number then
     describe_stored(call, llm, content)
   end
-  llm.queue_ms = asked.queue_ms
   reading.describe(call, asked, llm, status)
   set_value("llm", llm)
-  if asked.on_llm then
-    asked.on_llm(llm)
-  end
 
   request = is_full and request ~= "" and request or nil
   local entry = entry_bodies.new(llm.seq, refusal ~= nil, request, content,

@@ -253,11 +253,15 @@ function M.describe(call, asked, llm, status)
   llm.unread = unread_reason(call, asked, status)
   llm.backend = route.backend(asked)
   llm.refused_by = asked.refused_by
+  llm.queue_ms = asked.queue_ms
 
   if not llm.usage and not llm["repeat"]
     and (call.meter or is_abandoned(asked, status))
   then
     llm.estimated = estimate.of(asked.api, found.text_bytes, call.meter)
+  end
+  if asked.on_llm then
+    asked.on_llm(llm)
   end
 end
 
