@@ -161,9 +161,15 @@ LANGUAGE sql STABLE PARALLEL SAFE AS $$
     END
 $$;
 
+-- The team that a user was in at his last call: null where in none, or where he never called.
+CREATE FUNCTION llm_last_team(of_user text) RETURNS text
+LANGUAGE sql STABLE AS $$
+    SELECT team FROM llm_logs WHERE consumer_username = of_user ORDER BY started_at DESC LIMIT 1
+$$;
+
 -- What was counted for windows of limits, by who and what: of the window of `at`, the one before and later ones (calls whose clock was
 -- ahead). With a snapshot only what is new since then: it has to be above llm_usage_compacted. With a user, of others only what it takes to
--- tell what holds for this one: nothing, unless a limit holds for everybody together. `price_at` is when its price holds.
+-- tell what holds for this one: his team's where teams have limits, and everybody's where a limit holds for everybody together. `price_at` is when its price holds.
 CREATE FUNCTION llm_quota_counts(at timestamptz, since pg_snapshot, of_user text DEFAULT NULL)
 RETURNS TABLE (per text, starts_at timestamptz, consumer_username text, team text, model text, price_at timestamptz, calls bigint,
     tokens bigint, uncached_prompt_tokens bigint, cached_tokens bigint, completion_tokens bigint, estimated_prompt_tokens bigint,
@@ -174,6 +180,7 @@ DECLARE
     changes timestamptz[];
     -- Whose usage is enough; null: everybody's.
     only_of text := CASE WHEN NOT EXISTS (SELECT FROM llm_quotas q WHERE q.subject_kind = 'everybody') THEN left(of_user, 200) END;
+    of_team text := CASE WHEN EXISTS (SELECT FROM llm_quotas q WHERE q.subject_kind = 'team') THEN left(llm_last_team(of_user), 200) END;
     w       record;
     s       record;
 BEGIN
@@ -217,12 +224,12 @@ BEGIN
                     SELECT y.consumer_username, y.team, y.model, y.forwarded_calls, y.prompt_tokens, y.uncached_prompt_tokens,
                         y.cached_tokens, y.completion_tokens, y.estimated_prompt_tokens, y.estimated_completion_tokens
                     FROM llm_usage_days y
-                    WHERE y.day >= s.starts AND y.day < s.ends AND (only_of IS NULL OR y.consumer_username = only_of)
+                    WHERE y.day >= s.starts AND y.day < s.ends AND (only_of IS NULL OR y.consumer_username = only_of OR y.team = of_team)
                     UNION ALL
                     SELECT d.consumer_username, d.team, d.model, d.forwarded_calls, d.prompt_tokens, d.uncached_prompt_tokens,
                         d.cached_tokens, d.completion_tokens, d.estimated_prompt_tokens, d.estimated_completion_tokens
                     FROM llm_usage_deltas d
-                    WHERE d.hour >= s.starts AND d.hour < s.ends AND (only_of IS NULL OR d.consumer_username = only_of)
+                    WHERE d.hour >= s.starts AND d.hour < s.ends AND (only_of IS NULL OR d.consumer_username = only_of OR d.team = of_team)
                 ) u
                 GROUP BY 3, 4, 5;
             ELSE
@@ -233,7 +240,7 @@ BEGIN
                     sum(u.uncached_prompt_tokens)::bigint, sum(u.cached_tokens)::bigint, sum(u.completion_tokens)::bigint,
                     sum(u.estimated_prompt_tokens)::bigint, sum(u.estimated_completion_tokens)::bigint
                 FROM llm_usage_counts u
-                WHERE u.hour >= s.starts AND u.hour < s.ends AND (only_of IS NULL OR u.consumer_username = only_of)
+                WHERE u.hour >= s.starts AND u.hour < s.ends AND (only_of IS NULL OR u.consumer_username = only_of OR u.team = of_team)
                 GROUP BY 2, 3, 4, 5;
             END IF;
         END LOOP;
@@ -276,7 +283,7 @@ BEGIN
 END $$;
 
 -- How far each limit is used in the window of `at`; of limits for each user those who used something. With a user only what holds for
--- this one, and what holds for everybody together.
+-- this one, for his team, and for everybody together.
 CREATE FUNCTION llm_quota_state(at timestamptz, of_user text DEFAULT NULL)
 RETURNS TABLE (quota_id bigint, subject_kind text, subject text, models text, unit text, currency text, per text, amount numeric,
     mode text, used numeric, starts_at timestamptz, ends_at timestamptz)
@@ -284,12 +291,13 @@ LANGUAGE sql STABLE AS $$
     SELECT q.id, q.subject_kind, coalesce(u.subject, CASE q.subject_kind WHEN 'each_user' THEN of_user ELSE q.subject_name END), q.models,
         q.unit, q.currency, q.per, q.amount, q.mode, trim_scale(coalesce(u.amount, 0)), w.starts, w.ends
     FROM llm_quotas q
-    CROSS JOIN (SELECT llm_site_zone() AS zone) site
+    CROSS JOIN (SELECT llm_site_zone() AS zone, left(llm_last_team(of_user), 200) AS team) site
     CROSS JOIN LATERAL (SELECT llm_window_start(q.per, at, 0, site.zone) AS starts, llm_window_start(q.per, at, 1, site.zone) AS ends) w
     LEFT JOIN llm_quota_used(at, NULL, of_user) u ON u.quota_id = q.id AND u.window_start = w.starts
         AND (of_user IS NULL OR q.subject_kind <> 'each_user' OR u.subject = left(of_user, 200))
     WHERE CASE WHEN of_user IS NULL THEN q.subject_kind <> 'each_user' OR u.quota_id IS NOT NULL
-               ELSE q.subject_kind IN ('each_user', 'everybody') OR q.subject_kind = 'user' AND q.subject_name = left(of_user, 200) END
+               ELSE q.subject_kind IN ('each_user', 'everybody') OR q.subject_kind = 'user' AND q.subject_name = left(of_user, 200)
+                    OR q.subject_kind = 'team' AND q.subject_name = site.team END
 $$;
 
 -- What a node of Kong is answered that knows the committed usage as of the snapshot `version` and all else as of `of_revision`: what is

@@ -58,6 +58,7 @@ fn limit(limit: &Used) -> Value {
     let quota = &limit.quota;
     json!({
         "for": quota.kind,
+        "team": (quota.kind == "team").then_some(&quota.name),
         "models": quota.models,
         "unit": quota.unit,
         "currency": quota.currency,

@@ -52,7 +52,8 @@ REQUEST = {
     "refused_calls": [{"client_ip": "192.0.2.7", "minute": 1795716240, "status": 401, "count": 40}],
     "responses_made": [{"id": "resp_9f3c", "maker": "5c9f", "counted": False}],
     "responses_asked": ["resp_77aa"],
-    "gauges": {"in_flight": 3, "queue_entries": 6, "queue_bytes": 120000, "queue_stalled_seconds": 0, "entries_left_out": 0},
+    "gauges": {"in_flight": 3, "queue_entries": 6, "queue_bytes": 120000, "queue_stalled_seconds": 0, "entries_left_out": 0, "quota_pending": 4,
+               "quota_lost": 0},
     "queue": {"models": {"Qwen": {"in_flight": 8, "waiting": 10, "share": {"user": "bob", "places": 6}}}, "waiting": {"alice": 2}},
     "quota": {"version": "731:731:", "revision": "9f2c-1", "workers": ["4711-1-ab"]},
 }

@@ -63,7 +63,7 @@ pub enum QuotaAction {
     },
     /// How far limits are used, what is left and when all is there again; the fullest first
     Status {
-        /// Only what holds for this user, besides limits of teams
+        /// Only what holds for this user, and for the team that he was in at his last call
         #[arg(long, conflicts_with = "team")]
         user: Option<String>,
         /// Only what holds for this team

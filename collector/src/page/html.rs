@@ -235,9 +235,13 @@ fn limit_line(limit: &Used, words: &Words) -> LimitLine {
         _ => words.a_month,
     };
     let models = if quota.models == "%" { String::new() } else { format!(", {}", visible(&quota.models)) };
-    let everybody = if quota.kind == "everybody" { format!(", {}", words.everybody) } else { String::new() };
+    let shared = match quota.kind.as_str() {
+        "everybody" => format!(", {}", words.everybody),
+        "team" => format!(", {} {}", words.team, quota.name),
+        _ => String::new(),
+    };
     LimitLine {
-        name: format!("{unit} {per}{models}{everybody}"),
+        name: format!("{unit} {per}{models}{shared}"),
         used: amount(&limit.used),
         amount: amount(&quota.amount),
         left: amount(&limit.left),

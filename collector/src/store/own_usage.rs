@@ -37,7 +37,7 @@ pub struct OwnUsage {
     pub by_day: Vec<Day>,
     /// The last calls, newest first.
     pub calls: Vec<OwnCall>,
-    /// What holds for this consumer alone and for everybody together, the fullest first; without what refuses nobody.
+    /// What holds for this consumer alone, for his team and for everybody together, the fullest first; without what refuses nobody.
     pub limits: Vec<Used>,
 }
 

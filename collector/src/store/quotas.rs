@@ -172,7 +172,7 @@ pub(super) fn used(row: &Row) -> Result<Used, tokio_postgres::Error> {
     })
 }
 
-/// How far limits are used now: the fullest first, at most `most`. With a user what holds for this one and for everybody together.
+/// How far limits are used now: the fullest first, at most `most`. With a user what holds for this one, for his team and for everybody together.
 pub async fn state(connection: &PooledConnection<'_>, user: Option<&str>, most: i64) -> Result<Vec<Used>, StoreError> {
     let query = state_query("");
     let rows = connection.bounded(connection.client().query(&query, &[&most, &user])).await?;

@@ -440,7 +440,8 @@ async fn what_is_used_and_what_was_refused_are_series() {
     let client = app.database.connect().await;
     execute(&client, &(limit("team", "ml", "tokens", "day") + &limit("each_user", "", "calls", "hour"))).await;
     let now = Utc::now();
-    let mut calls = vec![entry("w", 1, now, "alice", "ml", 943), entry("w", 2, now, "bob", "web", 3)];
+    let mut calls = vec![entry("w", 1, now, "alice", "ml", 893), entry("w", 2, now, "bob", "web", 3)];
+    calls.push(entry("w", 6, now, "dave", "ml", 43));
     for (seq, by) in [(3, "quota"), (4, "quota"), (5, "somebody")] {
         let mut refused = entry("w", seq, now, "alice", "ml", 0);
         refused["response"]["status"] = json!(429);
@@ -448,13 +449,13 @@ async fn what_is_used_and_what_was_refused_are_series() {
         refused["llm"] = json!({"v": 1, "worker": "w", "seq": seq, "refused_by": by});
         calls.push(refused);
     }
-    assert_eq!(app.log(json!(calls).to_string()).await.count("stored"), 5);
+    assert_eq!(app.log(json!(calls).to_string()).await.count("stored"), 6);
     assert_eq!(
         texts(&client, "SELECT DISTINCT refused_by FROM llm_logs WHERE refused_by IS NOT NULL ORDER BY 1").await,
         ["quota", "somebody"]
     );
     // What was refused reached no model.
-    assert_eq!(app.database.number("SELECT sum(used)::bigint FROM llm_quota_state(now()) WHERE unit = 'calls'").await, 2);
+    assert_eq!(app.database.number("SELECT sum(used)::bigint FROM llm_quota_state(now()) WHERE unit = 'calls'").await, 3);
     assert_eq!(app.metric(r#"llm_refused_total{by="quota",model="unknown"}"#).await, 2.0);
     assert_eq!(app.metric(r#"llm_refused_total{by="other",model="unknown"}"#).await, 1.0);
     // The first look came before the calls did.
@@ -463,12 +464,13 @@ async fn what_is_used_and_what_was_refused_are_series() {
     gateway_tests::process::wait_until("the gauge", std::time::Duration::from_secs(60), shown).await;
     assert_eq!(app.metric(r#"llm_quota_used_ratio{limit="each user calls per hour"}"#).await, 0.001);
 
-    // Of one user alone; where a limit holds for everybody together, with what the others used of it.
+    // Of one user, with what others of his team used of its limit; where one holds for everybody together, with what all used.
     let state =
         |user: &str| format!("SELECT trim(subject || ' ' || used) FROM llm_quota_state(now(), '{user}') ORDER BY subject_kind");
-    assert_eq!(texts(&client, &state("alice")).await, ["alice 1"]);
+    assert_eq!(texts(&client, &state("alice")).await, ["alice 1", "ml 950"]);
+    assert_eq!(texts(&client, &state("bob")).await, ["bob 1"]);
     assert_eq!(texts(&client, &state("carol")).await, ["carol 0"]);
     execute(&client, &limit("everybody", "", "calls", "hour")).await;
-    assert_eq!(texts(&client, &state("alice")).await, ["alice 1", "2"]);
+    assert_eq!(texts(&client, &state("alice")).await, ["alice 1", "3", "ml 950"]);
     app.stop().await;
 }

@@ -140,8 +140,17 @@ async fn what_is_left_of_a_limit_is_told_to_whom_it_holds_for() {
     set(&["--tokens", "2k", "--per", "day"]).await;
     set(&["--calls", "50", "--per", "month", "--models", "no-such-model"]).await;
     set(&["--tokens", "1", "--per", "week", "--mode", "shadow"]).await;
+    let joined = session.users(&["team", &user.name, "e2e-shown"]).await;
+    assert!(joined.success, "{}", joined.stderr);
+    let of_team = session.collector(&["quota", "set", "--team", "e2e-shown", "--calls", "90", "--per", "month"]).await;
+    assert!(of_team.success, "{}", of_team.stderr);
     let calls = use_something(&session, &user).await;
     let usage = told(&session, &user, calls).await;
+    let team: Vec<&Value> = usage["limits"].as_array().unwrap().iter().filter(|limit| limit["for"] == "team").collect();
+    assert_eq!((team.len(), &team[0]["team"], &team[0]["amount"]), (1, &json!("e2e-shown"), &json!(90)), "{usage}");
+    assert!(team[0]["used"].as_i64().unwrap() > 0, "{usage}");
+    let page = session.call("/usage/data").key(&user.key).send().await.text();
+    assert!(page.contains("team e2e-shown"), "{page}");
     let today = usage["today"]["prompt_tokens"].as_i64().unwrap() + usage["today"]["completion_tokens"].as_i64().unwrap();
     assert!(today > 85, "{usage}");
     let own: Vec<&Value> = usage["limits"].as_array().unwrap().iter().filter(|limit| limit["for"] == "user").collect();
@@ -149,7 +158,7 @@ async fn what_is_left_of_a_limit_is_told_to_whom_it_holds_for() {
     let midnight = (chrono::Utc::now() + chrono::Duration::days(1)).format("%Y-%m-%dT00:00:00Z").to_string();
     assert_eq!(
         own[0],
-        &json!({"for": "user", "models": "%", "unit": "tokens", "currency": "", "per": "day", "mode": "soft", "amount": 2000,
+        &json!({"for": "user", "team": null, "models": "%", "unit": "tokens", "currency": "", "per": "day", "mode": "soft", "amount": 2000,
             "used": today, "left": 2000 - today, "resets_at": midnight})
     );
     assert_eq!((&own[1]["unit"], &own[1]["used"], &own[1]["left"]), (&json!("calls"), &json!(0), &json!(50)));
@@ -157,6 +166,7 @@ async fn what_is_left_of_a_limit_is_told_to_whom_it_holds_for() {
     assert!(status.success && status.stdout.contains(&today.to_string()), "{}", status.stdout);
 
     let told_other = told(&session, &other, 0).await;
-    assert!(told_other["limits"].as_array().unwrap().iter().all(|limit| limit["for"] != "user"), "{told_other}");
+    assert!(told_other["limits"].as_array().unwrap().iter().all(|limit| limit["for"] != "user" && limit["for"] != "team"));
+    assert!(session.collector(&["quota", "remove", "--team", "e2e-shown"]).await.success);
     assert!(session.collector(&["quota", "remove", "--user", &user.name]).await.success);
 }
