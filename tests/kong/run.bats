@@ -40,7 +40,7 @@ start() { "$RUN" start --prefix "$BATS_TEST_TMPDIR/kong" --proxy 127.0.0.1:0 --a
   start --workers 3 >/dev/null
   local settings=$BATS_TEST_TMPDIR/kong/kong.env
   for line in KONG_DATABASE=postgres KONG_PG_HOST=127.0.0.1 KONG_PG_PORT=6543 KONG_PG_USER=somebody KONG_PG_PASSWORD=s3cret \
-    KONG_PG_DATABASE=of_kong KONG_PLUGINS=bundled,llm-audit,llm-router,llm-quota KONG_ANONYMOUS_REPORTS=off KONG_NGINX_WORKER_PROCESSES=3 \
+    KONG_PG_DATABASE=of_kong KONG_PLUGINS=bundled,llm-audit,llm-router,llm-quota,llm-queue KONG_ANONYMOUS_REPORTS=off KONG_NGINX_WORKER_PROCESSES=3 \
     'KONG_LUA_PACKAGE_PATH=/kong-plugins/?.lua;/kong-plugins/?/init.lua;;'; do
     grep -qxF -- "$line" "$settings" || { echo "missing: $line"; cat "$settings"; false; }
   done
