@@ -136,12 +136,16 @@ async fn status_says_what_is_used_and_left_and_when_it_is_there_again() {
             "each_user alice 107 893 10.7"
         ]
     );
-    assert_eq!(shown(&["status", "--json", "--user", "alice"]).await, ["everybody  3 0 100.0", "each_user alice 107 893 10.7"]);
+    // With what is left for the team of her last call.
+    assert_eq!(
+        shown(&["status", "--json", "--user", "alice"]).await,
+        ["everybody  3 0 100.0", "team ml 0.442 0.058 88.4", "each_user alice 107 893 10.7"]
+    );
     assert_eq!(shown(&["status", "--json", "--user", "carol"]).await, ["everybody  3 0 100.0", "each_user carol 0 1000 0.0"]);
     assert_eq!(shown(&["status", "--json", "--team", "ml"]).await, ["everybody  3 0 100.0", "team ml 0.442 0.058 88.4"]);
     let table = done(&app, &["status"]).await;
     assert!(table.lines().count() == 6 && table.contains("00:00 Asia/Kolkata") && table.contains("each user: alice"), "{table}");
-    let resets = page(&app, &["status", "--json", "--user", "alice"]).await[1]["resets_at"].as_str().unwrap().to_owned();
+    let resets = page(&app, &["status", "--json", "--user", "alice"]).await[2]["resets_at"].as_str().unwrap().to_owned();
     assert!(resets.ends_with("18:30:00+00:00"), "{resets}");
     app.stop().await;
 }
