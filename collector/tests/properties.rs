@@ -220,8 +220,10 @@ proptest! {
             let (_, calls) = read(format!(r#"{{"started_at":1,"request":{{"uri":"{path}"}},"llm":{llm}}}"#).as_bytes());
             prop_assert_eq!(calls.len(), 1);
             assert_storable(&calls[0]);
-            let model = model.as_str().map(|model| model.replace('\0', "\u{FFFD}")).filter(|model| !model.is_empty());
-            prop_assert_eq!(calls[0].model.as_ref(), model.as_ref());
+            let text = model.as_str().map(|model| model.replace('\0', "\u{FFFD}")).filter(|model| !model.is_empty());
+            let number = model.as_number().map(ToString::to_string);
+            // A number with an exponent beyond a float's is read as the text that it is.
+            prop_assert!(calls[0].model == text || number.is_some() && calls[0].model == number, "{:?}", calls[0].model);
             prop_assert!(calls[0].usage.prompt_tokens.is_none_or(|tokens| tokens >= 0));
         }
     }
