@@ -20,7 +20,7 @@ pub(super) const FAR: i64 = 1_000_000_000;
 pub(super) const CALL: i64 = 85;
 /// Calls that the hard limit allows.
 const HARD_CALLS: i64 = 60;
-/// Until everything has come to rest.
+/// In which something has to change as long as not all has come to rest.
 const REST: Duration = Duration::from_secs(120);
 
 /// The tokens of a user's rows, by a query of its own.
@@ -155,14 +155,17 @@ async fn all_tell(site: &Nodes, user: &User) -> Vec<(String, i64)> {
 
 /// Waits until no entry is on its way: then all tell the same, and each node has counted what the rows say. Returns how much that is.
 pub(super) async fn assert_all_agree(site: &Nodes, user: &User, limit: i64) -> i64 {
-    let started = Instant::now();
+    let (mut changed, mut before) = (Instant::now(), Vec::new());
     loop {
         let told = all_tell(site, user).await;
         let sum = told[0].1;
         if told.iter().all(|(_, other)| *other == sum) && site.is_left(user, (limit - sum).max(0)).await {
             return sum;
         }
-        if started.elapsed() > REST {
+        if told != before {
+            (changed, before) = (Instant::now(), told.clone());
+        }
+        if changed.elapsed() > REST {
             let mut nodes = Vec::new();
             for node in 0..site.nodes.len() {
                 nodes.push(site.told(node, user).await.and_then(|told| told.tokens_left));

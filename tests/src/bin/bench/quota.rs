@@ -58,15 +58,16 @@ async fn limit(site: &Nodes, user: &User, of: &[&str], tokens: usize) {
     site.wait_for_limit(user, i64::try_from(tokens).expect("a number")).await;
 }
 
-/// So many calls at once at the first node; how many were answered.
+/// A thousand calls at once at the first node; how many were let in.
 async fn at_once(site: &Nodes, user: &User) -> usize {
     // None ends before all have come.
     let headers = [("x-fixture", "chat-en"), ("x-sim-delay-ms", "1000")];
     let body = body(false);
     let answers = join_all((0..AT_ONCE).map(|_| site.call(0, user, CHAT, &headers, &body))).await;
-    let statuses: Vec<u16> = answers.iter().map(|answer| answer.as_ref().map_or(0, |answer| answer.status)).collect();
-    assert!(statuses.iter().all(|status| matches!(status, 200 | 429)), "{statuses:?}");
-    statuses.iter().filter(|status| **status == 200).count()
+    let statuses: Vec<u16> = answers.into_iter().map(|answer| answer.expect("an answer").status).collect();
+    // A busy machine's model server may be too late for some of them: those were let in, too.
+    assert!(statuses.iter().all(|status| matches!(status, 200 | 429 | 504)), "{statuses:?}");
+    statuses.iter().filter(|status| **status != 429).count()
 }
 
 async fn overshoot() {
@@ -84,15 +85,15 @@ async fn overshoot() {
     limit(&site, &users[0], &of, far).await;
     let tokens = ALLOWED * TOKENS;
     limit(&site, &users[1], &["--tokens", &tokens.to_string(), "--hard"], tokens).await;
-    let answered = at_once(&site, &users[0]).await;
-    line("hard, calls: 1,000 at once on one node, above the limit", &(answered as i64 - ALLOWED as i64).to_string(), "0");
-    let answered = at_once(&site, &users[1]).await;
-    let over = (answered * TOKENS).saturating_sub(tokens);
+    let let_in = at_once(&site, &users[0]).await;
+    line("hard, calls: 1,000 at once on one node, above the limit", &(let_in as i64 - ALLOWED as i64).to_string(), "0");
+    let let_in = at_once(&site, &users[1]).await;
+    let over = (let_in * TOKENS).saturating_sub(tokens);
     line("hard, tokens: 1,000 at once on one node, above the limit", &over.to_string(), "0");
 
     limit(&site, &users[2], &["--tokens", &TOKENS.to_string(), "--soft"], TOKENS).await;
-    let answered = at_once(&site, &users[2]).await;
-    line("soft: 1,000 at once on one node, calls above the limit", &(answered - 1).to_string(), "at most 999, those in flight");
+    let let_in = at_once(&site, &users[2]).await;
+    line("soft: 1,000 at once on one node, calls above the limit", &(let_in - 1).to_string(), "at most 999, those in flight");
 
     let tokens = SHARED * TOKENS;
     limit(&site, &users[3], &["--tokens", &tokens.to_string(), "--hard"], tokens).await;
