@@ -3,6 +3,9 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
+# A test of bats that waits for ever fails instead, and says which it is.
+export BATS_TEST_TIMEOUT=600
+
 started=$SECONDS
 step() { printf '\n== %s (after %s s)\n' "$*" "$((SECONDS - started))"; }
 

@@ -272,12 +272,17 @@ stop() {
   [ -n "$prefix" ] || { say "stop needs --prefix"; usage; }
   local pid _
   pid=$(cat "$prefix/nginx.pid" 2>/dev/null) || { say "nothing runs in $prefix"; return 0; }
+  local workers
+  workers=$(pgrep -P "$pid" || true)
   kill -TERM "$pid" 2>/dev/null || true
   for _ in $(seq 100); do
     kill -0 "$pid" 2>/dev/null || return 0
     sleep 0.05
   done
-  fatal "pid $pid does not stop"
+  # A worker that never comes back to its event loop holds everybody who waits for its output.
+  # shellcheck disable=SC2086 # one word for each
+  kill -KILL "$pid" $workers 2>/dev/null || true
+  fatal "pid $pid did not stop within 5 s, it was killed"
 }
 
 command=${1:-}

@@ -272,6 +272,20 @@ local function refused(conf, call, why, number)
 end
 
 
+-- Whole milliseconds: a semaphore that is to wait for less does not wait, and
+-- without a wait nginx's clock stands still.
+-- @return for how long the call may still wait
+local function milliseconds_left(conf, call)
+  local now = ngx.now()
+  if now < call.since then
+    -- The clock was set back.
+    call.since = now
+  end
+
+  return floor((call.since + conf.max_wait_seconds - now) * 1000 + 0.5)
+end
+
+
 -- @return nil once the call has a place, or how to answer
 local function await(conf, call)
   local _, waiting = places:state(call.upstream)
@@ -295,7 +309,7 @@ local function await(conf, call)
   start_ticking()
   give(call.upstream)
   while not call.place do
-    local left = call.since + conf.max_wait_seconds - ngx.now()
+    local left = milliseconds_left(conf, call)
     if left <= 0 then
       turns:leave(call)
       places:unwait(call.waiting)
@@ -304,7 +318,7 @@ local function await(conf, call)
 
     local look = ngx.worker.exiting() and LOOK_SECONDS_AT_THE_END
                  or LOOK_SECONDS
-    if not call.semaphore:wait(min(left, look)) then
+    if not call.semaphore:wait(min(left / 1000, look)) then
       give_safely(call.upstream)
     end
   end
