@@ -5,7 +5,8 @@
 
 Model server: POST answers for chat completions, completions, messages and embeddings. Request headers say how: X-Tokens: PROMPT,COMPLETION
 is the usage that it reports (none with X-Tokens: none), X-Slow: milliseconds, X-Gzip: 1, X-Status: code. It appends the request's
-body as one line to FOLDER/asked.
+body as one line to FOLDER/asked. While there is a file FOLDER/hold, it answers no call but those whose model is NAME of a file
+FOLDER/go.NAME.
 
 Collector: POST /log appends entries to FOLDER/entries, one a line; POST /sync answers as docs/contract.md has it, from these entries
 and from FOLDER/limits.json: {"limits", "prices", "windows"}. Its version is how many entries are counted. The last request is in
@@ -126,7 +127,7 @@ class Handler(Stub):
         if "X-Vllm-Priority" in self.headers:
             with LOCK, open(path("priorities"), "a") as file:
                 file.write(self.headers["X-Vllm-Priority"] + "\n")
-        while os.path.exists(path("hold")):
+        while os.path.exists(path("hold")) and not os.path.exists(path(f"go.{asked['model']}")):
             time.sleep(0.01)
         time.sleep(int(self.headers.get("X-Slow", 0)) / 1000)
         status = int(self.headers.get("X-Status", 200))
