@@ -170,6 +170,10 @@ pub struct KongSettings {
     /// Longest wait of a call [default: 120]
     #[arg(long, env = "QUEUE_MAX_WAIT_SECONDS")]
     pub queue_max_wait_seconds: Option<String>,
+    /// Of a hundred calls of users who take less than their share so many may find no place free at once; more leaves more of the
+    /// server to who floods it; 100 keeps nothing free [default: 5]
+    #[arg(long, env = "QUEUE_OTHERS_WAIT_PERCENT")]
+    pub queue_others_wait_percent: Option<String>,
     /// Shares of teams and users that are larger or smaller than 1, as team:ml=2,alice=3
     #[arg(long, env = "QUEUE_WEIGHTS")]
     pub queue_weights: Option<String>,

@@ -29,6 +29,7 @@ pub struct Queue {
     max_waiting: u64,
     max_waiting_per_user: u64,
     max_wait_seconds: u64,
+    others_wait_percent: u64,
     weights: BTreeMap<String, u32>,
     priority: bool,
 }
@@ -44,6 +45,7 @@ impl Queue {
             max_waiting: number("QUEUE_MAX_WAITING", &given.queue_max_waiting, "1000", MOST_WAITING)?,
             max_waiting_per_user: number("QUEUE_MAX_WAITING_PER_USER", &given.queue_max_waiting_per_user, "200", MOST_WAITING)?,
             max_wait_seconds: number("QUEUE_MAX_WAIT_SECONDS", &given.queue_max_wait_seconds, "120", LONGEST_WAIT_SECONDS)?,
+            others_wait_percent: number("QUEUE_OTHERS_WAIT_PERCENT", &given.queue_others_wait_percent, "5", 100)?,
             weights: weights(given_or(&given.queue_weights, ""))?,
             priority: one_of("VLLM_PRIORITY", given_or(&given.vllm_priority, "false"), &["true", "false"])? == "true",
         };
@@ -65,7 +67,7 @@ impl Queue {
         json!({
             "in_flight": self.in_flight, "nodes": self.nodes, "max_waiting": self.max_waiting,
             "max_waiting_per_user": self.max_waiting_per_user, "max_wait_seconds": self.max_wait_seconds,
-            "weights": self.weights, "priority": self.priority, "contact": contact,
+            "others_wait_percent": self.others_wait_percent, "weights": self.weights, "priority": self.priority, "contact": contact,
         })
     }
 }
@@ -121,7 +123,7 @@ mod tests {
         let queue = Queue::read(&settings).unwrap().unwrap();
         let expected = json!({
             "in_flight": 8, "nodes": 2, "max_waiting": 1000, "max_waiting_per_user": 200, "max_wait_seconds": 120,
-            "weights": {"team:ml": 2, "alice": 3, "张伟": 1}, "priority": true, "contact": "ops@example.org",
+            "others_wait_percent": 5, "weights": {"team:ml": 2, "alice": 3, "张伟": 1}, "priority": true, "contact": "ops@example.org",
         });
         assert_eq!(queue.config(Some("ops@example.org")), expected);
         settings.gateway_hosts = Some("9".to_owned());

@@ -18,13 +18,6 @@ describe("places of an upstream", function()
   before_each(function()
     time = 1000
     dict = shared_dict.new({ now = now })
-    function dict:get_keys()
-      local keys = {}
-      for key in pairs(self.values) do
-        keys[#keys + 1] = key
-      end
-      return keys
-    end
     one, two = places_of.new(dict, "one", now), places_of.new(dict, "two", now)
     one:live()
     two:live()
@@ -67,7 +60,7 @@ describe("places of an upstream", function()
     assert.equal(2, (two:state("a:b")))
     time = time + 2
     two:bury()
-    assert.same({ 1, 0 }, { two:state("a:b") })
+    assert.same({ 1, 0, 0 }, { two:state("a:b") })
     assert.equal(1, two:held_by("a:b", "x:y"))
     assert.equal(0, two:waiting_of("a:b", "z"))
     -- it was only slow
@@ -82,7 +75,7 @@ describe("places of an upstream", function()
     assert.is_table(place)
     one:release(place)
     assert.is_nil(one:wait("m", "bob"))
-    assert.same({ 0, 0 }, { one:state("m") })
+    assert.same({ 0, 0, 0 }, { one:state("m") })
   end)
 
   it("are shared: whoever holds his part and more is greedy", function()
@@ -95,31 +88,97 @@ describe("places of an upstream", function()
     assert.is_false(one:is_greedy("m", "alice", 1, 8))
   end)
 
-  it("are kept free for others as often as these come", function()
-    assert.equal(0, one:reserve("m", "bob", 8))
-    -- Ten calls a second of a quarter of a second: 2.5 at a time.
-    for number = 1, 600 do
-      local user = "u" .. number % 20
-      time = time + 0.1
-      one:note_arrival("m", user)
-      local place = one:hold("m", user, 8, true)
-      time = time + 0.25
-      one:release(place)
-      time = time - 0.25
+  -- A call that holds a place for some seconds.
+  local function serve(user, seconds, is_other)
+    local place = one:hold("m", user, 1000, is_other)
+    time = time + seconds
+    one:release(place)
+    time = time - seconds
+  end
+
+  it("are a user's share on average, too", function()
+    -- Of eight places sixteen users have half a one each.
+    for number = 1, 16 do
+      serve("u" .. number, 0.1, true)
     end
-    assert.equal(3, one:reserve("m", "bob", 8))
-    assert.equal(6, one:reserve("m", "bob", 40))
+    assert.is_false(one:is_greedy("m", "u1", 1, 8))
+    for _ = 1, 15 do
+      serve("u1", 1, false)
+    end
+    assert.is_true(one:is_greedy("m", "u1", 1, 8))
+    assert.is_false(one:is_greedy("m", "u1", 2, 8))
+    time = time + 90
+    assert.is_false(one:is_greedy("m", "u1", 1, 8))
+  end)
+
+  it("are wanted without end by whoever has many calls that wait", function()
+    for _ = 1, 7 do
+      one:wait("m", "bob")
+    end
+    assert.is_false(one:is_greedy("m", "bob", 1, 1000))
+    two:wait("m", "bob")
+    assert.is_true(one:is_greedy("m", "bob", 1, 1000))
+  end)
+
+  it("are kept free for others as they need them", function()
+    assert.equal(0, one:reserve("m", "bob", 8, 0.05))
+    serve("u1", 0.02, true)
+    assert.equal(0, one:reserve("m", "bob", 8, 0.05))
+    serve("u1", 0.1, true)
+    assert.equal(1, one:reserve("m", "bob", 8, 0.05))
+    -- Ten calls a second of a quarter of a second: 2.5 places on average, and
+    -- by Poisson six or more at a time in 4.2 % of it, nine in 0.1 %.
+    for number = 1, 600 do
+      time = time + 0.1
+      serve("u" .. number % 20, 0.25, true)
+    end
+    assert.equal(6, one:reserve("m", "bob", 8, 0.05))
+    assert.equal(6, one:reserve("m", "bob", 40, 0.05))
+    assert.equal(5, one:reserve("m", "bob", 40, 0.2))
+    assert.equal(9, one:reserve("m", "bob", 40, 0.002))
+    assert.equal(3, one:reserve("m", "bob", 4, 0.002))
+    assert.equal(0, one:reserve("m", "bob", 40, 1))
+    -- What they hold now counts.
+    one:hold("m", "u1", 8, true)
+    two:hold("m", "u2", 8, true)
+    two:hold("m", "bob", 8, false)
+    assert.equal(4, one:reserve("m", "bob", 8, 0.05))
     time = time + 300
-    assert.equal(0, one:reserve("m", "bob", 8))
+    assert.equal(0, one:reserve("m", "bob", 8, 0.05))
+  end)
+
+  it("are known to be needed after a few seconds", function()
+    time = 1020
+    for _ = 1, 30 do
+      time = time + 0.1
+      serve("alice", 0.25, true)
+    end
+    assert.equal(6, one:reserve("m", "bob", 40, 0.05))
   end)
 
   it("are not kept free for the user himself", function()
     for _ = 1, 100 do
       time = time + 0.1
-      one:note_arrival("m", "bob")
+      serve("bob", 0.25, true)
     end
-    assert.equal(0, one:reserve("m", "bob", 8))
-    assert.is_true(one:reserve("m", "alice", 8) > 0)
+    assert.equal(0, one:reserve("m", "bob", 8, 0.05))
+    assert.is_true(one:reserve("m", "alice", 8, 0.05) > 0)
+  end)
+
+  it("count for who has to leave some to others, over workers", function()
+    local places = { one:hold("m", "a", 9, true), two:hold("m", "b", 9, false),
+                     two:hold("m", "a", 9, true) }
+    assert.same({ 3, 0, 2 }, { one:state("m") })
+    two:release(places[3])
+    assert.same({ 2, 0, 1 }, { one:state("m") })
+    -- The second one dies.
+    time = time + 9
+    one:live()
+    time = time + 2
+    one:bury()
+    assert.same({ 1, 0, 1 }, { one:state("m") })
+    one:release(places[1])
+    assert.same({ 0, 0, 0 }, { one:state("m") })
   end)
 
   it("are told", function()

@@ -110,7 +110,7 @@ describe("a call that waits at llm-queue", function()
     asked.queue_ms, answer = nil, nil
     handler:access({
       in_flight = 1, nodes = 1, max_waiting = 10, max_waiting_per_user = 10,
-      max_wait_seconds = conf.seconds, weights = {},
+      max_wait_seconds = conf.seconds, others_wait_percent = 5, weights = {},
     })
 
     return answer

@@ -1,9 +1,9 @@
 -- Lets a call wait until its model server has a place for it, and gives the
 -- next free place to whom it is due.
 --
--- Who holds as much as is his share leaves a few places to others, so that
--- their calls find one free: as many as these need at a time, by how often they
--- come and how long they take (places.lua). Without others he takes all.
+-- Who holds as much as is his share, or has many calls that wait, leaves a few
+-- places to others, so that their calls find one free: as many as these have
+-- held at a time (places.lua). Without others he takes all.
 --
 -- Invariants
 --   No more calls of this node are under way than the upstream has places here.
@@ -11,8 +11,8 @@
 --   log phase for calls that were aborted, too. Those of a worker that dies are
 --   given back by another one.
 --   A call that waits does nothing: a semaphore wakes it. While calls wait, one
---   timer of their worker looks fifty times a second whether a place has come
---   free in another one.
+--   timer of their worker looks two hundred times a second whether a place has
+--   come free in another one.
 --   An error in here lets the call go on, and is logged.
 --   Where the plugin is not configured nothing of it runs.
 --
@@ -51,10 +51,14 @@ local type = type
 local PRIORITY = 902
 
 -- Between two looks for places that came free in another worker.
-local TICK_SECONDS = 0.02
+local TICK_SECONDS = 0.005
 
--- A call that waits looks by itself so seldom, in case its worker's timer does
--- not run any more.
+-- Of so many looks one is at who is due first, though no place is free: other
+-- workers are told.
+local TICKS_TO_NAME = 10
+
+-- A call that waits looks by itself so seldom whether its worker's timer still
+-- runs, and does its work if not.
 local LOOK_SECONDS = 1
 local LOOK_SECONDS_AT_THE_END = 0.2
 
@@ -99,15 +103,17 @@ local function is_other(call)
 end
 
 
--- Whether a call may be given one of the places that are free.
-local function may(call)
-  local free = call.most - places:state(call.upstream)
-  if free <= 0 then
-    return false
-  end
+local function free_for(call)
+  return call.most - places:state(call.upstream)
+end
 
+
+-- Whether a call may be given a place as soon as one is free.
+local function may(call)
   return is_other(call)
-         or free > places:reserve(call.upstream, call.user, call.most)
+         or max(free_for(call), 1)
+            > places:reserve(call.upstream, call.user, call.most,
+                             call.others_wait)
 end
 
 
@@ -120,13 +126,13 @@ end
 -- Gives places that are free to calls of this worker that are due.
 local function give(upstream)
   while true do
-    local call, rank = turns:first(upstream, held_by)
+    local call, rank = turns:first(upstream, held_by, may)
     places:name(upstream, rank)
-    if not call or not may(call) or places:is_passed(upstream, rank) then
+    if not call or free_for(call) <= 0 or places:is_passed(upstream, rank) then
       return
     end
 
-    local place = places:hold(upstream, call.user, call.most, call.is_other)
+    local place = places:hold(upstream, call.user, call.most, is_other(call))
     if not place then
       return
     end
@@ -144,29 +150,33 @@ local give_safely = guarded("give", give)
 local is_ticking = false
 
 local function tick()
+  local count = 0
   while turns.count > 0 do
     ngx.sleep(TICK_SECONDS)
+    count = count + 1
     local upstreams = {}
-    for upstream in pairs(turns.upstreams) do
-      upstreams[#upstreams + 1] = upstream
+    for upstream, most in pairs(turns.most) do
+      if count % TICKS_TO_NAME == 0 or places:state(upstream) < most then
+        upstreams[#upstreams + 1] = upstream
+      end
     end
     for _, upstream in ipairs(upstreams) do
       give_safely(upstream)
     end
   end
-  is_ticking = false
 end
+
+local tick_safely = guarded("tick", tick)
 
 
 local function start_ticking()
   if not is_ticking then
     -- A worker that ends may refuse; then calls look by themselves.
     is_ticking = ngx.timer.at(0, function(is_premature)
-      if is_premature then
-        is_ticking = false
-        return
+      if not is_premature then
+        tick_safely()
       end
-      tick()
+      is_ticking = false
     end) and true or false
   end
 end
@@ -258,6 +268,7 @@ local function call_of(conf, asked)
     class = asked.waits_behind and "behind" or class,
     weight = weights.weight(consumer, user, team, conf.weights),
     most = max(floor(conf.in_flight / conf.nodes), 1),
+    others_wait = conf.others_wait_percent / 100,
     since = ngx.now(),
   }
 end
@@ -318,7 +329,7 @@ local function await(conf, call)
 
     local look = ngx.worker.exiting() and LOOK_SECONDS_AT_THE_END
                  or LOOK_SECONDS
-    if not call.semaphore:wait(min(left / 1000, look)) then
+    if not call.semaphore:wait(min(left / 1000, look)) and not is_ticking then
       give_safely(call.upstream)
     end
   end
@@ -331,17 +342,16 @@ local function waited(call)
 end
 
 
+-- While half of the places are free nobody looks who is greedy.
 -- @return nil once the call has a place, or how to answer
 local function enter(conf, asked, call)
-  call.is_other = is_other(call)
-  if call.is_other then
-    places:note_arrival(call.upstream, call.user)
+  local held, waiting = places:state(call.upstream)
+  local is_quiet = call.class == "interactive" and held * 2 < call.most
+  local place
+  if waiting == 0 and (is_quiet or held < call.most and may(call)) then
+    place = places:hold(call.upstream, call.user, call.most,
+                        is_quiet or is_other(call))
   end
-
-  local _, waiting = places:state(call.upstream)
-  local place = waiting == 0 and may(call)
-                and places:hold(call.upstream, call.user, call.most,
-                                call.is_other)
   if place then
     serve(call, place)
     return nil

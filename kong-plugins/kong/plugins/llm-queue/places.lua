@@ -1,19 +1,18 @@
 -- Who holds places of an upstream, over all workers of the node, in the shared
 -- dict `llm_queue`.
 --
---   n:UPSTREAM              places that are held
+--   n:UPSTREAM              places that are held, and how many of them by users
+--                           who are not greedy: one number, see ONE_OTHER
 --   q:UPSTREAM              calls that wait
---   c:UPSTREAM              users who hold a place
 --   u:UPSTREAM:USER         places that a user holds
 --   v:UPSTREAM:USER         calls of a user that wait
 --   h:SLOT:UPSTREAM:USER    places that calls of one worker hold
+--   j:SLOT:UPSTREAM:USER    the same of users who are not greedy
 --   z:SLOT:UPSTREAM:USER    calls of one worker that wait
 --   s:SLOT, w:WORKER        the worker's name, and its sign of life
 --   top                     the last slot that was ever taken
 --   b:UPSTREAM:SLOT         the call of one worker that is due first there
---   a:KEY, t:KEY, f:KEY     how often calls of who is not greedy came, until
---                           when, and since when; by upstream and by its users
---   d:UPSTREAM, o:UPSTREAM  how long a place is held, by anybody and by others
+--   and what recent.lua keeps of the last seconds
 --   k:USER, m:USER          tokens of a user that counted at which moment
 --
 -- UPSTREAM:USER is written LENGTH:UPSTREAM:USER, because names have colons.
@@ -25,6 +24,8 @@
 --   Nothing is ever evicted: without room in the dict a call goes on without
 --   being counted.
 --   No function yields.
+
+local recent = require "kong.plugins.llm-queue.recent"
 
 local exp = math.exp
 local floor = math.floor
@@ -46,27 +47,27 @@ local DEAD_SECONDS = 10
 -- its worker has died.
 local CANDIDATE_SECONDS = 1
 
--- How far back arrivals count: e-fold.
-local ARRIVAL_SECONDS = 30
-
 -- What is not known yet of a place's time.
 local FIRST_HOLD_SECONDS = 1
 
--- After so long without a call nothing of how many tokens a user took, and of
--- how often his calls came, is left.
+-- After so long without a call nothing of how many tokens a user took is left.
 local KEPT_SECONDS = 3600
 
 -- A new place's time counts for so much.
 local HOLD_SHARE = 0.05
 
--- Less than this time is too short to tell how often something comes.
-local FIRST_SECONDS = 3
+-- A place of a user who is not greedy counts as one, and as one more of these;
+-- an upstream has fewer places than this.
+local ONE_OTHER = 2 ^ 20
 
--- Without a bound many who come seldom would leave the server idle.
-local MOST_RESERVED = 3 / 8
+-- Fewer places than this on average are worth none that is kept.
+local RARE = 0.01
 
--- How seldom a call of somebody else may find no place free.
-local TOO_SELDOM = 0.03
+-- Who has so many calls that wait wants all that he can get.
+local BACKLOG = 8
+
+-- What others may have kept for them, of all places.
+local MOST_RESERVED = 3 / 4
 
 local M = { MAX_SLOTS = MAX_SLOTS }
 
@@ -78,7 +79,8 @@ Places.__index = Places
 -- @param worker this worker's name, which no other one ever has
 -- @param now returns seconds
 function M.new(dict, worker, now)
-  return setmetatable({ dict = dict, worker = worker, now = now, slot = nil },
+  return setmetatable({ dict = dict, worker = worker, now = now, slot = nil,
+                        usual = {} },
                       Places)
 end
 
@@ -104,13 +106,18 @@ end
 -- Numbers that several workers change stay where they are when they come to 0:
 -- another one may just add to them.
 -- @return what is left; nil where there was nothing
-local function take(dict, key)
-  return (dict:incr(key, -1))
+local function take(dict, key, by)
+  return (dict:incr(key, -(by or 1)))
 end
 
 
--- A number that one worker alone changes goes with the last one, so that users
--- who came once do not fill the dict.
+-- A number that one worker alone changes begins with 1, and goes with the last
+-- one, so that users who came once do not fill the dict.
+local function add_own(dict, key)
+  return dict:incr(key, 1) or dict:safe_add(key, 1)
+end
+
+
 local function take_own(dict, key)
   local left = dict:incr(key, -1)
   if left and left <= 0 then
@@ -162,11 +169,9 @@ function M.names(whose)
 end
 
 
-local function give_back(dict, whose, upstream)
-  take(dict, "n:" .. upstream)
-  if take(dict, "u:" .. whose) == 0 then
-    take(dict, "c:" .. upstream)
-  end
+local function give_back(dict, whose, upstream, is_other)
+  take(dict, "n:" .. upstream, is_other and 1 + ONE_OTHER or 1)
+  take(dict, "u:" .. whose)
 end
 
 
@@ -178,12 +183,12 @@ end
 
 local function take_back(dict, slot)
   for _, key in ipairs(dict:get_keys(0)) do
-    local kind, of, whose = match(key, "^([hz]):(%d+):(.*)$")
+    local kind, of, whose = match(key, "^([hjz]):(%d+):(.*)$")
     local upstream = tonumber(of) == slot and M.names(whose)
     if upstream then
-      local undo = kind == "h" and give_back or stop_waiting
+      local undo = kind == "z" and stop_waiting or give_back
       for _ = 1, dict:get(key) or 0 do
-        undo(dict, whose, upstream)
+        undo(dict, whose, upstream, kind == "j")
       end
       dict:delete(key)
     end
@@ -217,11 +222,14 @@ local function whose_key(upstream, user)
 end
 
 
--- @return places that are held, calls that wait
+-- @return places that are held, calls that wait, places of users who are not
+-- greedy
 function Places:state(upstream)
   local dict = self.dict
+  local held = dict:get("n:" .. upstream) or 0
 
-  return dict:get("n:" .. upstream) or 0, dict:get("q:" .. upstream) or 0
+  return held % ONE_OTHER, dict:get("q:" .. upstream) or 0,
+         floor(held / ONE_OTHER)
 end
 
 
@@ -231,56 +239,55 @@ end
 
 
 -- @param most places of the upstream
--- @param is_other whether the user was not greedy when the call came
+-- @param is_other whether the user is not greedy
 -- @return what release wants, nil where there is no place
 function Places:hold(upstream, user, most, is_other)
   local dict, slot = self.dict, self.slot
-  local count = add(dict, "n:" .. upstream, 1)
-  if count and count > most then
-    take(dict, "n:" .. upstream)
+  local one = is_other and 1 + ONE_OTHER or 1
+  local count = add(dict, "n:" .. upstream, one)
+  if count and count % ONE_OTHER > most then
+    take(dict, "n:" .. upstream, one)
     return nil
   end
 
   local whose = whose_key(upstream, user)
-  if not count or not slot or not add(dict, "h:" .. slot .. ":" .. whose, 1)
-  then
+  local own = slot and (is_other and "j:" or "h:") .. slot .. ":" .. whose
+  if not count or not own or not add_own(dict, own) then
     -- Not counted: it could not be taken back.
     if count then
-      take(dict, "n:" .. upstream)
+      take(dict, "n:" .. upstream, one)
     end
     return { since = self.now() }
   end
 
-  if add(dict, "u:" .. whose, 1) == 1 then
-    add(dict, "c:" .. upstream, 1)
-  end
+  add(dict, "u:" .. whose, 1)
 
-  return { upstream = upstream, whose = whose, slot = slot,
+  return { upstream = upstream, whose = whose, own = own,
            is_other = is_other, since = self.now() }
 end
 
 
 -- @param place as hold gave it
 function Places:release(place)
-  local dict = self.dict
-  if not place.upstream then
+  local dict, now, upstream = self.dict, self.now(), place.upstream
+  if not upstream then
     return
   end
 
-  local left = take_own(dict, "h:" .. place.slot .. ":" .. place.whose)
+  local left = take_own(dict, place.own)
   if not left or left < 0 then
     -- taken back already, with everything of this worker
     return
   end
 
-  give_back(dict, place.whose, place.upstream)
+  give_back(dict, place.whose, upstream, place.is_other)
 
-  local seconds = max(self.now() - place.since, 0)
-  for _, kind in ipairs({ "d:", place.is_other and "o:" or nil }) do
-    local usual = dict:get(kind .. place.upstream) or seconds
-    dict:safe_set(kind .. place.upstream,
-                  usual + HOLD_SHARE * (seconds - usual))
-  end
+  local seconds = max(now - place.since, 0)
+  local usual = self.usual[upstream] or seconds
+  self.usual[upstream] = usual + HOLD_SHARE * (seconds - usual)
+  -- What somebody held who now floods the server is nobody's need.
+  local is_other = place.is_other and not self:is_flooding(place.whose)
+  recent.note(dict, upstream, place.whose, is_other, seconds, now)
 end
 
 
@@ -289,7 +296,7 @@ end
 function Places:wait(upstream, user)
   local dict, slot = self.dict, self.slot
   local whose = whose_key(upstream, user)
-  if not slot or not add(dict, "z:" .. slot .. ":" .. whose, 1) then
+  if not slot or not add_own(dict, "z:" .. slot .. ":" .. whose) then
     return nil
   end
 
@@ -315,9 +322,9 @@ function Places:waiting_of(upstream, user)
 end
 
 
--- @return about how long a place is held
+-- @return about how long calls of this worker hold a place
 function Places:usual_seconds(upstream)
-  return self.dict:get("d:" .. upstream) or FIRST_HOLD_SECONDS
+  return self.usual[upstream] or FIRST_HOLD_SECONDS
 end
 
 
@@ -343,73 +350,50 @@ end
 
 -- --- the reserve ------------------------------------------------------------
 
--- @return whether the user holds as much as is his share, or more
+-- @return whether many calls of a user wait
+function Places:is_flooding(whose)
+  return (self.dict:get("v:" .. whose) or 0) >= BACKLOG
+end
+
+
+-- @return whether the user holds as much as is his share of the places, or has
+-- held it on average in the last seconds, or has many calls that wait
 function Places:is_greedy(upstream, user, weight, most)
-  local users = max(self.dict:get("c:" .. upstream) or 0, 2)
+  local now, whose = self.now(), whose_key(upstream, user)
+  local share = most / max(recent.users(self.dict, upstream, now), 2)
 
-  return self:held_by(upstream, user) / weight >= max(floor(most / users), 1)
-end
-
-
--- Counts that something came now.
-local function note(dict, key, now)
-  local last = dict:get("t:" .. key)
-  if not last or now - last > ARRIVAL_SECONDS then
-    dict:safe_set("f:" .. key, now, KEPT_SECONDS)
-  end
-
-  local rate = dict:get("a:" .. key) or 0
-  local faded = rate * exp(-max(now - (last or now), 0) / ARRIVAL_SECONDS)
-  dict:safe_set("a:" .. key, faded + 1 / ARRIVAL_SECONDS, KEPT_SECONDS)
-  dict:safe_set("t:" .. key, now, KEPT_SECONDS)
-end
-
-
--- @return how often it comes, times a second
-local function rate_of(dict, key, now)
-  local rate, last = dict:get("a:" .. key), dict:get("t:" .. key)
-  if not rate or not last then
-    return 0
-  end
-
-  -- An average over a time that has just begun is too small.
-  local age = max(now - (dict:get("f:" .. key) or now), FIRST_SECONDS)
-
-  return rate / (1 - exp(-age / ARRIVAL_SECONDS))
-         * exp(-max(now - last, 0) / ARRIVAL_SECONDS)
-end
-
-
--- A call came of somebody who is not greedy.
-function Places:note_arrival(upstream, user)
-  local now = self.now()
-  note(self.dict, #upstream .. ":" .. upstream, now)
-  note(self.dict, whose_key(upstream, user), now)
+  return (self.dict:get("u:" .. whose) or 0) / weight >= max(floor(share), 1)
+         or recent.places(self.dict, whose, now) / weight >= share
+         or self:is_flooding(whose)
 end
 
 
 -- Places that greedy users do not get, so that a call of somebody else finds
--- one: of Poisson's number of such calls that are served at a time, given how
--- often they come and how long they take, what is passed three times of a
--- hundred; three eighths of all places at most. Calls of the user himself are
--- not those of somebody else.
-function Places:reserve(upstream, user, most)
+-- one: of Poisson's number of places that such calls hold at a time, given how
+-- many they held on average, what is reached seldom enough; less those that
+-- they hold now. Three quarters of all places at most. Calls of the user
+-- himself are not those of somebody else.
+-- @param others_wait which part of others' calls may find no place free
+function Places:reserve(upstream, user, most, others_wait)
   local dict, now = self.dict, self.now()
-  local rate = rate_of(dict, #upstream .. ":" .. upstream, now)
-               - rate_of(dict, whose_key(upstream, user), now)
-  local hold = dict:get("o:" .. upstream) or FIRST_HOLD_SECONDS
-  local expected = max(rate, 0) * hold
-
-  -- Poisson: how likely it is that more than `count` come
-  local count, term = 0, exp(-expected)
-  local likely = 1 - term
-  while likely > TOO_SELDOM and count < floor(most * MOST_RESERVED) do
-    count = count + 1
-    term = term * expected / count
-    likely = likely - term
+  local expected = recent.of_others(dict, upstream, now,
+                                    whose_key(upstream, user))
+  if expected < RARE then
+    return 0
   end
 
-  return count
+  -- Poisson: how likely it is that `count` and more are held
+  local count, term = 0, exp(-expected)
+  local likely = 1
+  while likely > others_wait and count < floor(most * MOST_RESERVED) do
+    count = count + 1
+    likely = likely - term
+    term = term * expected / count
+  end
+
+  local _, _, held = self:state(upstream)
+
+  return max(count - held, 0)
 end
 
 

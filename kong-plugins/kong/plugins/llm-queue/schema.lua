@@ -39,6 +39,14 @@ return {
               required = true,
               default = 120,
               between = { 0, 86400 }, }, },
+          { others_wait_percent = {
+              description = "Of a hundred calls of users who take less than "
+                            .. "their share so many may find no place free, "
+                            .. "because one who takes more has it.",
+              type = "number",
+              required = true,
+              default = 5,
+              between = { 1, 100 }, }, },
           { weights = {
               description = "Shares that are not 1, by user, or by team as "
                             .. "team:NAME. A consumer's tag weight:N wins.",

@@ -28,8 +28,10 @@ local Turns = {}
 Turns.__index = Turns
 
 
+-- @return { upstreams, most: places of each upstream for which calls wait,
+-- count: of calls }
 function M.new()
-  return setmetatable({ upstreams = {}, count = 0 }, Turns)
+  return setmetatable({ upstreams = {}, most = {}, count = 0 }, Turns)
 end
 
 
@@ -45,13 +47,14 @@ function M.rank(class, held, weight, since)
 end
 
 
--- @param call { upstream, user, class, weight, since }
+-- @param call { upstream, user, class, weight, since, most }
 function Turns:join(call)
   local users = self.upstreams[call.upstream]
   if not users then
     users = {}
     self.upstreams[call.upstream] = users
   end
+  self.most[call.upstream] = call.most
 
   -- Calls of a user in the order in which they came; classes apart.
   local key = call.class .. ":" .. call.user
@@ -91,6 +94,7 @@ function Turns:leave(call)
     users[call.key] = nil
     if not next(users) then
       self.upstreams[call.upstream] = nil
+      self.most[call.upstream] = nil
     end
   end
 end

@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
-# Runs quota.lua in a worker of Debian's nginx with its Lua module, and prints what it found. Needs what the nginx test host needs.
+# worker.sh FILE - runs a script of Lua in a worker of Debian's nginx with its Lua module, with the shared dicts of the plugins, and
+# prints what it found. Needs what the nginx test host needs.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+script=$(realpath "$1")
 nginx=$(command -v nginx || echo /usr/sbin/nginx)
 for modules in /usr/lib/nginx/modules /usr/share/nginx/modules; do
   [ -e "$modules/ngx_http_lua_module.so" ] && break
@@ -25,7 +27,8 @@ http {
   uwsgi_temp_path $work/uwsgi; scgi_temp_path $work/scgi;
   lua_package_path '$here/../../kong-plugins/?.lua;;';
   lua_shared_dict llm_quota 16m;
-  server { listen unix:$work/socket; location / { content_by_lua_file $here/quota.lua; } }
+  lua_shared_dict llm_queue 8m;
+  server { listen unix:$work/socket; location / { content_by_lua_file $script; } }
 }
 CONF
 "$nginx" -e stderr -p "$work" -c "$work/nginx.conf"

@@ -1,0 +1,105 @@
+-- What llm-queue takes of a worker: processor time of a call that finds a place,
+-- and of a thousand calls that wait. Run by worker.sh in a worker of nginx,
+-- whose shared dict, timers and semaphores it uses. What Kong and llm-audit do
+-- for a call anyway is left out. Of each the best of seven rounds.
+
+local ROUNDS = 7
+local CALLS = 20000
+local WAITING = 1000
+local USERS = 200
+local WAIT_SECONDS = 3
+
+local call = {}
+
+package.loaded["kong.plugins.llm-audit.sequence"] = { worker = function()
+  return "worker"
+end }
+package.loaded["llm_gateway.reading"] = {
+  of_call = function()
+    return call.asked
+  end,
+  is_work = function()
+    return true
+  end,
+}
+package.loaded["llm_gateway.early_reading"] = {
+  once = function() end, hold = function() end, log_once = function() end,
+}
+package.loaded["llm_gateway.refusal"] = { send = function(_, _, err)
+  error(err.message)
+end }
+
+local plugin = setmetatable({}, {
+  __index = function(_, name)
+    return call[name]
+  end,
+  __newindex = function(_, name, value)
+    call[name] = value
+  end,
+})
+_G.kong = {
+  client = {
+    get_consumer = function()
+      return call.consumer
+    end,
+    get_credential = function()
+      return nil
+    end,
+  },
+  ctx = { plugin = plugin },
+  log = { err = function(line)
+    error(line)
+  end },
+}
+
+local handler = require "kong.plugins.llm-queue.handler"
+handler:configure({ {} })
+
+local conf = { in_flight = 64, nodes = 1, max_waiting = 10000,
+               max_waiting_per_user = 10000, max_wait_seconds = 600,
+               others_wait_percent = 5, weights = {} }
+
+
+local function new_call(number)
+  return { asked = { api = "chat" },
+           consumer = { username = "user-" .. number % USERS, tags = {} } }
+end
+
+
+local best
+for _ = 1, ROUNDS do
+  local begun = os.clock()
+  for number = 1, CALLS do
+    call = new_call(number)
+    handler:access(conf)
+    handler:log()
+  end
+  local with = os.clock() - begun
+
+  begun = os.clock()
+  for number = 1, CALLS do
+    call = new_call(number)
+  end
+  local seconds = with - (os.clock() - begun)
+  best = math.min(best or seconds, seconds)
+end
+ngx.say(string.format("%-46s %6.2f µs", "a call that finds a place", best / CALLS * 1e6))
+
+-- A semaphore wakes a thread that finds the call of another one: it only waits.
+conf.in_flight = 1
+call = new_call(0)
+handler:access(conf)
+local function idle()
+  local begun = os.clock()
+  ngx.sleep(WAIT_SECONDS)
+  return (os.clock() - begun) / WAIT_SECONDS * 100
+end
+local before = idle()
+for number = 1, WAITING do
+  ngx.thread.spawn(function()
+    call = new_call(number)
+    handler:access(conf)
+  end)
+end
+ngx.say(string.format("%-46s %6.2f %%", WAITING .. " calls of " .. USERS .. " users that wait, of a core", idle() - before))
+ngx.exit(200)
