@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# `make demo`: the whole path from a client to a row. Users, a gateway, a simulated vLLM, the collector, a private PostgreSQL.
+# `make demo`: the whole path from a client to a row. Users, a gateway, a simulated vLLM, the collector, a private PostgreSQL with
+# a made-up week of an office in it.
 #
-#   DATABASE_URL   use this database for the rows instead of a private one
+#   DATABASE_URL   use this database for the rows instead of a private one; no week is made up in it
 #   KONG_IMAGE     the image of Kong to use when Docker has it (kong:3.9)
 #   DEMO_ONCE=1    end after printing, instead of waiting for Ctrl-C
 #
@@ -123,7 +124,7 @@ post() {
     curl -sS -N "$KONG_PROXY_URL$2" -H "Authorization: Bearer $1" -H 'Content-Type: application/json' --data-binary "$3" "${@:4}"
 }
 
-# A call as it was recorded: post KEY PATH BODY.
+# A call as it was recorded: recorded KEY PATH BODY.
 recorded() {
     post "$1" "$2" "@tests/fixtures/vllm/$3/request.json" >/dev/null || true
 }
@@ -137,6 +138,49 @@ show_pieces() {
     echo
 }
 
+key_of() { sed -n "s/^$1,//p" "$demo/keys.csv"; }
+
+# --- the week --------------------------------------------------------------------------
+
+# What week.env says of it.
+week_calls='' busiest='' busiest_calls='' busiest_prompt_tokens='' busiest_completion_tokens=''
+
+# Sends the week to the collector, as Kong would, and waits until all of it is rows.
+send_week() {
+    # shellcheck disable=SC1091
+    . "$demo/week/week.env"
+    local batch
+    for batch in "$demo"/week/batch-*.json; do
+        # 503 says that there is no room just now; Kong would send again, too.
+        curl -sS --fail-with-body --retry 20 --retry-all-errors -o "$demo/answer" "$COLLECTOR_URL/log" -H 'Content-Type: application/json' \
+            -H "X-Collector-Token: $COLLECTOR_TOKEN" --data-binary "@$batch" || { cat "$demo/answer" >&2 && fatal "the collector takes no entries"; }
+        rm "$batch"
+    done
+    for _ in $(seq 300); do
+        [ "$(psql "$DATABASE_URL" -Atc "SELECT count(*) FROM llm_logs WHERE consumer_username <> 'anonymous'")" -lt "$week_calls" ] || return 0
+        sleep 0.1
+    done
+    fatal "the collector has not stored all of the week"
+}
+
+# What the busiest user is told of himself has to be what the calls were made of.
+check_usage_page() {
+    local told wanted
+    # Kong takes up to 5 s to know of a key.
+    for _ in $(seq 100); do
+        told=$(curl -sS "$KONG_PROXY_URL/v1/usage" -H "Authorization: Bearer $1")
+        [[ $told != *'"last_30_days"'* ]] || break
+        sleep 0.1
+    done
+    for wanted in "calls\":$busiest_calls" "prompt_tokens\":$busiest_prompt_tokens" "completion_tokens\":$busiest_completion_tokens"; do
+        grep -qE "\"$wanted([,}]|$)" <<<"$told" || fatal "/v1/usage does not say \"$wanted"
+    done
+    told=$(curl -sS "$KONG_PROXY_URL/usage" --data-urlencode "key=$1")
+    for wanted in "$busiest" "data-tokens=\"$((busiest_prompt_tokens + busiest_completion_tokens))\""; do
+        [[ $told == *"$wanted"* ]] || fatal "/usage does not show $wanted"
+    done
+}
+
 status_and_message() { sed -n 's/.*"message":"\(\([^"\\]\|\\.\)*\)".*/\1/p'; }
 
 # --- steps -----------------------------------------------------------------------------
@@ -145,8 +189,9 @@ tests/tools.sh demo
 real_kong=$(tests/kong/run.sh available) || { real_kong=; tests/tools.sh host; }
 mkdir -p "$demo"
 say "building the collector and the simulated vLLM"
-cargo build --locked --package llm-collector --package gateway-tests --no-default-features \
-    --bin llm-collector --bin simulated-vllm
+cargo build --locked --package llm-collector --package gateway-tests --no-default-features --features gateway-tests/demo \
+    --bin llm-collector --bin simulated-vllm --bin demo-week
+collector=$target/llm-collector
 
 if [ -z "${DATABASE_URL:-}" ] || [ -n "$real_kong" ]; then
     say "starting a private PostgreSQL"
@@ -159,11 +204,14 @@ else
     DATABASE_URL=$server/llm
 fi
 export DATABASE_URL
+# Without one the collector tells nobody what he used.
+COLLECTOR_TOKEN=$(od -An -N 16 -tx1 /dev/urandom | tr -d ' \n')
+export COLLECTOR_TOKEN
 
 say "starting the simulated vLLM (recorded answers, no model), the collector and the gateway"
 start simulated-vllm "$target/simulated-vllm" --listen 127.0.0.1:0
 export VLLM_URL=$address
-start collector "$target/llm-collector" serve --listen 127.0.0.1:0 --data-dir "$demo/data"
+start collector "$collector" serve --listen 127.0.0.1:0 --data-dir "$demo/data"
 export COLLECTOR_URL=$address
 if [ -n "$real_kong" ]; then
     echo "gateway: $real_kong"
@@ -174,55 +222,70 @@ else
     echo "gateway: the project's nginx test host with the same plugins (no Docker image ${KONG_IMAGE:-kong:3.9}, no kong command)"
     start_gateway tests/nginx-host/run.sh
 fi
-KONG_ACCEPT_OLD=1 AUDIT_BATCH_SECONDS=0.1 "$target/llm-collector" kong apply --wait >/dev/null
+KONG_ACCEPT_OLD=1 AUDIT_BATCH_SECONDS=0.1 "$collector" kong apply --wait >/dev/null
 
-say "users: z123456, z200001, and z200002 who may make 3 calls an hour"
-for user in z123456 z200001 z200002; do
-    key=$("$target/llm-collector" users add "$user" 2>/dev/null)
-    printf -v "key_$user" '%s' "$key"
-done
-"$target/llm-collector" users limit z200002 3 2>/dev/null
-# Set by name above.
-# shellcheck disable=SC2154
-{
-    "$target/llm-collector" users list
+say "users: 20 people in three teams, all at once; z100020 may make 3 calls an hour"
+"$target/demo-week" "$demo/week"
+"$collector" users import "$demo/week/users.csv" --keys "$demo/keys.csv"
+"$collector" users limit z100020 3 2>/dev/null
+key_z100001=$(key_of z100001)
+key_z100002=$(key_of z100002)
+key_z100020=$(key_of z100020)
 
-    say "z123456 asks: What is an LLM gateway?"
-    chat "$key_z123456" 'What is an LLM gateway?'
-    echo
-
-    say "z123456 asks again, streamed; the pieces as they arrive:"
-    # A slower model than the one that was recorded.
-    post "$key_z123456" /v1/chat/completions \
-        '{"model":"qwen-tiny","stream":true,"messages":[{"role":"user","content":"What is an LLM gateway?"}],"temperature":0}' \
-        -H 'x-sim-chunk-delay-ms: 40' | show_pieces
-
-    say "somebody with a wrong key:"
-    chat sk-wrong 'What is an LLM gateway?' | status_and_message
-
-    say "z200002, call after call:"
-    for call in $(seq 1 15); do
-        status=$(chat "$key_z200002" "Is this call number $call?" | tee "$demo/answer" | grep -c '"choices"' || true)
-        if [ "$status" = 1 ]; then
-            echo "call $call: answered"
-        else
-            echo "call $call: $(status_and_message <"$demo/answer")"
-            break
-        fi
-        # Kong takes up to 5 s to know of a limit.
-        sleep 0.3
+if [ "$DATABASE_URL" = "${server:-}/llm" ]; then
+    say "their last week, made up: log entries as Kong sends them, through the collector into PostgreSQL"
+    send_week
+    check_usage_page "$key_z100001"
+    for model in qwen3-32b:0.6:2.4 deepseek-r1-distill-70b:1.2:4.8 glm-4.5-air:0.4:1.6; do
+        IFS=: read -r model prompt completion <<<"$model"
+        "$collector" prices set "$model" --prompt "$prompt" --completion "$completion" --currency EUR >/dev/null 2>&1
     done
+    while read -ra limit; do
+        "$collector" quota set "${limit[@]}" >/dev/null 2>&1
+    done <"$demo/week/limits.txt"
+    say "$week_calls calls. What teams used:   llm-collector report --since 7d --by team,model"
+    "$collector" report --since 7d --by team,model
+    say "How far limits are used:   llm-collector quota status"
+    "$collector" quota status
+    say "Some of the people:   llm-collector users list"
+    "$collector" users list | sed 8q
+fi
 
-    # The rest of a day: other languages, tools, other APIs, an error, a client that hangs up.
-    recorded "$key_z200001" /v1/chat/completions chat-multiline-zh-stream-usage
-    recorded "$key_z200001" /v1/chat/completions tools-auto
-    recorded "$key_z123456" /v1/messages messages-stream
-    recorded "$key_z200001" /v1/responses responses
-    recorded "$key_z123456" /v1/chat/completions err-bad-model
-    recorded "$key_z200001" /v1/embeddings emb-sdk-default-base64
-    post "$key_z200001" /v1/chat/completions '{"model":"qwen-tiny","stream":true,"messages":[{"role":"user","content":"Talk!"}]}' \
-        -H 'x-sim-chunk-delay-ms: 100' -H 'x-sim-repeat: 100' --max-time 1 >/dev/null 2>&1 || true
-}
+say "z100001 asks: What is an LLM gateway?"
+chat "$key_z100001" 'What is an LLM gateway?'
+echo
+
+say "z100001 asks again, streamed; the pieces as they arrive:"
+# A slower model than the one that was recorded.
+post "$key_z100001" /v1/chat/completions \
+    '{"model":"qwen-tiny","stream":true,"messages":[{"role":"user","content":"What is an LLM gateway?"}],"temperature":0}' \
+    -H 'x-sim-chunk-delay-ms: 40' | show_pieces
+
+say "somebody with a wrong key:"
+chat sk-wrong 'What is an LLM gateway?' | status_and_message
+
+say "z100020, call after call:"
+for call in $(seq 1 15); do
+    status=$(chat "$key_z100020" "Is this call number $call?" | tee "$demo/answer" | grep -c '"choices"' || true)
+    if [ "$status" = 1 ]; then
+        echo "call $call: answered"
+    else
+        echo "call $call: $(status_and_message <"$demo/answer")"
+        break
+    fi
+    # Kong takes up to 5 s to know of a limit.
+    sleep 0.3
+done
+
+# The rest of a day: other languages, tools, other APIs, an error, a client that hangs up.
+recorded "$key_z100002" /v1/chat/completions chat-multiline-zh-stream-usage
+recorded "$key_z100002" /v1/chat/completions tools-auto
+recorded "$key_z100001" /v1/messages messages-stream
+recorded "$key_z100002" /v1/responses responses
+recorded "$key_z100001" /v1/chat/completions err-bad-model
+recorded "$key_z100002" /v1/embeddings emb-sdk-default-base64
+post "$key_z100002" /v1/chat/completions '{"model":"qwen-tiny","stream":true,"messages":[{"role":"user","content":"Talk!"}]}' \
+    -H 'x-sim-chunk-delay-ms: 100' -H 'x-sim-repeat: 100' --max-time 1 >/dev/null 2>&1 || true
 
 # The last entries are on their way.
 for _ in $(seq 100); do
@@ -240,23 +303,19 @@ psql "$DATABASE_URL" -P pager=off -c "
            completion_tokens AS tokens, latency_ms AS ms
     FROM llm_logs ORDER BY started_at DESC LIMIT 16"
 
-say "tokens per user and model"
-psql "$DATABASE_URL" -P pager=off -c "
-    SELECT consumer_username AS who, model, count(*) AS calls, count(*) FILTER (WHERE status >= 400) AS errors,
-           sum(prompt_tokens) AS prompt_tokens, sum(completion_tokens) AS completion_tokens
-    FROM llm_logs GROUP BY 1, 2 ORDER BY 6 DESC NULLS LAST, 1"
-
-say "addresses"
-echo "gateway    $KONG_PROXY_URL/v1   (base_url of an SDK; key: the one of the call below; keys end with the demo)"
-echo "admin      $KONG_ADMIN_URL"
-echo "metrics    $COLLECTOR_URL/metrics"
-echo "entries    $COLLECTOR_URL/log"
+say "to look at"
+echo "usage page $KONG_PROXY_URL/usage"
+echo "its key    $key_z100001   (of z100001; keys end with the demo)"
+echo "gateway    $KONG_PROXY_URL/v1   (base_url of an SDK, with the same key)"
+echo "a call     curl $KONG_PROXY_URL/v1/models -H 'Authorization: Bearer $key_z100001'"
 if [ "$DATABASE_URL" = "${server:-}/llm" ]; then
     echo "database   psql $DATABASE_URL"
+    echo "a command  DATABASE_URL=$DATABASE_URL $collector report --by day"
 else
     echo "database   the one of DATABASE_URL"
 fi
-echo "a call     curl $KONG_PROXY_URL/v1/models -H 'Authorization: Bearer $key_z123456'"
+echo "admin      $KONG_ADMIN_URL"
+echo "metrics    $COLLECTOR_URL/metrics"
 if [ -z "${DEMO_ONCE:-}" ]; then
     say "running; Ctrl-C ends it and cleans up"
     wait "${pids[-1]}"

@@ -12,6 +12,8 @@
 #![allow(clippy::indexing_slicing, reason = "test equipment fails by panicking")]
 
 // The paths are written out, because a file that is included is otherwise searched for beside this one.
+#[path = "generator/agent.rs"]
+mod agent;
 #[path = "generator/bodies.rs"]
 mod bodies;
 #[path = "generator/random.rs"]
@@ -20,7 +22,9 @@ mod random;
 mod text;
 
 use std::fmt::Write;
+use std::sync::Arc;
 
+use agent::Agent;
 use bodies::Exchange;
 use random::Random;
 
@@ -33,6 +37,8 @@ pub struct Settings {
     pub started_at_ms: i64,
     /// Users; the n-th makes 1/n^1.1 of the calls that the first makes.
     pub users: usize,
+    /// Teams, which the users are in by turns; none: nobody is in any.
+    pub teams: &'static [&'static str],
     /// Workers of Kong, which the entries come from in turn.
     pub workers: usize,
     /// Calls whose bodies are made, to be used over and over.
@@ -41,7 +47,7 @@ pub struct Settings {
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { seed: 1, started_at_ms: 1_795_402_800_000, users: 200, workers: 8, bodies: 400 }
+        Self { seed: 1, started_at_ms: 1_795_402_800_000, users: 200, teams: &[], workers: 8, bodies: 400 }
     }
 }
 
@@ -49,12 +55,26 @@ impl Default for Settings {
 #[derive(Debug)]
 pub struct Generator {
     random: Random,
-    exchanges: Vec<Exchange>,
+    exchanges: Vec<Arc<Exchange>>,
+    teams: &'static [&'static str],
     /// Users with the sum of their own and all earlier weights.
     users: Vec<(String, f64)>,
     workers: Vec<Worker>,
     started_at_ms: i64,
     made: u64,
+}
+
+/// An entry, and what its row has to say.
+#[derive(Debug)]
+pub struct Made {
+    /// The entry, as JSON.
+    pub json: String,
+    /// Who called; none: the key was wrong.
+    pub user: Option<String>,
+    /// When, in milliseconds since 1970.
+    pub started_at_ms: i64,
+    /// Tokens of the prompt and of the answer that the model server reported; 0 where it reported none.
+    pub tokens: (u64, u64),
 }
 
 #[derive(Debug)]
@@ -67,7 +87,7 @@ impl Generator {
     /// Makes the bodies; takes some tens of milliseconds.
     pub fn new(settings: &Settings) -> Self {
         let mut random = Random::new(settings.seed);
-        let exchanges = (0..settings.bodies.max(1)).map(|_| Exchange::new(&mut random)).collect();
+        let exchanges = (0..settings.bodies.max(1)).map(|_| Arc::new(Exchange::new(&mut random))).collect();
         let mut sum = 0.0;
         let users = (1..=settings.users.max(1)).map(|rank| {
             sum += (rank as f64).powf(-1.1);
@@ -79,7 +99,8 @@ impl Generator {
             Worker { identity, seq: 0 }
         });
         let workers = workers.collect();
-        Self { random, exchanges, users, workers, started_at_ms: settings.started_at_ms, made: 0 }
+        let teams = settings.teams;
+        Self { random, exchanges, teams, users, workers, started_at_ms: settings.started_at_ms, made: 0 }
     }
 
     /// The next entry.
@@ -104,20 +125,64 @@ impl Generator {
 
     /// Appends the next entry to `out`.
     pub fn write_entry(&mut self, out: &mut String) {
+        let exchange = self.draw();
+        self.started_at_ms += self.random.between(0, 4) as i64;
+        let point = self.point();
+        self.write(out, &exchange, point);
+    }
+
+    /// The next entry, of a call at this time.
+    pub fn entry_at(&mut self, started_at_ms: i64) -> Made {
+        let exchange = self.draw();
+        let point = self.point();
+        self.made_at(started_at_ms, &exchange, point)
+    }
+
+    /// An agent at work for the `rank`-th user (from 0): calls that begin at this time and follow each other.
+    pub fn agent_session(&mut self, rank: usize, started_at_ms: i64, steps: usize) -> Vec<Made> {
+        let point = self.users.get(rank).map_or(0.0, |(_, sum)| *sum);
+        let mut agent = Agent::new(&mut self.random);
+        let mut at = started_at_ms;
+        let mut session = Vec::with_capacity(steps);
+        for left in (0..steps).rev() {
+            let exchange = agent.step(&mut self.random, left == 0);
+            session.push(self.made_at(at, &exchange, point));
+            // It runs a command, then asks again.
+            at += exchange.milliseconds as i64 + self.random.between(2_000, 15_000) as i64;
+        }
+        session
+    }
+
+    fn draw(&mut self) -> Arc<Exchange> {
         let draw = self.random.below(self.exchanges.len());
+        Arc::clone(&self.exchanges[draw])
+    }
+
+    /// Where among the summed weights of the users a call falls.
+    fn point(&mut self) -> f64 {
+        self.random.fraction() * self.users.last().map_or(0.0, |(_, sum)| *sum)
+    }
+
+    fn made_at(&mut self, started_at_ms: i64, exchange: &Exchange, point: f64) -> Made {
+        self.started_at_ms = started_at_ms;
+        let mut json = String::new();
+        let rank = self.write(&mut json, exchange, point);
+        let user = exchange.is_known_user.then(|| self.users[rank].0.clone());
+        Made { json, user, started_at_ms, tokens: exchange.tokens }
+    }
+
+    /// Appends an entry, and tells whose it is.
+    fn write(&mut self, out: &mut String, exchange: &Exchange, point: f64) -> usize {
         let worker_number = self.made as usize % self.workers.len();
-        let Some(exchange) = self.exchanges.get(draw) else { return };
-        let Some(worker) = self.workers.get_mut(worker_number) else { return };
+        let worker = &mut self.workers[worker_number];
         worker.seq += 1;
         self.made += 1;
-        self.started_at_ms += self.random.between(0, 4) as i64;
-        let total = self.users.last().map_or(0.0, |(_, sum)| *sum);
-        let point = self.random.fraction() * total;
-        let user = self.users.get(self.users.partition_point(|(_, sum)| *sum < point)).or(self.users.last());
-        let user = user.map_or("", |(name, _)| name.as_str());
+        let rank = self.users.partition_point(|(_, sum)| *sum < point).min(self.users.len() - 1);
+        let user = self.users[rank].0.as_str();
         let head = Head {
             request_id: format!("{:016x}{:016x}", self.random.next(), self.made),
             user,
+            team: (!self.teams.is_empty()).then(|| self.teams[rank % self.teams.len()]),
             consumer_id: format!("a3c6d78f-9fd9-408f-b316-{:0>12}", user.trim_start_matches('z')),
             started_at_ms: self.started_at_ms,
             client: 2 + (point * 1e6) as u64 % 250,
@@ -126,6 +191,7 @@ impl Generator {
             ttft_ms: 40 + self.random.between(0, 400),
         };
         head.write(out, exchange);
+        rank
     }
 }
 
@@ -133,6 +199,7 @@ impl Generator {
 struct Head<'g> {
     request_id: String,
     user: &'g str,
+    team: Option<&'g str>,
     consumer_id: String,
     started_at_ms: i64,
     client: u64,
@@ -145,7 +212,7 @@ impl Head<'_> {
     /// Members in the order in which one running Kong wrote them.
     fn write(&self, out: &mut String, exchange: &Exchange) {
         let Exchange { path, status, stream, aborted, content_type, request, response, .. } = exchange;
-        let Head { request_id, user, consumer_id, started_at_ms: started, client, worker, seq, ttft_ms } = self;
+        let Head { request_id, user, team, consumer_id, started_at_ms: started, client, worker, seq, ttft_ms } = self;
         let from_model = exchange.is_from_model;
         let took_ms = ttft_ms + exchange.milliseconds;
         let mut put = |text: std::fmt::Arguments<'_>| {
@@ -154,8 +221,9 @@ impl Head<'_> {
         };
         put(format_args!("{{"));
         if exchange.is_known_user {
+            let tags = team.map_or_else(String::new, |team| format!(r#","tags":["team:{team}"]"#));
             put(format_args!(
-                r#""authenticated_entity":{{"id":"{consumer_id}"}},"consumer":{{"id":"{consumer_id}","username":"{user}","created_at":1795402816,"updated_at":1795402816}},"#
+                r#""authenticated_entity":{{"id":"{consumer_id}"}},"consumer":{{"id":"{consumer_id}","username":"{user}","created_at":1795402816,"updated_at":1795402816{tags}}},"#
             ));
         }
         put(format_args!(

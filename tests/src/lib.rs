@@ -19,7 +19,7 @@ pub mod dice;
 pub mod fixtures;
 #[cfg(feature = "suite")]
 pub mod gateway;
-#[cfg(feature = "suite")]
+#[cfg(feature = "demo")]
 pub mod generator;
 #[cfg(feature = "suite")]
 pub mod grafana;
@@ -30,6 +30,8 @@ pub mod postgres;
 #[cfg(feature = "suite")]
 pub mod process;
 pub mod vllm;
+#[cfg(feature = "demo")]
+pub mod week;
 
 #[cfg(all(test, feature = "suite"))]
 #[path = "generator/tests.rs"]

@@ -28,6 +28,8 @@ pub(super) struct Exchange {
     pub(super) response_bytes: usize,
     /// From the first to the last byte of the answer.
     pub(super) milliseconds: u64,
+    /// Of the prompt and of the answer, as the answer reports them.
+    pub(super) tokens: (u64, u64),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -66,7 +68,7 @@ const MIX: [(u64, Kind); 14] = [
     (1, Kind::ModelAway),
 ];
 
-const MODELS: [&str; 4] = ["qwen3-32b", "qwen3-32b", "deepseek-r1-distill-70b", "glm-4.5-air"];
+pub(super) const MODELS: [&str; 4] = ["qwen3-32b", "qwen3-32b", "deepseek-r1-distill-70b", "glm-4.5-air"];
 
 /// Of a hundred streams so many end because the client went away.
 const ABORTED_PERCENT: f64 = 2.0;
@@ -123,6 +125,7 @@ impl Exchange {
             request_bytes: request.len(),
             response_bytes: response.len(),
             milliseconds: 10 * (call.tokens.len() + call.reasoning.len()) as u64,
+            tokens: call.reported(status, aborted),
         }
     }
 }
@@ -226,6 +229,19 @@ impl Call {
             Kind::Embeddings => (200, self.embedding(random)),
             Kind::Chat | Kind::ToolChat | Kind::Completion => (200, self.completion()),
             _ => (200, self.chunks()),
+        }
+    }
+
+    /// Tokens of the prompt and of the answer that the answer tells.
+    fn reported(&self, status: u16, aborted: bool) -> (u64, u64) {
+        let (prompt, answer) = (self.prompt_tokens as u64, (self.tokens.len() + self.reasoning.len()) as u64);
+        match self.kind {
+            _ if status != 200 => (0, 0),
+            Kind::Embeddings => (prompt, 0),
+            // Its first event tells the prompt.
+            Kind::MessagesStream if aborted => (prompt, 0),
+            _ if aborted => (0, 0),
+            _ => (prompt, answer),
         }
     }
 

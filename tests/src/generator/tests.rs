@@ -6,6 +6,7 @@ use llm_collector::decode::{self, Limits};
 use llm_collector::extract::{self, privacy::Privacy, redact::Secrets};
 
 use crate::generator::{Generator, Settings};
+use crate::week::{Week, team_of};
 
 fn entries(count: usize) -> Vec<serde_json::Value> {
     let batch = Generator::new(&Settings::default()).batch(count);
@@ -76,4 +77,59 @@ fn the_collector_understands_every_entry() {
         with_tools += usize::from(!call.tool_calls.is_empty());
     }
     assert!(with_tools > 30, "{with_tools} with tools");
+}
+
+/// What the collector reads out of an entry.
+fn read(json: &str) -> llm_collector::call::Call {
+    let entry = decode::entry::decode(json, Limits { decoded_bytes: 64 << 20 }).expect("an entry");
+    extract::call(&entry, &Secrets::default(), &Privacy::default())
+}
+
+#[test]
+fn the_collector_reads_what_an_entry_was_made_of() {
+    let mut generator = Generator::new(&Settings { teams: &["a-team", "b-team"], users: 3, ..Settings::default() });
+    let mut made: Vec<_> = (0..1_000).map(|second| generator.entry_at(1_795_402_800_000 + second * 1_000)).collect();
+    made.extend(generator.agent_session(1, 1_795_500_000_000, 12));
+    for made in made {
+        let call = read(&made.json);
+        let read = (call.usage.prompt_tokens.unwrap_or(0), call.usage.completion_tokens.unwrap_or(0));
+        assert_eq!(read, (made.tokens.0 as i32, made.tokens.1 as i32), "{call:?}");
+        assert_eq!(call.started_at.timestamp_millis(), made.started_at_ms);
+        let team = made.user.as_deref().map(|user| if user == "z100002" { "b-team" } else { "a-team" });
+        assert_eq!((call.consumer_username.as_str(), call.team.as_deref()), (made.user.as_deref().unwrap_or("anonymous"), team));
+    }
+}
+
+#[test]
+fn an_agent_asks_with_all_that_was_said_before_and_ends_in_words() {
+    let session = Generator::new(&Settings::default()).agent_session(0, 1_795_500_000_000, 12);
+    let calls: Vec<_> = session.iter().map(|made| read(&made.json)).collect();
+    assert_eq!(calls.len(), 12);
+    for (earlier, later) in calls.iter().zip(&calls[1..]) {
+        assert_eq!(later.prompt, earlier.prompt);
+        assert_eq!(later.usage.cached_tokens, earlier.usage.prompt_tokens);
+        assert!(later.started_at > earlier.started_at && later.usage.prompt_tokens > earlier.usage.prompt_tokens);
+        assert!(!earlier.tool_calls.is_empty() && earlier.response.is_none(), "{earlier:?}");
+    }
+    assert!(calls[11].tool_calls.is_empty() && calls[11].response.is_some());
+}
+
+#[test]
+fn a_week_is_the_same_again_and_lies_in_the_seven_days_before_its_end() {
+    let end_ms = 1_795_777_100_000;
+    let batches = || Week::until(end_ms).batches(50).collect::<Vec<_>>();
+    let week = batches();
+    assert_eq!(week, batches());
+    let (mut users, mut failed) = (HashSet::new(), 0);
+    for entry in week.iter().flat_map(|batch| serde_json::from_str::<Vec<serde_json::Value>>(batch).expect("a batch")) {
+        let started = entry["started_at"].as_i64().expect("a time");
+        assert!((end_ms - 7 * 86_400_000..end_ms).contains(&started), "{started}");
+        if let Some(user) = entry["consumer"]["username"].as_str() {
+            users.insert(user.to_owned());
+            assert_eq!(entry["consumer"]["tags"][0], format!("team:{}", team_of(user).expect("a team")));
+        }
+        failed += usize::from(entry["response"]["status"].as_i64() >= Some(500));
+    }
+    assert_eq!(users.len(), 20);
+    assert!(failed > 10, "{failed} failed");
 }
