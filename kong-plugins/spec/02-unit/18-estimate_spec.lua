@@ -78,6 +78,21 @@ describe("estimate", function()
     end
   end)
 
+  it("finds counts wherever long chunks meet", function()
+    local usage = '"usage" : { "details" : null, "input_tokens" : 7 }'
+    local before = '{"choices":[{"text":"' .. ("word "):rep(400) .. '"}],'
+    local body = before .. usage .. ',"more":"' .. ("word "):rep(400) .. '"}'
+
+    for is_stream in pairs({ [true] = 1, [false] = 1 }) do
+      for cut = #before - 8, #before + #usage + 8 do
+        local meter = estimate.new("chat", is_stream)
+        meter:put(body:sub(1, cut))
+        meter:put(body:sub(cut + 1))
+        assert.is_true(meter.has_usage, "cut at " .. cut)
+      end
+    end
+  end)
+
   it("takes nothing else for counts", function()
     for _, other in ipairs({
       'data: {"usage":null}\n\n', 'data: {"usage":{}}\n\n',

@@ -4,15 +4,27 @@
 -- case. Who wants the head and the tail, uncut or cut between events, asks for
 -- them with new_ends().
 --
--- Memory: never more than the limit's worth of body, in buffers that grow by
--- doubling. free() gives it back at once instead of at the next collection.
--- The first chunk stays the string that it is: most answers that are no stream
--- have no other, and need neither a buffer nor a copy then.
+-- Memory: never more than the limit's worth of body. A few chunks stay the
+-- strings that they are: most answers that are no stream have no more, and need
+-- no buffer then, and with one chunk no copy. More go into a buffer that grows
+-- by doubling; free() gives it back at once instead of at the next collection.
 
 local buffer = require "string.buffer"
 local sse = require "kong.plugins.llm-audit.sse"
 
+local new_table = require "table.new"
+
+local concat = table.concat
+local ipairs = ipairs
 local sub = string.sub
+
+-- An answer of 128 KB has as many: nginx hands over 4 KB or more at a time,
+-- unless the server sends less. Each is a string of its own, so small ones have
+-- to be few.
+local MAX_CHUNKS = 32
+
+-- Room from the beginning for those of an answer of 20 KB.
+local USUAL_CHUNKS = 8
 
 local M = {}
 
@@ -35,28 +47,42 @@ function M.new_ends(head_limit, tail_limit, is_event_stream)
     is_event_stream = is_event_stream,
     tail_limit = tail_limit,
     head_room = head_limit,
-    -- the first chunk, until there is a second one
-    first = nil,
+    -- the chunks as long as they are few, then all of them in a buffer
+    chunks = nil,
     head = nil,
     tail = nil,
   }, Capture)
 end
 
 
--- @return the buffer of the head, with all in it that came before
-local function head_buffer(self)
-  local head = self.head
-  if not head then
-    head = buffer.new()
-    self.head = head
-
-    if self.first then
-      head:put(self.first)
-      self.first = nil
-    end
+-- Moves the chunks into a buffer, where they take no more than their bytes.
+local function start_buffer(self)
+  local head = buffer.new()
+  for _, chunk in ipairs(self.chunks) do
+    head:put(chunk)
   end
 
-  return head
+  self.head = head
+  self.chunks = nil
+end
+
+
+local function keep(self, chunk)
+  local chunks = self.chunks
+  if self.head then
+    self.head:put(chunk)
+
+  elseif not chunks then
+    chunks = new_table(USUAL_CHUNKS, 0)
+    chunks[1] = chunk
+    self.chunks = chunks
+
+  else
+    chunks[#chunks + 1] = chunk
+    if #chunks > MAX_CHUNKS then
+      start_buffer(self)
+    end
+  end
 end
 
 
@@ -67,17 +93,12 @@ function Capture:put(chunk)
   local room = self.head_room
   if room > 0 then
     if length <= room then
-      if self.size == length then
-        self.first = chunk
-      else
-        head_buffer(self):put(chunk)
-      end
-
+      keep(self, chunk)
       self.head_room = room - length
       return
     end
 
-    head_buffer(self):put(sub(chunk, 1, room))
+    keep(self, sub(chunk, 1, room))
     self.head_room = 0
     chunk = sub(chunk, room + 1)
   end
@@ -112,7 +133,12 @@ end
 
 
 local function kept_head(self)
-  return self.first or self.head and self.head:tostring()
+  local chunks = self.chunks
+  if chunks then
+    return chunks[2] and concat(chunks) or chunks[1]
+  end
+
+  return self.head and self.head:tostring()
 end
 
 
@@ -153,7 +179,7 @@ end
 
 
 function Capture:free()
-  self.first = nil
+  self.chunks = nil
 
   if self.head then
     self.head:free()

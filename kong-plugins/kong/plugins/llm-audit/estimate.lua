@@ -23,8 +23,13 @@ local sub = string.sub
 local GENERATES = apis.GENERATES
 local TAKES_TOKENS = apis.TAKES_TOKENS
 
--- What is remembered of a chunk that ends in the middle of a line: a usage.
+-- What is remembered of a chunk that ends in the middle of a usage.
 local CARRY_BYTES = 512
+
+local USAGE = '"usage"'
+
+-- As much of it may stand at the end of a chunk.
+local CUT_USAGE_BYTES = #USAGE - 1
 
 local LF = byte("\n")
 local OPEN_BRACKET = byte("[")
@@ -56,14 +61,16 @@ function M.new(api, is_stream)
     bytes = 0,
     events = 0,
     has_usage = false,
-    -- of the chunk before, when it ended in the middle of a line
+    -- whether the chunk before ended in the middle of a line
+    is_cut = false,
+    -- its end, where a usage may go on
     carry = nil,
   }, Meter)
 end
 
 
 local function find_usage(self, text)
-  local at, last = find(text, '"usage"', 1, true)
+  local at, last = find(text, USAGE, 1, true)
 
   while at do
     if find(text, '^%s*:%s*{[^}]-_tokens"%s*:%s*"?[1-9]', last + 1) then
@@ -71,8 +78,27 @@ local function find_usage(self, text)
       return
     end
 
-    at, last = find(text, '"usage"', last, true)
+    at, last = find(text, USAGE, last, true)
   end
+end
+
+
+-- @return whether a usage may begin in the text and go on behind it
+local function is_usage_cut(text)
+  return find(text, '"', -CUT_USAGE_BYTES, true) ~= nil
+         or find(text, USAGE, -CARRY_BYTES, true) ~= nil
+end
+
+
+-- Looks for the usage also where two chunks meet. They are put together only
+-- where it may be: copying every chunk took longer than looking through it.
+local function look_for_usage(self, chunk, is_cut)
+  local carry = self.carry
+  local text = carry and carry .. chunk or chunk
+  find_usage(self, text)
+
+  self.carry = is_cut and not self.has_usage and is_usage_cut(text)
+               and sub(text, -CARRY_BYTES) or nil
 end
 
 
@@ -107,11 +133,12 @@ end
 -- @param chunk the next piece of the answer
 function Meter:put(chunk)
   self.bytes = self.bytes + #chunk
-  local carry = self.carry
-  local text = carry and carry .. chunk or chunk
+  local is_line_start = not self.is_cut
+  local is_cut = byte(chunk, -1) ~= LF
+  self.is_cut = is_cut
 
   if not self.has_usage then
-    find_usage(self, text)
+    look_for_usage(self, chunk, is_cut)
   end
 
   if self.is_stream then
@@ -119,15 +146,8 @@ function Meter:put(chunk)
     if mark then
       count_marks(self, chunk, mark)
     else
-      count_data(self, chunk, not carry)
+      count_data(self, chunk, is_line_start)
     end
-  end
-
-  -- Of what is no stream nothing but the usage is looked for.
-  if byte(chunk, -1) == LF or self.has_usage and not self.is_stream then
-    self.carry = nil
-  else
-    self.carry = sub(text, -CARRY_BYTES)
   end
 end
 
