@@ -26,6 +26,8 @@ void *memchr(const void *bytes, int wanted, size_t length);
 
 local C = ffi.C
 
+local const_bytes = ffi.typeof("const uint8_t *")
+
 -- How far a string is read byte by byte before memchr is called.
 local NEAR_BYTES = 64
 
@@ -129,7 +131,7 @@ function M.skip_string(p, i, n)
       local at = C.memchr(p + i, QUOTE, n - i)
       local quote = n
       if at ~= nil then
-        quote = cast("const uint8_t *", at) - p
+        quote = cast(const_bytes, at) - p
       end
 
       -- What is in front of it is escaped by an odd number of backslashes.

@@ -86,6 +86,7 @@ local IN_SCALAR = 9
 local AFTER_VALUE = 10   -- a comma or the end of the object
 local DONE = 11          -- the end of the text
 
+local const_bytes = ffi.typeof("const uint8_t *")
 local KeyBytes = ffi.typeof("uint8_t[" .. MAX_KEY_BYTES .. "]")
 
 local M = {
@@ -436,7 +437,7 @@ function Outline:feed(text)
     end
   end
 
-  local p = cast("const uint8_t *", text)
+  local p = cast(const_bytes, text)
 
   if self.is_key_cut and n > 0 then
     self.is_key_cut = false

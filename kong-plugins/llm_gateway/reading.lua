@@ -190,8 +190,8 @@ end
 -- HTTP/2 and later may carry a body without telling its length, which nginx's
 -- Lua module refuses to read.
 function M.hides_length()
-  return not request_body.declared_size()
-         and kong.request.get_http_version() >= 2
+  return kong.request.get_http_version() >= 2
+         and not request_body.declared_size()
          and not find(forwarded.path(), "/cancel/?$")
 end
 

@@ -53,6 +53,12 @@ local BACKSLASHES = 0x5cULL * ONES
 
 local BACKSLASH = ("\\"):byte()
 
+-- Made once: the name of a type is read anew each time where LuaJIT has not
+-- compiled the code around it.
+local const_bytes = ffi.typeof("const uint8_t *")
+local const_words = ffi.typeof("const uint64_t *")
+local words = ffi.typeof("uint64_t *")
+
 -- What a byte becomes in a JSON string: how many backslashes, and what behind.
 local backslashes = ffi.new("uint8_t[256]")
 local letter_of = ffi.new("uint8_t[256]")
@@ -107,11 +113,11 @@ end
 -- @return where the next one goes, and whether there are control characters
 -- among them: 0 or 1
 local function put_word(out, at, p)
-  local word = cast("const uint64_t *", p)[0]
+  local word = cast(const_words, p)[0]
   seen[0] = bor(seen[0], word)
 
   if band(special_bytes(word), HIGHEST_BITS) == 0ULL then
-    cast("uint64_t *", out + at)[0] = word
+    cast(words, out + at)[0] = word
 
     return at + WORD_BYTES, 0
   end
@@ -137,20 +143,20 @@ end
 -- @return the length, and whether it is ASCII; nil when there are control
 -- characters, or more escapes, in it
 local function escape(text, out, most_escapes)
-  local bytes = cast("const uint8_t *", text)
+  local bytes = cast(const_bytes, text)
   local size = #text
   local i, at = 0, 0
   local control
   seen[0] = 0
 
   while i <= size - BLOCK_BYTES do
-    local from = cast("const uint64_t *", bytes + i)
+    local from = cast(const_words, bytes + i)
     local a, b, c, d = from[0], from[1], from[2], from[3]
     local special = bor(special_bytes(a), special_bytes(b), special_bytes(c),
                         special_bytes(d))
 
     if band(special, HIGHEST_BITS) == 0ULL then
-      local to = cast("uint64_t *", out + at)
+      local to = cast(words, out + at)
       to[0], to[1], to[2], to[3] = a, b, c, d
       seen[0] = bor(seen[0], a, b, c, d)
       i = i + BLOCK_BYTES

@@ -39,6 +39,8 @@ local MAX_ROUTES = 1000
 -- it is more than this.
 local MAX_KEPT_BYTES = 262144
 
+local const_chars = ffi.typeof("const char *")
+
 -- Where the string is noted that stands for a body.
 local TEXT_OF = { request = "request_text", response = "response_text" }
 
@@ -190,7 +192,7 @@ function M.fill_in(entry, value)
     one, other, one_at, other_at = other, one, other_at, one_at
   end
 
-  local bytes = cast("const char *", value)
+  local bytes = cast(const_chars, value)
   local from = 0
   out:reset()
   if one_at then
