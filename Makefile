@@ -31,8 +31,8 @@ pictures:
 bench:
 	@tests/bench.sh
 
-## What a user who floods a simulated model server costs the others, with and without llm-queue, through the nginx test host. Ten
-## minutes; prints a table, writes target/bench-fair.json.
+## What a user who floods a simulated model server costs the others, with and without llm-queue, through the nginx test host.
+## Twelve minutes; prints tables, writes target/bench-fair.json.
 bench-fair:
 	@tests/bench-fair.sh
 

@@ -1,12 +1,16 @@
 #!/usr/bin/env bash
-# `make bench-fair`: what a user who floods a simulated model server costs the others, with and without llm-queue, through the nginx test
-# host. Ten minutes; prints a table, writes target/bench-fair.json. tests/bench/README.md says how to read it.
+# `make bench-fair`: what a user who floods a simulated model server costs the others, with and without llm-queue, in simulated time and
+# through the nginx test host, and what the plugin costs. Twelve minutes; prints a table, writes target/bench-fair.json. tests/bench/README.md says how to read it.
 #
 # Arguments go to the benchmark: tests/bench-fair.sh --load 1 --seconds 10
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 tests/tools.sh bench
+if [ $# = 0 ]; then
+    tests/bench/worker.sh tests/bench/queue.lua
+    luajit tests/bench/fair_simulated.lua
+fi
 target=${CARGO_TARGET_DIR:-target}
 mkdir -p "$target"
 work=$(mktemp -d)

@@ -7,6 +7,6 @@ cd "$(dirname "$0")/.."
 tests/tools.sh bench
 cargo build --locked --package llm-collector --package gateway-tests --features gateway-tests/bench --bin llm-collector --bin bench
 echo "processor time of a worker of nginx, a call with three limits of 5,000 users; 10 µs are wanted at most"
-tests/bench/quota.sh
+tests/bench/worker.sh tests/bench/quota.lua
 echo
 "${CARGO_TARGET_DIR:-target}/debug/bench" quota

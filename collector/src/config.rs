@@ -20,7 +20,7 @@ pub use database::{DatabaseArgs, MigrateSettings, SiteArgs};
 pub use import::ImportSettings;
 pub use kong::{AdminArgs, KongAction, KongCommand, KongSettings};
 pub use models::{BalanceWord, ModelsAction, ModelsCommand};
-pub use quota::{AmountArgs, ModeArgs, OfArgs, QuotaAction, QuotaSettings, WebhookArgs};
+pub use quota::{AmountArgs, Mode, ModeArgs, OfArgs, QuotaAction, QuotaSettings, WebhookArgs, WhenOver};
 pub use usage::{Dimension, PricesAction, PricesSettings, ReportFormat, ReportSettings};
 pub use users::{CaptureWord, End, KeyArg, Limit, UsersAction, UsersCommand, Weight, duration, limit};
 

@@ -1,5 +1,5 @@
--- What llm-queue takes of a worker: processor time of a call that finds a place,
--- and of a thousand calls that wait. Run by worker.sh in a worker of nginx,
+-- What llm-queue takes of a worker: processor time of a call that finds a
+-- place, and of a thousand calls that wait. Run by worker.sh in a worker of nginx,
 -- whose shared dict, timers and semaphores it uses. What Kong and llm-audit do
 -- for a call anyway is left out. Of each the best of seven rounds.
 
@@ -83,7 +83,8 @@ for _ = 1, ROUNDS do
   local seconds = with - (os.clock() - begun)
   best = math.min(best or seconds, seconds)
 end
-ngx.say(string.format("%-46s %6.2f µs", "a call that finds a place", best / CALLS * 1e6))
+local LINE = "%-46s %6.2f %s"
+ngx.say(LINE:format("a call that finds a place", best / CALLS * 1e6, "µs"))
 
 -- A semaphore wakes a thread that finds the call of another one: it only waits.
 conf.in_flight = 1
@@ -101,5 +102,6 @@ for number = 1, WAITING do
     handler:access(conf)
   end)
 end
-ngx.say(string.format("%-46s %6.2f %%", WAITING .. " calls of " .. USERS .. " users that wait, of a core", idle() - before))
+ngx.say(LINE:format(WAITING .. " calls that wait, of " .. USERS .. " users",
+                    idle() - before, "% of a core"))
 ngx.exit(200)

@@ -1,6 +1,6 @@
 -- What llm-quota's ledger takes of a worker: processor time a call for check,
 -- reservation and settling with three limits, and what counting the calls takes
--- of the one worker that talks to the collector. Run by quota.sh in a worker of
+-- of the one worker that talks to the collector. Run by worker.sh in a worker of
 -- nginx, whose shared dicts it uses. Of each the best of seven rounds.
 
 local counts = require "kong.plugins.llm-quota.counts"

@@ -82,6 +82,9 @@ is_told() { python3 -c 'import json,sys; q = json.load(open(sys.argv[1])).get("q
 told() { if [ "$1" = '{}' ]; then wait_for is_told 0 0; else cat "$WORK/up/sync"; fi; }
 # Names of the calls that the server got, in order.
 order() { python3 -c 'import json,sys; print(*[json.loads(line)["model"] for line in open(sys.argv[1])])' "$WORK/up/asked"; }
+# Whether the node has the limits as they were set.
+knows_limits() { python3 -c 'import json,sys; told = json.load(open(sys.argv[1])).get("quota", {}).get("revision", "null"); sys.exit(json.loads(told) != json.load(open(sys.argv[2])))' \
+  "$WORK/up/sync" "$WORK/up/limits.json" 2>/dev/null; }
 # The server answers a call that it holds.
 answer() { touch "$WORK/up/go.$1"; }
 got() { [ "$(wc -l <"$WORK/up/asked")" = "$1" ]; }
@@ -245,6 +248,40 @@ import sys
 first, second, other, batch = [int(line) for line in open(sys.argv[1])][-4:]
 assert first == 0 and 900 < second <= 1000 and other == 0 and batch >= 1000000, (first, second, other, batch)
 PY
+}
+
+@test "who is over a limit that waits is served after all others, and refused where no call waits" {
+  printf '{"limits":[{"id":1,"subject":"user","name":"carol","models":"%%","unit":"calls","currency":null,"per":"day","amount":0,"mode":"wait"}]}' \
+    >"$WORK/up/limits.json"
+  admin PUT plugins/00000000-0000-4000-8000-000000000004 '{"name":"llm-quota","service":{"name":"vllm"},"config":{}}'
+  wait_for knows_limits
+  begin carol t10-alone
+  wait_for got 1
+  begin bob t10-bob
+  wait_for got 2
+  begin carol t10-carol
+  wait_for is_told 2 1
+  begin nightly t10-batch
+  wait_for is_told 2 2
+  begin bob t10-b
+  wait_for is_told 2 3
+  answer t10-alone
+  wait_for got 3
+  answer t10-bob
+  wait_for got 4
+  wait_for is_told 2 1
+  [[ $(order) != *t10-carol* ]] || { order; false; }
+  rm "$WORK/up/hold"
+  for name in alone bob carol batch b; do wait_for ended "t10-$name" 200; done
+  wait_for says t10-carol 'q > 0'
+
+  touch "$WORK/up/hold"
+  begin bob t10-last
+  admin DELETE plugins/00000000-0000-4000-8000-000000000005 ''
+  [ "$(call carol t10-refused)" = 429 ]
+  grep -q 'Quota exceeded: user carol may use 0 calls per day' "$WORK/body.t10-refused"
+  rm "$WORK/up/hold"
+  wait_for ended t10-last 200
 }
 
 @test "no error of a plugin is in the log" {

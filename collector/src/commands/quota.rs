@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::table;
 use crate::commands;
-use crate::config::{AmountArgs, OfArgs, QuotaAction, QuotaSettings, WebhookArgs};
+use crate::config::{AmountArgs, Mode, OfArgs, QuotaAction, QuotaSettings, WebhookArgs, WhenOver};
 use crate::kong::people;
 use crate::notices;
 use crate::page::{grouped, number};
@@ -32,7 +32,7 @@ pub async fn run(settings: &QuotaSettings) -> Result<String> {
     match &settings.action {
         // Is over by now.
         QuotaAction::WebhookTest { .. } => Ok(String::new()),
-        QuotaAction::Set { who, amount, currency, per, models, mode } => {
+        QuotaAction::Set { who, amount, currency, per, models, mode, when_over } => {
             let (kind, name) =
                 whose(who)?.ok_or_else(|| anyhow!("whose limit is it: --user, --team, --each-user or --everybody?"))?;
             if models.is_empty() || models.contains(['\\', '\0']) || models.chars().count() > MAX_PATTERN {
@@ -44,7 +44,8 @@ pub async fn run(settings: &QuotaSettings) -> Result<String> {
             }
             let (currency, models) = (currency.clone().unwrap_or_default(), models.clone());
             let key = Key { kind, name: name.to_owned(), models, unit, currency, per: per.word() };
-            match quotas::set(&database.connection().await?, &key, amount, mode.mode().word()).await? {
+            let mode = over(mode.mode(), *when_over)?;
+            match quotas::set(&database.connection().await?, &key, amount, mode.word()).await? {
                 Some(quota) => Ok(format!("{}\nlimit {}, known to the gateway in a second or two\n", sentence(&quota), quota.id)),
                 None => {
                     bail!("there are {MAX_QUOTAS} limits, which is all there can be: a limit with --each-user holds for everyone")
@@ -125,6 +126,15 @@ fn whose(who: &OfArgs) -> Result<Option<(&'static str, &str)>> {
         OfArgs { everybody: true, .. } => Some(("everybody", "")),
         OfArgs { .. } => None,
     })
+}
+
+/// The mode with what becomes of calls over the limit.
+fn over(mode: Mode, when_over: Option<WhenOver>) -> Result<Mode> {
+    match (mode, when_over) {
+        (mode, None) | (mode @ Mode::Soft, Some(WhenOver::Refuse)) => Ok(mode),
+        (Mode::Soft | Mode::Wait, Some(WhenOver::Wait)) => Ok(Mode::Wait),
+        (mode, Some(_)) => bail!("--when-over is for soft limits, this one is {}", mode.word()),
+    }
 }
 
 fn how_much(amount: &AmountArgs) -> Result<(&'static str, &str)> {

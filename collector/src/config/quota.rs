@@ -38,6 +38,10 @@ pub enum QuotaAction {
         models: String,
         #[command(flatten)]
         mode: ModeArgs,
+        /// What becomes of calls over a soft limit: refuse (if nothing is said); wait: they are served when nobody else waits, where calls
+        /// wait at all (QUEUE_IN_FLIGHT)
+        #[arg(long, value_enum, conflicts_with_all = ["hard", "shadow"])]
+        when_over: Option<WhenOver>,
     },
     /// All limits
     List {
@@ -146,7 +150,7 @@ pub struct AmountArgs {
 #[group(required = false, multiple = false)]
 pub struct ModeArgs {
     /// hard: a call reserves what it may take, and is refused when that is more than is left; soft (if nothing is said): refused are calls
-    /// that begin when nothing is left; shadow: nobody is refused
+    /// that begin when nothing is left; wait: as soft with --when-over wait; shadow: nobody is refused
     #[arg(long, value_enum)]
     pub mode: Option<Mode>,
     /// As --mode hard
@@ -172,6 +176,15 @@ impl ModeArgs {
     }
 }
 
+/// What becomes of calls over a soft limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum WhenOver {
+    /// They are refused
+    Refuse,
+    /// They are served when nobody else waits
+    Wait,
+}
+
 /// What happens when a limit is reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Mode {
@@ -179,6 +192,8 @@ pub enum Mode {
     Hard,
     /// The call that crosses the limit is the last
     Soft,
+    /// Calls over the limit are served when nobody else waits
+    Wait,
     /// Nobody is refused
     Shadow,
 }
@@ -218,7 +233,7 @@ macro_rules! words {
     )*};
 }
 words! {
-    Mode { Hard => "hard", Soft => "soft", Shadow => "shadow" }
+    Mode { Hard => "hard", Soft => "soft", Wait => "wait", Shadow => "shadow" }
     Per { Hour => "hour", Day => "day", Week => "week", Month => "month" }
     Unit { Tokens => "tokens", Calls => "calls", Cost => "cost" }
 }

@@ -48,7 +48,7 @@ pub struct Quota {
     pub per: String,
     /// Decimal text.
     pub amount: String,
-    /// `hard`, `soft` or `shadow`.
+    /// `hard`, `soft`, `wait` or `shadow`.
     pub mode: String,
 }
 

@@ -92,6 +92,31 @@ describe("a limit", function()
     assert.is_nil(used(9, DAY, "ml"))
   end)
 
+  it("that waits lets in who can wait, and says so; refused others", function()
+    start({ 12, "user", "alice", "tokens", "day", 100, "wait" },
+          { 13, "user", "bob", "tokens", "day", 100, "wait" },
+          { 14, "user", "bob", "calls", "day", 3, "hard" })
+    for i = 1, 2 do
+      local admission = one:reserve(quota.call({ can_wait = true }))
+      assert.is_nil(admission.is_over)
+      admission:settle(i, TAKEN)
+    end
+    local admission = one:reserve(quota.call({ can_wait = true }))
+    assert.is_true(admission.is_over)
+    admission:settle(3, TAKEN)
+    assert.equal(150, used(12, DAY, "alice"))
+    local _, refusal = one:reserve(quota.call())
+    assert.equal(12, refusal.limit.id)
+
+    -- Another limit refuses.
+    for i = 4, 6 do
+      one:reserve(quota.call({ user = "bob", can_wait = true }))
+        :settle(i, TAKEN)
+    end
+    _, refusal = one:reserve(quota.call({ user = "bob", can_wait = true }))
+    assert.equal(14, refusal.limit.id)
+  end)
+
   it("that is a shadow only counts", function()
     start(SHADOW)
     for i = 1, 3 do

@@ -32,6 +32,9 @@ async fn limits_are_set_replaced_listed_and_removed() {
     done(&app, &["set", "--everybody", "--tokens", "0", "--per", "week", "--models", "Qwen%"]).await;
     // Set again it is another amount and another mode of the same limit.
     done(&app, &["set", "--user", "alice", "--tokens", "500k", "--per", "day", "--hard"]).await;
+    let waits = done(&app, &["set", "--user", "carol", "--calls", "9", "--per", "day", "--soft", "--when-over", "wait"]).await;
+    assert!(waits.starts_with("user carol: 9 calls per day, wait\n"), "{waits}");
+    done(&app, &["set", "--user", "carol", "--calls", "8", "--per", "day", "--when-over", "wait"]).await;
     let list = page(&app, &["list", "--json"]).await;
     let expected =
         |id: i64, subject: &str, name: &str, models: &str, unit: &str, currency: &str, per: &str, amount: f64, mode: &str| {
@@ -47,13 +50,14 @@ async fn limits_are_set_replaced_listed_and_removed() {
             expected(id("each_user"), "each_user", "", "%", "calls", "", "hour", 500.0, "shadow"),
             expected(id("team"), "team", "ml", "%", "cost", "CNY", "month", 500.5, "hard"),
             expected(1, "user", "alice", "%", "tokens", "", "day", 500_000.0, "hard"),
+            expected(6, "user", "carol", "%", "calls", "", "day", 8.0, "wait"),
         ]
     );
     let table = done(&app, &["list"]).await;
-    assert!(table.contains("team ml") && table.contains("500.5 CNY per month") && table.lines().count() == 5, "{table}");
+    assert!(table.contains("team ml") && table.contains("500.5 CNY per month") && table.lines().count() == 6, "{table}");
     assert!(done(&app, &["remove", "1"]).await.contains("removed limit 1: user alice"));
     done(&app, &["remove", "--each-user", "--per", "hour", "--unit", "calls"]).await;
-    assert_eq!(page(&app, &["list", "--json"]).await.len(), 2);
+    assert_eq!(page(&app, &["list", "--json"]).await.len(), 3);
     assert_eq!(quota(&app, &["remove", "1"]).await.status.code(), Some(1));
     app.stop().await;
 }
@@ -74,6 +78,8 @@ async fn what_makes_no_limit_is_said_and_sets_none() {
         (vec!["--user", "a", "--cost", "1", "--per", "day"], "--currency"),
         (vec!["--user", "a", "--tokens", "1", "--currency", "CNY", "--per", "day"], "--cost"),
         (vec!["--user", "a", "--tokens", "1", "--per", "day", "--hard", "--soft"], "cannot be used with"),
+        (vec!["--user", "a", "--tokens", "1", "--per", "day", "--hard", "--when-over", "wait"], "cannot be used with"),
+        (vec!["--user", "a", "--tokens", "1", "--per", "day", "--mode", "shadow", "--when-over", "wait"], "this one is shadow"),
         (vec!["--user", "", "--tokens", "1", "--per", "day"], "name"),
         (vec!["--team", "a b", "--tokens", "1", "--per", "day"], "team's name"),
         (vec!["--user", "a", "--tokens", "1", "--per", "day", "--models", "a\\"], "pattern"),

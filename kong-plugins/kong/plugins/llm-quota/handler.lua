@@ -192,6 +192,7 @@ local function reserve(conf, asked, user, team)
     calls = 1,
     prompt = prompt,
     completion = completion,
+    can_wait = sync_members.all().queue ~= nil,
   }
   local admission, refusal, places, used = ledger:reserve(call)
   local own = kong.ctx.plugin
@@ -200,6 +201,8 @@ local function reserve(conf, asked, user, team)
     return words.error(refusal, floor(ngx.now()), conf.contact)
   end
 
+  -- For llm-queue, which is next.
+  asked.waits_behind = admission.is_over
   if places[1] then
     own.admission = admission
     admission.on_number = charge

@@ -296,8 +296,10 @@ end
 
 -- Lets a call in, or not.
 -- @param call { user, team, model (nil: not known), at: the second in which it
--- began, calls, prompt, completion: what it may take }
--- @return an admission, which has to be settled or released; or nil and the
+-- began, calls, prompt, completion: what it may take; can_wait: whether it is
+-- let in over a limit of mode `wait` }
+-- @return an admission, which has to be settled or released, and has to wait
+-- for all other calls where it says is_over; or nil and the
 -- refusal: { limit, subject, used, asked, start, stop }; in any case the places
 -- where the call is counted, { limit, start, stop }, and what is used of each
 function Ledger:reserve(call)
@@ -309,11 +311,14 @@ function Ledger:reserve(call)
   end
 
   local reserved, key = plan(self, places, amounts, count)
-  local refused
+  local refused, waits
   for i = 1, count do
     local place = places[i]
     local sum, is_over = look_at(self, place, amounts[i], reserved, i)
     used[i] = sum
+    if is_over and call.can_wait and place.limit.mode == "wait" then
+      waits, is_over = true, false
+    end
     -- Of several that are over the one that is over for longest is told.
     if is_over and (not refused or place.stop > places[refused].stop) then
       refused = i
@@ -323,7 +328,8 @@ function Ledger:reserve(call)
   if not refused then
     return setmetatable({ ledger = self, index = index, call = call,
                           places = places, reserved = reserved, key = key,
-                          is_done = false }, Admission), nil, places, used
+                          is_over = waits, is_done = false }, Admission),
+           nil, places, used
   end
 
   for i = 1, count do

@@ -50,7 +50,7 @@ local MILLION = 1000000
 local SUBJECTS = { each_user = true, user = true, team = true,
                    everybody = true }
 local UNITS = { tokens = true, calls = true, cost = true }
-local MODES = { hard = true, soft = true, shadow = true }
+local MODES = { hard = true, soft = true, wait = true, shadow = true }
 
 -- How long a window is that nobody told the end of.
 local SECONDS = { hour = 3600, day = 86400, week = 7 * 86400,

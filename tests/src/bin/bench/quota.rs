@@ -1,6 +1,6 @@
 //! `bench quota`: how far limits are passed when many call at once, on one node and on two, and what `POST /sync` takes with many users.
 //!
-//! What a call takes of a worker, `tests/bench/quota.sh` measures; `make bench-quota` runs both.
+//! What a call takes of a worker, `tests/bench/quota.lua` measures; `make bench-quota` runs both.
 
 use std::time::{Duration, Instant};
 
