@@ -204,8 +204,7 @@ pub async fn insert(connection: &PooledConnection<'_>, items: &[&Item]) -> Resul
         (&firsts, Type::INT8_ARRAY),
         (&lasts, Type::INT8_ARRAY),
     ];
-    // Typed, not prepared: parse, bind and execute travel together, and nothing has to be remembered for each connection.
-    let rows = connection.bounded(connection.client().query_typed(INSERT, &parameters)).await?;
+    let rows = connection.bounded(connection.query_again(INSERT, &parameters)).await?;
 
     let mut new_keys = std::collections::HashSet::with_capacity(rows.len());
     for row in &rows {

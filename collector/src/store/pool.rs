@@ -4,15 +4,16 @@
 //! full disk) must not hold an entry longer than [`DatabaseSettings::timeout`], well under the 10 seconds after which Kong gives
 //! up on a batch. A connection whose answer we did not wait for is thrown away.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::future::Future;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
-use tokio_postgres::Client;
 use tokio_postgres::error::{DbError, SqlState};
+use tokio_postgres::types::{ToSql, Type};
+use tokio_postgres::{Client, Row, Statement};
 
 use super::connect::Target;
 use super::session::Session;
@@ -26,6 +27,10 @@ const CANCEL_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Longest time that the server waits for us in a transaction: what holds locks there is ours.
 const IDLE_IN_TRANSACTION: &str = "-c idle_in_transaction_session_timeout=60000";
+
+/// What the server holds in memory of a statement before it goes to a temporary file: all of one that writes rows, which is 16 MiB of text at
+/// most. It keeps them until they are counted.
+const WORK_MEMORY: &str = "-c work_mem=32MB";
 
 /// How the database is reached.
 #[derive(Debug, Clone)]
@@ -215,6 +220,12 @@ fn is_too_large(error: &tokio_postgres::Error) -> bool {
         || code == "53200" && db.message().starts_with("Cannot enlarge")
 }
 
+/// Whether the session does not know a prepared statement, knows another one by its name, or knew it when columns had other types.
+fn is_of_another_session(error: &tokio_postgres::Error) -> bool {
+    let codes = [SqlState::INVALID_SQL_STATEMENT_NAME, SqlState::DUPLICATE_PSTATEMENT, SqlState::FEATURE_NOT_SUPPORTED];
+    error.code().is_some_and(|code| codes.contains(code))
+}
+
 /// A connection, and whether it may be used again.
 #[derive(Debug)]
 pub struct Connection {
@@ -223,6 +234,8 @@ pub struct Connection {
     abandoned: AtomicBool,
     /// What the server was told last.
     statement_milliseconds: AtomicU64,
+    /// The statements that the server has parsed for this connection.
+    prepared: Mutex<HashMap<&'static str, Statement>>,
 }
 
 impl Drop for Connection {
@@ -254,12 +267,13 @@ impl bb8::ManageConnection for Manager {
         let permit = permit(&self.room, *timeout).await?;
         let statement = statement_milliseconds(*timeout);
         let lock = lock_milliseconds(*timeout);
-        let options = format!("-c statement_timeout={statement} -c lock_timeout={lock} {IDLE_IN_TRANSACTION}");
+        let options = format!("-c statement_timeout={statement} -c lock_timeout={lock} {IDLE_IN_TRANSACTION} {WORK_MEMORY}");
         Ok(Connection {
             client: target.connect(*timeout, &options, permit).await?,
             target: target.clone(),
             abandoned: AtomicBool::new(false),
             statement_milliseconds: AtomicU64::new(statement),
+            prepared: Mutex::default(),
         })
     }
 
@@ -406,6 +420,40 @@ impl PooledConnection<'_> {
     pub fn with_timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;
         self
+    }
+
+    /// The answer to a statement that is sent all the time: the server parses and plans it once for each connection, which takes longer than
+    /// it takes to write a row. To be passed to [`PooledConnection::bounded`].
+    ///
+    /// Between us and the server there may be a pooler that gives each transaction another session, which knows nothing of what was
+    /// prepared in one: then the statement is sent whole.
+    pub async fn query_again(
+        &self,
+        statement: &'static str,
+        parameters: &[(&(dyn ToSql + Sync), Type)],
+    ) -> Result<Vec<Row>, tokio_postgres::Error> {
+        let values: Vec<&(dyn ToSql + Sync)> = parameters.iter().map(|(value, _)| *value).collect();
+        let sent = async { self.client().query(&self.prepared(statement, parameters).await?, &values).await };
+        match sent.await {
+            Err(error) if is_of_another_session(&error) => self.client().query_typed(statement, parameters).await,
+            answer => answer,
+        }
+    }
+
+    async fn prepared(
+        &self,
+        statement: &'static str,
+        parameters: &[(&(dyn ToSql + Sync), Type)],
+    ) -> Result<Statement, tokio_postgres::Error> {
+        let all = || self.connection.prepared.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = all().get(statement).cloned();
+        if let Some(prepared) = known {
+            return Ok(prepared);
+        }
+        let types: Vec<Type> = parameters.iter().map(|(_, of_type)| of_type.clone()).collect();
+        let prepared = self.client().prepare_typed(statement, &types).await?;
+        all().insert(statement, prepared.clone());
+        Ok(prepared)
     }
 
     /// The answer to a statement, in bounded time, on our side as on the server's. A connection whose answer was not waited for, after

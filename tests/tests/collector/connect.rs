@@ -1,7 +1,12 @@
 //! How the collector reaches PostgreSQL: TLS, passwords, and what is said when it does not.
 
+use std::time::Duration;
+
 use gateway_tests::collector::{Finished, run};
 use gateway_tests::postgres::{Certificates, Cluster, Database, connect};
+use llm_collector::store::connect::{Target, TlsDefaults};
+use llm_collector::store::pool::{self, DatabaseSettings, PooledConnection};
+use tokio_postgres::types::Type;
 
 /// What a password may hold.
 const PASSWORD: &str = "p@ss/w:rd%?#1";
@@ -147,4 +152,38 @@ async fn a_table_made_by_hand_is_recognised_before_anything_is_changed() {
     assert!(finished.status.success(), "{finished:?}");
     assert_eq!(database.number("SELECT count(*) FROM llm_logs_old WHERE request_id = 'of old'").await, 1);
     assert_eq!(database.number("SELECT count(*) FROM llm_logs").await, 0);
+}
+
+/// How often a session carried out the statement that it has prepared.
+const CARRIED_OUT: &str = "SELECT coalesce(sum(generic_plans + custom_plans), 0)::bigint FROM pg_prepared_statements
+    WHERE statement = 'SELECT x + $1 FROM t'";
+
+#[tokio::test]
+async fn a_statement_is_parsed_once_and_sent_whole_where_the_session_knows_it_no_more() {
+    let database = Database::create().await;
+    let target = Target::parse(&database.url, &TlsDefaults::default()).unwrap();
+    let pool =
+        || pool::Database::new(DatabaseSettings { target: target.clone(), connections: 2, timeout: Duration::from_secs(10) });
+    let three = async |connection: &PooledConnection<'_>| {
+        let sent = connection.query_again("SELECT x + $1 FROM t", &[(&2_i32, Type::INT4)]);
+        connection.bounded(sent).await.unwrap()
+    };
+    let one = pool();
+    let connection = one.connection().await.unwrap();
+    let client = connection.client();
+    client.batch_execute("CREATE TABLE t AS SELECT 1 AS x").await.unwrap();
+    for times in 1..=2 {
+        assert_eq!(three(&connection).await[0].get::<_, i32>(0), 3);
+        assert_eq!(client.query_one(CARRIED_OUT, &[]).await.unwrap().get::<_, i64>(0), times);
+    }
+    client.batch_execute("ALTER TABLE t ALTER x TYPE bigint").await.unwrap();
+    assert_eq!(three(&connection).await[0].get::<_, i64>(0), 3);
+    // As behind a pooler that gives each transaction another session: of this one, or of somebody who uses the same names.
+    client.batch_execute("DEALLOCATE ALL").await.unwrap();
+    assert_eq!(three(&connection).await[0].get::<_, i64>(0), 3);
+    let another = pool();
+    let connection = another.connection().await.unwrap();
+    let names = "DO $$ BEGIN FOR n IN 0..2000 LOOP EXECUTE format('PREPARE s%s AS SELECT 1', n); END LOOP; END $$";
+    connection.client().batch_execute(names).await.unwrap();
+    assert_eq!(three(&connection).await[0].get::<_, i64>(0), 3);
 }

@@ -393,3 +393,13 @@ async fn questions_are_planned_as_small_as_they_are_also_after_a_restore() {
     assert!(cost().await < jit_above_cost);
     app.stop().await;
 }
+
+#[tokio::test]
+async fn a_latency_is_counted_without_the_call_of_a_function() {
+    let app = TestApp::start().await;
+    let client = app.database.connect().await;
+    let plan = texts(&client, "EXPLAIN (VERBOSE) SELECT llm_latency_unit(latency_ms) FROM llm_logs_default").await.join(" ");
+    assert!(plan.contains("repeat(") && !plan.contains("llm_latency_unit"), "{plan}");
+    assert_eq!(app.database.number("SELECT count(llm_latency_unit(NULL))").await, 0);
+    app.stop().await;
+}
