@@ -363,6 +363,16 @@ PY
   [[ $output == *'Kong does not have the plugins: llm-audit'*'KONG_PLUGINS=bundled,llm-audit'*'KONG_LUA_PACKAGE_PATH='* ]]
 }
 
+@test "without llm-queue or llm-quota all else is set up, and it says what is not kept" {
+  KONG_PLUGINS=bundled,llm-audit,llm-router start_host older
+  QUEUE_IN_FLIGHT=8 run configure
+  [ "$status" -eq 0 ]
+  [[ $output == *'llm-queue'*'no call waits for its share'* ]]
+  [[ $output == *'llm-quota'*'limits are not kept'* ]]
+  [ "$(admin GET plugins | json '[p["name"] for p in j["data"]].count("llm-audit")')" = 1 ]
+  stop_host older
+}
+
 @test "another http-log in the same place: whose it is and what to do; KONG_SHARED works beside it" {
   start_host shared
   other=$(admin POST plugins '{"name":"http-log","config":{"http_endpoint":"http://127.0.0.1:9/other"}}' | json 'j["id"]')

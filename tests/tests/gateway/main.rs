@@ -13,6 +13,7 @@ mod broken;
 mod calls;
 mod closed;
 mod events;
+mod fair_shares;
 mod kong;
 mod many;
 mod metadata;
