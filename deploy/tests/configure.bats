@@ -369,7 +369,7 @@ PY
   [ "$status" -eq 0 ]
   [[ $output == *'llm-queue'*'no call waits for its share'* ]]
   [[ $output == *'llm-quota'*'limits are not kept'* ]]
-  [ "$(admin GET plugins | json '[p["name"] for p in j["data"]].count("llm-audit")')" = 1 ]
+  [ "$(admin GET plugins | json 'sorted({p["name"] for p in j["data"]})')" = "['http-log', 'key-auth', 'llm-audit', 'pre-function', 'prometheus', 'rate-limiting']" ]
   stop_host older
 }
 
