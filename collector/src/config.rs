@@ -376,6 +376,8 @@ pub struct DoctorSettings {
     pub data_dir: PathBuf,
     #[command(flatten)]
     pub database: DatabaseArgs,
+    #[command(flatten)]
+    pub webhook: WebhookArgs,
     /// Print findings as JSON
     #[arg(long)]
     pub json: bool,

@@ -22,6 +22,7 @@ pub mod own_usage;
 pub mod partitions;
 pub mod pool;
 pub mod prices;
+pub mod quota_facts;
 pub mod quotas;
 pub mod readers;
 pub mod refused;

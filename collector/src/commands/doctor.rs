@@ -13,6 +13,7 @@ mod models;
 mod network;
 mod numbers;
 mod plugins;
+mod quotas;
 mod services;
 
 use anyhow::Result;

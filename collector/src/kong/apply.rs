@@ -129,7 +129,7 @@ fn check(admin: &Admin, settings: &Settings) -> Outcome<(Vec<String>, Settings)>
 }
 
 /// What Kong has to be started with.
-const PLUGINS: &str = "bundled,llm-audit,llm-router,llm-quota,llm-queue";
+pub const PLUGINS: &str = "bundled,llm-audit,llm-router,llm-quota,llm-queue";
 
 /// A plugin is not there. `page`: which page of the documentation names its dict, and what else can be done.
 fn without(plugin: &str, result: &str, page: &str) -> String {
@@ -138,7 +138,8 @@ fn without(plugin: &str, result: &str, page: &str) -> String {
     )
 }
 
-fn is_available(available: &Value, name: &str) -> bool {
+/// Whether Kong, by its page about itself, has a plugin.
+pub fn is_available(available: &Value, name: &str) -> bool {
     !available[name].is_null() && available[name] != false
 }
 

@@ -137,6 +137,6 @@ async fn one(client: &Client, query: &str) -> Result<Row, StoreError> {
     bounded(client.query_one(query, &[])).await
 }
 
-async fn bounded<T>(statement: impl Future<Output = Result<T, tokio_postgres::Error>>) -> Result<T, StoreError> {
+pub(super) async fn bounded<T>(statement: impl Future<Output = Result<T, tokio_postgres::Error>>) -> Result<T, StoreError> {
     Ok(tokio::time::timeout(PATIENCE, statement).await.map_err(|_| StoreError::NoAnswer(PATIENCE))??)
 }

@@ -85,9 +85,9 @@ pub struct Used {
     pub resets: String,
 }
 
-const COLUMNS: &str = "id, subject_kind, subject_name, models, unit, currency, per, trim_scale(amount)::text, mode";
+pub(super) const COLUMNS: &str = "id, subject_kind, subject_name, models, unit, currency, per, trim_scale(amount)::text, mode";
 
-fn quota(row: &Row) -> Result<Quota, tokio_postgres::Error> {
+pub(super) fn quota(row: &Row) -> Result<Quota, tokio_postgres::Error> {
     Ok(Quota {
         id: row.try_get(0)?,
         kind: row.try_get(1)?,

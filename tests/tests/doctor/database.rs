@@ -9,7 +9,7 @@ use super::{Site, with_password};
 
 impl Site {
     /// Lets doctor look at an own database.
-    async fn own_database(&mut self) -> Database {
+    pub(super) async fn own_database(&mut self) -> Database {
         let database = Database::create().await;
         let variables = [("DATABASE_URL", database.url.as_str())];
         assert!(run(&["migrate"], &variables).await.status.success());
@@ -18,7 +18,7 @@ impl Site {
     }
 }
 
-async fn execute(database: &Database, statement: &str) {
+pub(super) async fn execute(database: &Database, statement: &str) {
     database.connect().await.batch_execute(statement).await.unwrap();
 }
 

@@ -16,6 +16,7 @@ mod kong;
 mod models;
 mod plugins;
 mod pretend;
+mod quotas;
 mod services;
 mod ways;
 

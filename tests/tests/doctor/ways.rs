@@ -29,7 +29,7 @@ impl Site {
     }
 
     /// Runs what was said to mend a complaint, and asks doctor again.
-    async fn mended(&self, said: &Said, check: &str) -> Said {
+    pub(super) async fn mended(&self, said: &Said, check: &str) -> Said {
         let command = said.mend(check);
         let mending = self.session.shell(&command).await;
         assert!(mending.success, "{command}: {} {}", mending.stdout, mending.stderr);

@@ -3,9 +3,10 @@
 use tokio_postgres::config::Host;
 use tokio_postgres::{Client, Config};
 
-use super::Report;
+use super::{Report, quotas};
 use crate::config::DoctorSettings;
 use crate::store::inspect::{self, Contents, Recent, Upkeep};
+use crate::store::quota_facts;
 use crate::store::workers::{self, Standing};
 
 /// For so long a worker may have sent nothing while it holds entries: a batch waits a second, and a collector that restarts some more.
@@ -29,6 +30,8 @@ const COMMON_PASSWORDS: [&str; 10] =
 pub(super) struct Facts {
     /// Its `max_connections`.
     pub(super) max_connections: Option<i64>,
+    /// What is in it about limits.
+    pub(super) quotas: quota_facts::Facts,
 }
 
 const WHY_DOWN: &str = "entries wait on disk and are not visible; reports and dashboards stay empty";
@@ -55,7 +58,9 @@ pub(super) async fn examine(settings: &DoctorSettings, report: &mut Report) -> F
     };
     report.good("postgresql", format!("answers, {}", target.name()));
     password(target.config(), report);
-    match inspect::contents(&client).await {
+    let contents = inspect::contents(&client).await;
+    let has_schema = contents.is_ok();
+    match contents {
         Ok(contents) => judge(&contents, settings, report),
         Err(error) => {
             report.problem("postgresql.schema", error.to_string(), "rows cannot be written or read", "llm-collector migrate");
@@ -79,7 +84,15 @@ pub(super) async fn examine(settings: &DoctorSettings, report: &mut Report) -> F
         writer(inspect::writers(&client).await, report);
     }
     workers(&client, report).await;
-    connections(&client, report).await
+    let quotas = quota_facts::facts(&client).await.unwrap_or_else(|error| {
+        // Without any schema this was said above.
+        if has_schema {
+            report.problem("postgresql.schema", error.to_string(), "limits could not be looked at", "llm-collector migrate");
+        }
+        quota_facts::Facts::default()
+    });
+    quotas::in_database(&quotas, settings, report);
+    Facts { max_connections: connections(&client, report).await, quotas }
 }
 
 /// Whether the collector is logged in as the role that can take nothing away.
@@ -169,8 +182,8 @@ fn password(config: &Config, report: &mut Report) {
     );
 }
 
-async fn connections(client: &Client, report: &mut Report) -> Facts {
-    let Ok(server) = inspect::server(client).await else { return Facts::default() };
+async fn connections(client: &Client, report: &mut Report) -> Option<i64> {
+    let server = inspect::server(client).await.ok()?;
     let (used, most) = (server.connections, server.max_connections);
     if used * 10 >= most * 9 {
         report.problem(
@@ -182,7 +195,7 @@ async fn connections(client: &Client, report: &mut Report) -> Facts {
     } else {
         report.good("postgresql.connections", format!("{used} of {most} are in use"));
     }
-    Facts { max_connections: Some(most) }
+    Some(most)
 }
 
 fn judge(contents: &Contents, settings: &DoctorSettings, report: &mut Report) {
@@ -302,7 +315,7 @@ fn size(bytes: i64) -> String {
     format!("{value:.1} {name}")
 }
 
-fn duration(seconds: i64) -> String {
+pub(super) fn duration(seconds: i64) -> String {
     match seconds {
         ..=119 => format!("{} s", seconds.max(0)),
         120..=7_199 => format!("{} min", seconds / 60),

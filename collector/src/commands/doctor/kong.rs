@@ -54,10 +54,12 @@ pub(super) fn examine(settings: &DoctorSettings, token: Option<&str>, facts: &Fa
     };
     routes(&ways, mend, report);
     let plugins = Plugins { list: &entities.plugins, mend };
-    plugins.examine(&ways, &about["plugins"]["available_on_server"], settings, token, report);
+    let limits = facts.quotas.limits.len();
+    plugins.examine(&ways, &about["plugins"]["available_on_server"], limits, settings, token, report);
     plugins.numbers(&entities, settings, report);
     plugins.others(&entities, &services, report);
     super::models::examine(&kong, &entities, mend, report);
+    super::quotas::in_kong(&kong, (&entities, &status), (&plugins, &ways), &facts.quotas, report);
 }
 
 fn everything(kong: &Admin) -> Result<(Value, Value, State), Trouble> {

@@ -2,6 +2,7 @@
 
 use crate::commands::PROGRAM;
 use crate::config::DoctorSettings;
+use crate::kong::apply::PLUGINS;
 
 /// How this installation is mended: through its `gateway` command, or with this program.
 #[derive(Debug, Clone, Copy)]
@@ -32,9 +33,22 @@ impl<'s> Mend<'s> {
         if is_own { self.configure() } else { self.adopt() }
     }
 
+    /// A command of the operator's.
+    pub(super) fn command(self, words: &str) -> String {
+        format!("{} {words}", self.gateway.unwrap_or(PROGRAM))
+    }
+
     /// A command about models.
     pub(super) fn models(self, words: &str) -> String {
-        format!("{} models {words}", self.gateway.unwrap_or(PROGRAM))
+        self.command(&format!("models {words}"))
+    }
+
+    /// Brings a Kong to know all plugins of this project.
+    pub(super) fn plugins(self) -> String {
+        match self.gateway {
+            Some(gateway) => format!("{gateway} upgrade NEWBUNDLE"),
+            None => format!("start Kong with KONG_PLUGINS={PLUGINS} (docs/kong.md); then {}", self.configure()),
+        }
     }
 
     /// A setting, then the same: in the settings file, or for this program.

@@ -8,7 +8,9 @@ use serde_json::Value;
 use super::mend::Mend;
 use super::{Level, Report};
 use crate::config::DoctorSettings;
+use crate::kong::apply::is_available;
 use crate::kong::entities::is_own;
+use crate::kong::wanted::QUOTA_PLUGIN;
 use crate::kong::ways::Way;
 
 /// Shorter, and a collector that is down over lunch costs entries.
@@ -68,6 +70,7 @@ impl<'p> Plugins<'p> {
         &self,
         ways: &[Way<'_>],
         available: &Value,
+        limits: usize,
         settings: &DoctorSettings,
         token: Option<&str>,
         report: &mut Report,
@@ -84,6 +87,9 @@ impl<'p> Plugins<'p> {
                 self.keys(way, available, &mut found);
                 self.audit(way, settings, token, &mut found);
                 self.prometheus(way, &mut found);
+                if limits > 0 {
+                    self.quota(way, available, limits, &mut found);
+                }
             }
             for found in found {
                 on_ways.entry(found).or_default().push(way.name());
@@ -241,6 +247,48 @@ impl<'p> Plugins<'p> {
         sent_token(&http_log["config"], token, &mut notes);
         let longest = llm_audit.filter(|_| captures).map_or(0, |plugin| longest_entry(&plugin["config"]));
         queue(&http_log["config"]["queue"], longest, settings.max_body_bytes, &mut notes);
+    }
+
+    /// Limits that nobody is held to.
+    fn quota(&self, way: &Way<'_>, available: &Value, limits: usize, found: &mut Vec<Found>) {
+        const CHECK: &str = "quotas.plugin";
+        const WHY: &str = "they hold nobody back: whoever has used them up goes on";
+        let state = self.state(QUOTA_PLUGIN, way);
+        let instance = match state {
+            State::On(plugin) | State::Off(plugin) => Some(plugin),
+            State::Missing => None,
+        };
+        let mut notes = self.notes(way, instance, found);
+        if way.is_own() && instance.is_none_or(is_own) {
+            notes.mend = self.mend.with("QUOTAS=true", "QUOTAS=true");
+        }
+        match state {
+            State::Missing if !is_available(available, QUOTA_PLUGIN) => {
+                notes.mend = self.mend.plugins();
+                notes.problem(CHECK, format!("{limits} limits are set, and Kong does not have the plugin {QUOTA_PLUGIN}"), WHY);
+            }
+            State::Missing => {
+                notes.problem(CHECK, format!("{limits} limits are set, and the plugin {QUOTA_PLUGIN} is not there"), WHY)
+            }
+            State::Off(_) => {
+                notes.problem(CHECK, format!("{limits} limits are set, and the plugin {QUOTA_PLUGIN} is switched off"), WHY)
+            }
+            State::On(_) => {
+                let priority = |name: &str| available[name]["priority"].as_f64();
+                let is_early = |name: &&str| {
+                    let runs = self.on(name, way).and_then(|_| priority(name)).zip(priority(QUOTA_PLUGIN));
+                    runs.is_some_and(|(other, quota)| other <= quota)
+                };
+                match ["key-auth", "llm-router"].iter().find(|name| is_early(name)) {
+                    Some(other) => {
+                        notes.mend = self.mend.plugins();
+                        let what = format!("{QUOTA_PLUGIN} runs before {other}");
+                        notes.problem(CHECK, what, "it does not know yet who calls or which model, so the wrong limits are held");
+                    }
+                    None => notes.good(CHECK, format!("{QUOTA_PLUGIN} holds calls to {limits} limits")),
+                }
+            }
+        }
     }
 
     /// Dashboards without data.
