@@ -181,6 +181,19 @@ describe("places of an upstream", function()
     assert.same({ 0, 0, 0 }, { one:state("m") })
   end)
 
+  it("are there, whatever was given back too often", function()
+    for _, is_other in ipairs({ true, false }) do
+      local place = one:hold("m", "bob", 2, is_other)
+      -- As if another worker had taken it back a moment before.
+      dict:incr("n:m", is_other and -1 - 2 ^ 20 or -1)
+      one:release(place)
+    end
+    assert.same({ -2, 0, -1 }, { one:state("m") })
+    assert.is_table(one:hold("m", "bob", 2, true))
+    assert.is_table(one:hold("m", "bob", 2, true))
+    assert.same({ 0, 0, 1 }, { one:state("m") })
+  end)
+
   it("are told", function()
     one:hold("m", "bob", 8)
     two:hold("m", "bob", 8)

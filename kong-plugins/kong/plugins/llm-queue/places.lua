@@ -217,6 +217,15 @@ end
 
 -- --- places -----------------------------------------------------------------
 
+-- Just below a multiple the number is less than it by some, not almost all of
+-- the next: a worker that was only taken for dead may give back what was taken
+-- back.
+-- @return places that are held; negative where more were given back
+local function held_of(number)
+  return (number + ONE_OTHER / 2) % ONE_OTHER - ONE_OTHER / 2
+end
+
+
 local function whose_key(upstream, user)
   return #upstream .. ":" .. upstream .. ":" .. user
 end
@@ -226,10 +235,10 @@ end
 -- greedy
 function Places:state(upstream)
   local dict = self.dict
-  local held = dict:get("n:" .. upstream) or 0
+  local number = dict:get("n:" .. upstream) or 0
+  local held = held_of(number)
 
-  return held % ONE_OTHER, dict:get("q:" .. upstream) or 0,
-         floor(held / ONE_OTHER)
+  return held, dict:get("q:" .. upstream) or 0, (number - held) / ONE_OTHER
 end
 
 
@@ -245,7 +254,7 @@ function Places:hold(upstream, user, most, is_other)
   local dict, slot = self.dict, self.slot
   local one = is_other and 1 + ONE_OTHER or 1
   local count = add(dict, "n:" .. upstream, one)
-  if count and count % ONE_OTHER > most then
+  if count and held_of(count) > most then
     take(dict, "n:" .. upstream, one)
     return nil
   end
