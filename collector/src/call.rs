@@ -62,6 +62,8 @@ pub struct Call {
     pub queue_ms: Option<i32>,
     /// What of the gateway answered instead of a model.
     pub refused_by: Option<String>,
+    /// The trace that the client says the call belongs to: 32 hexadecimal digits.
+    pub trace_id: Option<String>,
     /// How long the call took inside of the model server.
     pub engine: EngineTimes,
     /// Milliseconds from the first byte of the request to the first byte of the answer's body.

@@ -17,6 +17,7 @@ pub mod refused;
 pub mod request;
 pub mod responses;
 pub mod stream;
+pub mod trace;
 pub mod unread;
 pub mod usage;
 
@@ -163,6 +164,7 @@ pub fn call(entry: &Entry<'_>, secrets: &Secrets, privacy: &Privacy) -> Call {
         backend: llm_text(fields, "backend"),
         queue_ms: milliseconds(&["llm", "queue_ms"]),
         refused_by: llm_text(fields, "refused_by"),
+        trace_id: trace::id(fields.get("request").and_then(|request| request.get("headers"))),
         engine: engine_times(&response.document),
         ttft_ms: milliseconds(&["llm", "ttft_ms"]),
         // -1 where Kong asked no upstream.

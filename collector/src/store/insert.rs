@@ -81,28 +81,29 @@ fn columns<'a>(ranges: &[Range<'a>]) -> (Vec<&'a str>, Vec<i64>, Vec<i64>) {
 /// temporary table, and unlike COPY it can skip duplicates. The numbers that arrived travel along, and with the rows' usage they are counted:
 /// whoever sees the one sees the other.
 const INSERT: &str = "\
-WITH numbers AS (SELECT * FROM unnest($38::text[], $39::bigint[], $40::bigint[]) AS numbers (worker, first_seq, last_seq)),
+WITH numbers AS (SELECT * FROM unnest($39::text[], $40::bigint[], $41::bigint[]) AS numbers (worker, first_seq, last_seq)),
 arrived AS (INSERT INTO llm_sequences (worker, first_seq, last_seq) SELECT * FROM numbers ON CONFLICT DO NOTHING),
 counted AS (INSERT INTO llm_counted_ranges (worker, first_seq, last_seq) SELECT * FROM numbers)
 INSERT INTO llm_logs (request_id, consumer_username, started_at, latency_ms, status, prompt, response, raw_log, model,
     endpoint, service, route, client_ip, stream, aborted, truncated, reasoning, tool_calls, finish_reason, error,
     prompt_tokens, completion_tokens, cached_tokens, reasoning_tokens, ttft_ms, upstream_latency_ms, gateway_latency_ms,
     team, backend, queue_ms, estimated_prompt_tokens, estimated_completion_tokens,
-    unread, engine_queue_ms, prefill_ms, decode_ms, refused_by)
+    unread, engine_queue_ms, prefill_ms, decode_ms, refused_by, trace_id)
 SELECT request_id, consumer_username, started_at, latency_ms, status, prompt, response, raw_log::jsonb, model,
     endpoint, service, route, client_ip::inet, stream, aborted, truncated, reasoning, tool_calls::jsonb, finish_reason, error,
     prompt_tokens, completion_tokens, cached_tokens, reasoning_tokens, ttft_ms, upstream_latency_ms, gateway_latency_ms,
     team, backend, queue_ms, estimated_prompt_tokens, estimated_completion_tokens,
-    unread, engine_queue_ms, prefill_ms, decode_ms, refused_by
+    unread, engine_queue_ms, prefill_ms, decode_ms, refused_by, trace_id
 FROM unnest($1::text[], $2::text[], $3::timestamptz[], $4::int[], $5::int[], $6::text[], $7::text[], $8::text[], $9::text[],
     $10::text[], $11::text[], $12::text[], $13::text[], $14::bool[], $15::bool[], $16::bool[], $17::text[], $18::text[],
     $19::text[], $20::text[], $21::int[], $22::int[], $23::int[], $24::int[], $25::int[], $26::int[], $27::int[],
-    $28::text[], $29::text[], $30::int[], $31::int[], $32::int[], $33::bool[], $34::int[], $35::int[], $36::int[], $37::text[])
+    $28::text[], $29::text[], $30::int[], $31::int[], $32::int[], $33::bool[], $34::int[], $35::int[], $36::int[], $37::text[],
+    $38::text[])
     AS new (request_id, consumer_username, started_at, latency_ms, status, prompt, response, raw_log, model,
     endpoint, service, route, client_ip, stream, aborted, truncated, reasoning, tool_calls, finish_reason, error,
     prompt_tokens, completion_tokens, cached_tokens, reasoning_tokens, ttft_ms, upstream_latency_ms, gateway_latency_ms,
     team, backend, queue_ms, estimated_prompt_tokens, estimated_completion_tokens,
-    unread, engine_queue_ms, prefill_ms, decode_ms, refused_by)
+    unread, engine_queue_ms, prefill_ms, decode_ms, refused_by, trace_id)
 ON CONFLICT (request_id, started_at) DO NOTHING
 RETURNING request_id, (extract(epoch FROM started_at) * 1000)::bigint";
 
@@ -157,12 +158,13 @@ pub async fn insert(connection: &PooledConnection<'_>, items: &[&Item]) -> Resul
     let prefill_ms = column!(call => call.engine.prefill_ms);
     let decode_ms = column!(call => call.engine.decode_ms);
     let refused_by = column!(call => call.refused_by.as_deref());
+    let trace_id = column!(call => call.trace_id.as_deref());
 
     let ranges = ranges(items.iter().filter_map(|item| item.sequence.as_ref()));
     let (workers, firsts, lasts) = columns(&ranges);
 
     let (text, integer, flag) = (Type::TEXT_ARRAY, Type::INT4_ARRAY, Type::BOOL_ARRAY);
-    let parameters: [(&(dyn ToSql + Sync), Type); 40] = [
+    let parameters: [(&(dyn ToSql + Sync), Type); 41] = [
         (&request_id, text.clone()),
         (&consumer_username, text.clone()),
         (&started_at, Type::TIMESTAMPTZ_ARRAY),
@@ -200,6 +202,7 @@ pub async fn insert(connection: &PooledConnection<'_>, items: &[&Item]) -> Resul
         (&prefill_ms, integer.clone()),
         (&decode_ms, integer),
         (&refused_by, text.clone()),
+        (&trace_id, text.clone()),
         (&workers, text),
         (&firsts, Type::INT8_ARRAY),
         (&lasts, Type::INT8_ARRAY),

@@ -187,6 +187,7 @@ async fn no_credential_in_a_header_an_address_or_a_query_is_stored() {
         assert_eq!(stored[name], "[redacted]", "{name}");
     }
     assert_eq!(stored.get("x-unit-key"), None);
+    assert_eq!(row["trace_id"], "0af7651916cd43dd8448eb211c80319c");
     assert_eq!(row["raw_log"]["request"]["querystring"]["beta"], "true");
     assert!(row["raw_log"]["request"]["uri"].as_str().unwrap().starts_with("/v1/messages?beta=true&jwt=[redacted]"), "{row}");
     let records = app.database.connect().await.query("SELECT convert_from(raw, 'UTF8') FROM llm_rejected", &[]).await.unwrap();
