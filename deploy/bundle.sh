@@ -117,8 +117,10 @@ build_collector() {
       target=$machine-unknown-linux-gnu flags='-C target-feature=+crt-static'
     fi
     info "building the collector for $target"
+    local commit
+    commit=$(git -C "$release_dir" describe --always --dirty --abbrev=12 --exclude '*' 2>/dev/null) || commit=
     # shellcheck disable=SC2086
-    (cd "$release_dir" && RUSTFLAGS="${RUSTFLAGS:-} $flags" cargo build --release --locked --package llm-collector --target "$target" ${CARGO_FLAGS:-}) >&2 ||
+    (cd "$release_dir" && COLLECTOR_COMMIT=$commit RUSTFLAGS="${RUSTFLAGS:-} $flags" cargo build --release --locked --package llm-collector --target "$target" ${CARGO_FLAGS:-}) >&2 ||
       fatal "the collector does not build" "See the messages above."
     # A relative CARGO_TARGET_DIR is meant from where cargo runs.
     collector=$(cd "$release_dir" && readlink -m "${CARGO_TARGET_DIR:-target}")/$target/release/llm-collector

@@ -55,6 +55,18 @@ passes() {
     echo "$output" && [ "$status" -eq 0 ]
 }
 
+@test "the version is the same wherever it stands" {
+    version=$(sed -n '/^\[workspace.package\]/,/^\[/s/^version = "\(.*\)"/\1/p' Cargo.toml)
+    [[ $version =~ ^[0-9]+\.[0-9]+\.[0-9]+$ ]]
+    [ "$(sed -n 's/^## \[\([0-9.]*\)\].*/\1/p' CHANGELOG.md | head -n 1)" = "$version" ]
+    for handler in kong-plugins/kong/plugins/*/handler.lua; do
+        grep -qF "VERSION = \"$version\"," "$handler" || { echo "$handler is of another version" >&2 && false; }
+    done
+    rockspec=(kong-plugins/*.rockspec)
+    [ "${rockspec[*]}" = "kong-plugins/kong-plugin-llm-audit-$version-1.rockspec" ]
+    [ "$(grep -cF -e "\"$version-1\"" -e "\"v$version\"" "${rockspec[0]}")" -eq 2 ]
+}
+
 @test "every setting is described, and every one that a document names is read" {
     run python3 "$DOCS" settings
     echo "$output" && [ "$status" -eq 0 ]

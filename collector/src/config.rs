@@ -31,7 +31,7 @@ use crate::store::retention::Clocks;
 
 /// Receives Kong's http-log batches, decodes the conversations with the model and keeps them in PostgreSQL.
 #[derive(Debug, Parser)]
-#[command(version, propagate_version = true)]
+#[command(version = env!("COLLECTOR_VERSION"), propagate_version = true)]
 pub struct Cli {
     #[command(subcommand)]
     pub command: Command,

@@ -14,6 +14,7 @@ use bytes::Bytes;
 use bytestring::ByteString;
 use log::{error, info, warn};
 
+use crate::counted::counted;
 use crate::decode;
 use crate::decode::json::Json;
 use crate::panics;
@@ -68,7 +69,7 @@ impl Drain {
             }
             let Some(file) = self.spool.first_from(from) else {
                 if drained > 0 {
-                    info!(entries = drained; "stored {drained} entries of the spool");
+                    info!(entries = drained; "stored {} of the spool", counted(drained, "entry", "entries"));
                     drained = 0;
                 }
                 // Files that were put off are tried again with the next round.

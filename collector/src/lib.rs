@@ -36,5 +36,6 @@ pub mod certificates;
 pub mod webhook;
 
 pub mod commands;
+pub mod counted;
 pub mod logging;
 pub mod panics;

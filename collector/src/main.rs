@@ -9,6 +9,7 @@ use llm_collector::commands::{
     self, doctor, erase, healthcheck, import, kong, models, prices, quota, rejected, replay, report, retention, upkeep, users,
 };
 use llm_collector::config::{Cli, Command, ServeSettings};
+use llm_collector::counted::counted;
 use llm_collector::server::{Application, BLOCKING_THREADS};
 use llm_collector::{logging, panics};
 use log::{error, info};
@@ -64,8 +65,11 @@ async fn run(command: &Command) -> Result<()> {
         Command::Replay(settings) => {
             let replay::Replayed { outcome, damaged } = replay::run(settings).await?;
             print(format!(
-                "{} stored, {} duplicates, {} spooled, {} rejected\n",
-                outcome.stored, outcome.duplicates, outcome.spooled, outcome.rejected
+                "{} stored, {}, {} spooled, {} rejected\n",
+                outcome.stored,
+                counted(outcome.duplicates, "duplicate", "duplicates"),
+                outcome.spooled,
+                outcome.rejected
             ))?;
             match damaged {
                 0 => Ok(()),
@@ -79,7 +83,7 @@ async fn run(command: &Command) -> Result<()> {
             print(result)?;
             match left {
                 0 => Ok(()),
-                _ => anyhow::bail!("{left} entries are no rows, see above"),
+                _ => anyhow::bail!("{}, see above", counted(left, "entry is no row", "entries are no rows")),
             }
         }
         Command::Report(settings) => print(report::run(settings).await?),
@@ -93,9 +97,9 @@ async fn run(command: &Command) -> Result<()> {
             print(if settings.json { report.json()? } else { report.text() })?;
             match (report.problems(), report.warnings()) {
                 (0, 0) => Ok(()),
-                (0, warnings) if settings.strict => anyhow::bail!("{warnings} warnings"),
+                (0, warnings) if settings.strict => anyhow::bail!(counted(warnings, "warning", "warnings")),
                 (0, _) => Ok(()),
-                (problems, _) => anyhow::bail!("{problems} problems found"),
+                (problems, _) => anyhow::bail!(counted(problems, "problem found", "problems found")),
             }
         }
         // Handled without a runtime.

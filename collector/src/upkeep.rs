@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use log::{debug, error, info, warn};
 use tokio::task::JoinHandle;
 
+use crate::counted::counted;
 use crate::measure::{MAX_CONSUMERS, Metrics};
 use crate::notices::Poster;
 use crate::store::addresses::Addresses;
@@ -170,7 +171,7 @@ impl Upkeep {
             let pause = match partitions::make_and_note(&self.database, &self.days).await {
                 Ok(partitions::Round { put_off: 0, unfinished: 0, made }) => {
                     if made > 0 {
-                        info!("made {made} partitions");
+                        info!("made {}", counted(made, "partition", "partitions"));
                     }
                     patience = Duration::ZERO;
                     PARTITION_INTERVAL
@@ -252,13 +253,15 @@ impl Upkeep {
                 Ok((gaps, closed, missing)) => {
                     self.metrics.set_missing(missing);
                     for (worker, entries) in closed {
-                        info!(worker = worker.as_str(), entries = entries; "{entries} entries of worker {worker} that were taken for lost have come");
+                        let one = format!("entry of worker {worker} that was taken for lost has come");
+                        let more = format!("entries of worker {worker} that were taken for lost have come");
+                        info!(worker = worker.as_str(), entries = entries; "{}", counted(entries, &one, &more));
                     }
                     for gap in gaps {
                         error!(
                             worker = gap.worker.as_str(), first = gap.first, last = gap.last;
-                            "Kong lost {} entries: worker {} numbers {} to {} never arrived (queue full or retries over; see the log of Kong)",
-                            gap.entries(), gap.worker, gap.first, gap.last
+                            "Kong lost {}: worker {} numbers {} to {} never arrived (queue full or retries over; see the log of Kong)",
+                            counted(gap.entries(), "entry", "entries"), gap.worker, gap.first, gap.last
                         );
                         self.metrics.observe_lost(&gap.worker, gap.entries());
                     }

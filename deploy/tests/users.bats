@@ -239,7 +239,7 @@ ends() { admin GET "consumers/$1/key-auth" | json 'sorted(k.get("ttl") or 0 for 
   # Another team, and one more; without a file for keys they are the result.
   printf 'name,team,weight\nimp-a,search,\nimp-d,,7\n' >"$WORK/people.csv"
   apart users import "$WORK/people.csv"
-  grep -q '^1 users made, 1 changed, 0 unchanged$' "$WORK/err"
+  grep -q '^1 user made, 1 changed, 0 unchanged$' "$WORK/err"
   works "$(sed -n 's/^imp-d,//p' "$WORK/out")"
   says '^imp-a  *1  *5 default .*  2  *search$' users list
 }

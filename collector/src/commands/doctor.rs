@@ -20,6 +20,7 @@ use anyhow::Result;
 use serde_json::{Value, json};
 
 use crate::config::DoctorSettings;
+use crate::counted::counted;
 use crate::panics;
 
 /// How bad a finding is.
@@ -109,7 +110,8 @@ impl Report {
             }
         }
         let (checks, problems, warnings) = (self.findings.len(), self.problems(), self.warnings());
-        text.push_str(&format!("\n{checks} checks, {problems} problems, {warnings} warnings\n"));
+        let (problems, warnings) = (counted(problems, "problem", "problems"), counted(warnings, "warning", "warnings"));
+        text.push_str(&format!("\n{}, {problems}, {warnings}\n", counted(checks, "check", "checks")));
         text
     }
 

@@ -8,6 +8,7 @@ use chrono::Utc;
 
 use super::moment;
 use crate::config::EraseSettings;
+use crate::counted::counted;
 use crate::store::erase::{self, Erasure, Found};
 use crate::store::session::{Session, Work};
 
@@ -49,11 +50,16 @@ pub async fn run(settings: &EraseSettings) -> Result<String> {
 fn described(erasure: &Erasure, found: &Found) -> String {
     let before = erasure.before.map(|before| format!(" before {}", before.format("%Y-%m-%d %H:%M:%S UTC"))).unwrap_or_default();
     let what = if erasure.rows {
-        format!("{} rows, {} of them with content", found.rows, found.with_content)
+        format!("{}, {} of them with content", counted(found.rows, "row", "rows"), found.with_content)
     } else {
-        format!("the content of {} rows (of {} rows, which stay)", found.with_content, found.rows)
+        format!(
+            "the content of {} (of {})",
+            counted(found.with_content, "row", "rows"),
+            counted(found.rows, "row, which stays", "rows, which stay")
+        )
     };
-    format!("{what}, and {} rejected entries, of consumer {}{before}", found.rejected, erasure.consumer)
+    let rejected = counted(found.rejected, "rejected entry", "rejected entries");
+    format!("{what}, and {rejected}, of consumer {}{before}", erasure.consumer)
 }
 
 /// Asks whoever sits there.

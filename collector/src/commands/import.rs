@@ -15,6 +15,7 @@ use log::{info, warn};
 
 use super::{PROGRAM, migrate, pipeline};
 use crate::config::ImportSettings;
+use crate::counted::counted;
 use crate::decode::Limits;
 use crate::pipeline::{Pipeline, Reader};
 use crate::store::migrate::move_aside;
@@ -184,11 +185,12 @@ fn told(settings: &ImportSettings, found: &Original, tally: &Tally) -> Result<St
         });
         return Ok(format!("{summary}\n"));
     }
-    let Tally { stored, duplicates, rejected, counted, from_columns, .. } = tally;
+    let Tally { stored, duplicates, rejected, counted: refused, from_columns, .. } = tally;
     let came = if settings.dry_run { "would come over" } else { "came over" };
-    let mut text = format!("{}: {} rows; {stored} {came}, {duplicates} duplicates, {rejected} rejected", found.name, found.rows);
-    if *counted > 0 {
-        text.push_str(&format!(", {counted} counted as refused calls"));
+    let (rows, duplicates) = (counted(found.rows, "row", "rows"), counted(duplicates, "duplicate", "duplicates"));
+    let mut text = format!("{}: {rows}; {stored} {came}, {duplicates}, {rejected} rejected", found.name);
+    if *refused > 0 {
+        text.push_str(&format!(", {refused} counted as refused calls"));
     }
     text.push('\n');
     if *from_columns > 0 {
@@ -233,7 +235,7 @@ struct Progress {
 
 impl Progress {
     fn of(rows: i64) -> Self {
-        info!("reading {rows} rows");
+        info!("reading {}", counted(rows, "row", "rows"));
         Self { rows, is_terminal: std::io::stderr().is_terminal(), logged: Instant::now() }
     }
 

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use super::say;
 use super::table::{aligned, visible};
 use crate::config::{BalanceWord, ModelsAction, ModelsCommand};
+use crate::counted::counted;
 use crate::kong::admin::{Admin, secret};
 use crate::kong::failure::{Failure, Outcome};
 use crate::kong::models::{Balance, Health, Model, Models, check_model_name, served_names, upstream_name};
@@ -63,10 +64,7 @@ fn carry_out(command: &ModelsCommand) -> Outcome<()> {
                     name: name.clone(),
                 };
                 models.put(model, &servers, balance)?;
-                say::note(format!(
-                    "{name}: {}",
-                    if servers.len() == 1 { "1 server".to_owned() } else { format!("{} servers", servers.len()) }
-                ));
+                say::note(format!("{name}: {}", counted(servers.len(), "server", "servers")));
             }
             Ok(())
         }

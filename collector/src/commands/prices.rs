@@ -6,6 +6,7 @@ use chrono::{DateTime, Utc};
 use super::{moment, table};
 use crate::commands;
 use crate::config::{PricesAction, PricesSettings};
+use crate::counted::counted;
 use crate::store::prices;
 
 /// Carries out the action; returns what to print.
@@ -45,7 +46,7 @@ pub async fn run(settings: &PricesSettings) -> Result<String> {
         PricesAction::Remove { pattern, from } => {
             match prices::remove(&database.connection().await?, pattern, hour(from.as_deref())?).await? {
                 0 => bail!("there is no such price; `prices list` shows which there are"),
-                removed => Ok(format!("{removed} prices removed\n")),
+                removed => Ok(format!("{} removed\n", counted(removed, "price", "prices"))),
             }
         }
     }

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use super::table;
 use crate::commands;
 use crate::config::{AmountArgs, Mode, OfArgs, QuotaAction, QuotaSettings, WebhookArgs, WhenOver};
+use crate::counted::counted;
 use crate::kong::people;
 use crate::notices;
 use crate::page::{grouped, number};
@@ -155,7 +156,10 @@ fn unit_of(quota: &Quota) -> &str {
 }
 
 fn how_much_of(quota: &Quota) -> String {
-    format!("{} {} per {}", grouped(&quota.amount), unit_of(quota), quota.per)
+    let unit = unit_of(quota);
+    // A currency is written the same for one as for many.
+    let one = if quota.unit == "cost" { unit } else { unit.trim_end_matches('s') };
+    format!("{} per {}", counted(grouped(&quota.amount), one, unit), quota.per)
 }
 
 fn shown(name: &str) -> String {

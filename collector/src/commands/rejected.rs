@@ -7,6 +7,7 @@ use log::warn;
 
 use crate::commands;
 use crate::config::{DatabaseArgs, PipelineSettings, RejectedAction, RejectedSettings};
+use crate::counted::counted;
 use crate::pipeline::PipelineError;
 use crate::store::{Outcome, rejected};
 
@@ -101,5 +102,7 @@ async fn retry(args: &DatabaseArgs, settings: &PipelineSettings, ids: &[i64]) ->
     }
     drop(pipeline);
     writers.finish().await;
-    Ok((format!("{stored} entries are rows now, {still} are still rejected\n"), still + missing))
+    let stored = counted(stored, "entry is a row now", "entries are rows now");
+    let rejected = counted(still, "is still rejected", "are still rejected");
+    Ok((format!("{stored}, {rejected}\n"), still + missing))
 }

@@ -5,6 +5,7 @@ use std::fmt::Write;
 use anyhow::{Context, Result, bail};
 
 use crate::config::RetentionSettings;
+use crate::counted::counted;
 use crate::measure::Metrics;
 use crate::store::retention::{self, Step};
 use crate::store::session::Session;
@@ -31,7 +32,7 @@ pub async fn run(settings: &RetentionSettings) -> Result<String> {
     let freed: i64 = round.done.iter().map(|(_, freed)| freed).sum();
     let steps: Vec<Step> = round.done.into_iter().map(|(step, _)| step).collect();
     if round.failed > 0 {
-        bail!("{} steps are done, {} failed: see the log, and try again", steps.len(), round.failed);
+        bail!("{}, {} failed: see the log, and try again", counted(steps.len(), "step is done", "steps are done"), round.failed);
     }
     Ok(if steps.is_empty() { "nothing was due\n".to_owned() } else { format!("{}{freed} bytes came back\n", table(&steps)?) })
 }

@@ -15,6 +15,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::commands;
 use crate::config::UpkeepSettings;
+use crate::counted::counted;
 use crate::measure::Metrics;
 use crate::store::Health;
 use crate::upkeep::Upkeep;
@@ -40,7 +41,7 @@ pub async fn run(settings: &UpkeepSettings) -> Result<()> {
         webhook: None,
     };
     let tasks = upkeep.start_owners();
-    info!("the schema is current; {} kinds of upkeep are at work", tasks.len());
+    info!("the schema is current; {} at work", counted(tasks.len(), "kind of upkeep is", "kinds of upkeep are"));
     if let Some(file) = &settings.ready_file {
         fs::write(file, "").with_context(|| format!("cannot write {}", file.display()))?;
     }

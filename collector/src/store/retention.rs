@@ -17,6 +17,7 @@ use log::{error, info, warn};
 use super::migrate;
 use super::pool::StoreError;
 use super::session::{Session, Work};
+use crate::counted::counted;
 use crate::measure::Metrics;
 
 /// What takes content out of rows.
@@ -212,7 +213,7 @@ pub async fn run(session: &Session, clocks: Clocks, metrics: &Metrics, confirmed
 fn report(step: &Step, freed: i64, metrics: &Metrics) {
     info!(
         table = step.table.as_str(), action = step.action.name(), rows = step.rows, bytes = freed;
-        "retention: {} of {} ({} rows, {freed} bytes came back)", step.action.name(), step.table, step.rows
+        "retention: {} of {} ({}, {freed} bytes came back)", step.action.name(), step.table, counted(step.rows, "row", "rows")
     );
     match step.action {
         Action::RemoveContent => metrics.retention.content_removed.inc(),

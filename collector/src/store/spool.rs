@@ -24,6 +24,7 @@ use std::time::{Duration, SystemTime};
 use log::{error, info, warn};
 
 use super::suspect::Suspects;
+use crate::counted::counted;
 use crate::decode::digest::sha256_hex;
 
 /// Digits of the hash in a file's name: enough to notice damage, which is no attack.
@@ -177,7 +178,7 @@ impl Spool {
         }
         if !index.files.is_empty() {
             let entries: usize = index.files.values().map(|file| file.entries).sum();
-            info!(entries = entries, bytes = index.bytes; "the spool holds {entries} entries of an earlier run");
+            info!(entries = entries, bytes = index.bytes; "the spool holds {} of an earlier run", counted(entries, "entry", "entries"));
         }
         // A writable folder is found out now, not when PostgreSQL is away.
         sync_folder(&folder).map_err(cannot(&folder))?;

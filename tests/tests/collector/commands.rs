@@ -182,7 +182,7 @@ async fn rejected_entries_can_be_listed_shown_and_retried() {
     assert_fails_saying(&retried, &[&format!("entry {id} is still rejected"), "2 entries are no rows"]);
     assert_fails_saying(&run(&["rejected", "retry", "4711"], &variables).await, &["there is no rejected entry 4711"]);
     client.batch_execute("ALTER TABLE llm_logs DROP CONSTRAINT none_yet").await.unwrap();
-    assert_eq!(run(&["rejected", "retry"], &variables).await.stdout, "1 entries are rows now, 1 are still rejected\n");
+    assert_eq!(run(&["rejected", "retry"], &variables).await.stdout, "1 entry is a row now, 1 is still rejected\n");
     let prompt = "SELECT count(*) FROM llm_logs WHERE request_id = 'later' AND prompt = 'hi later'";
     assert_eq!(app.database.number(prompt).await, 1);
     assert_eq!(app.database.number("SELECT count(*) FROM llm_rejected").await, 1);

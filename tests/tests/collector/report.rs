@@ -280,7 +280,7 @@ async fn the_first_price_holds_for_the_past_and_a_further_one_from_now_on() {
     let now = "SELECT count(*) FROM llm_model_prices WHERE prompt_per_million = 4
         AND valid_from BETWEEN now() - interval '2 hours' AND now() AND date_trunc('hour', valid_from, 'UTC') = valid_from";
     assert_eq!(database.number(now).await, 1);
-    assert_eq!(succeeds(&database, &["prices", "remove", "Qwen%", "--from", "2026-11-01"]).await, "1 prices removed\n");
+    assert_eq!(succeeds(&database, &["prices", "remove", "Qwen%", "--from", "2026-11-01"]).await, "1 price removed\n");
     assert_eq!(succeeds(&database, &["prices", "remove", "Qwen%"]).await, "2 prices removed\n");
     for wrong in [["--prompt", "-1"], ["--prompt", "1e3"], ["--prompt", "."], ["--prompt", "NaN"]] {
         let finished = command(&database, &set(&wrong)).await;

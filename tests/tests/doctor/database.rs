@@ -83,8 +83,8 @@ async fn missing_partitions_and_rows_outside_of_them_are_found() {
     execute(&database, drop_ahead).await;
     execute(&database, "INSERT INTO llm_logs (request_id, consumer_username, started_at) VALUES ('r', 'z1', '1999-01-01')").await;
     let said = site.doctor().await;
-    said.assert_problem("partitions", &["1 days ahead"]);
-    said.assert_warning("partitions.default", &["1 rows"]);
+    said.assert_problem("partitions", &["1 day ahead"]);
+    said.assert_warning("partitions.default", &["1 row belongs"]);
 }
 
 #[tokio::test]

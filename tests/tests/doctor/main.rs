@@ -280,7 +280,7 @@ async fn findings_are_for_people_unless_json_is_asked_for_and_hold_no_secret() {
     // The worst comes first, with the reason and the remedy.
     assert!(lines[0].starts_with("problem  grafana ") && lines[0].contains(&nobody), "{}", text.stdout);
     assert!(lines[1].trim().starts_with("why ") && lines[2].trim().starts_with("mend "), "{}", text.stdout);
-    assert!(text.stdout.contains(" 1 problems, "), "{}", text.stdout);
+    assert!(text.stdout.contains(" 1 problem, "), "{}", text.stdout);
     assert_eq!(text.status, Some(1));
     let secrets = [site.session.gateway.own_keys()[0].clone(), GRAFANA_PASSWORD.to_owned(), "a-long-and-random-one".to_owned()];
     for said in [&text, &json] {
@@ -297,7 +297,7 @@ async fn warnings_alone_end_with_status_1_only_when_asked_to_be_strict() {
     std::fs::write(&log, "2026/11/24 10:00:00 [warn] [http-log] queue a1: queue at 80% capacity\n").unwrap();
     let log = log.to_str().unwrap();
     let said = site.run(&["--json", "--kong-log", log], "").await;
-    said.assert_warning("kong.log.queue", &["1 times"]);
+    said.assert_warning("kong.log.queue", &["1 time of entries"]);
     assert_eq!(said.status, Some(0), "{said:?}");
     assert_eq!(site.run(&["--strict", "--kong-log", log], "").await.status, Some(1));
 }

@@ -67,7 +67,7 @@ async fn each_server_is_asked_for_the_model_it_is_to_have() {
     for check in ["models", "models.servers", "models.names", "models.keys"] {
         said.assert_quiet(check);
     }
-    assert!(said.stdout.contains("1 models, and their servers have them"), "{said:?}");
+    assert!(said.stdout.contains("1 model, and its servers have it"), "{said:?}");
 
     fleet.finds(&[(&good.url, "HEALTHY"), (&other.url, "HEALTHY"), (&down, "UNHEALTHY")]);
     let said = fleet.said().await;

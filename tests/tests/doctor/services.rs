@@ -114,8 +114,8 @@ async fn queues_that_gave_up_and_keys_are_found_in_kongs_log() {
         entries were lost\n\
         2026/11/24 10:00:01 [warn] 77#0: a request with /v1/models?apikey=sk-0123456789abcdef0123\n";
     let said = site.run(&["--json", "--kong-log", "-"], log).await;
-    said.assert_problem("kong.log.queue", &["1 times"]);
-    said.assert_problem("kong.log.keys", &["1 lines"]);
+    said.assert_problem("kong.log.queue", &["1 time of entries"]);
+    said.assert_problem("kong.log.keys", &["1 line of Kong's log holds a key"]);
     assert!(!said.stdout.contains("sk-0123"), "{}", said.stdout);
     let said = site.run(&["--json", "--kong-log", "-"], "2026/11/24 10:00:00 [notice] 77#0: start worker process 78\n").await;
     assert_eq!(said.status, Some(0), "{said:?}");

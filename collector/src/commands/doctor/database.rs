@@ -5,6 +5,7 @@ use tokio_postgres::{Client, Config};
 
 use super::{Report, quotas};
 use crate::config::DoctorSettings;
+use crate::counted::counted;
 use crate::store::inspect::{self, Contents, Recent, Upkeep};
 use crate::store::quota_facts;
 use crate::store::workers::{self, Standing};
@@ -148,7 +149,11 @@ async fn workers(client: &Client, report: &mut Report) {
             for Standing { worker, node, waiting, seconds, .. } in standing {
                 report.problem(
                     "kong.queues",
-                    format!("worker {worker} of {node} holds {waiting} entries, and has sent none for {}", duration(seconds)),
+                    format!(
+                        "worker {worker} of {node} holds {}, and has sent none for {}",
+                        counted(waiting, "entry", "entries"),
+                        duration(seconds)
+                    ),
                     "its calls are in no row; they are lost when the worker ends",
                     "is the collector up (gateway status)? If other workers send, gateway logs kong | grep queue; gateway restart kong",
                 );
@@ -211,7 +216,7 @@ fn judge(contents: &Contents, settings: &DoctorSettings, report: &mut Report) {
     match contents.days_ahead {
         0..=1 => report.problem(
             "partitions",
-            format!("are made for {} days ahead only", contents.days_ahead),
+            format!("are made for {} ahead only", counted(contents.days_ahead, "day", "days")),
             "rows go to the default partition, and retention cannot drop them by day",
             "llm-collector migrate; gateway logs collector",
         ),
@@ -220,7 +225,7 @@ fn judge(contents: &Contents, settings: &DoctorSettings, report: &mut Report) {
     if contents.rows_without_day > 0 {
         report.warning(
             "partitions.default",
-            format!("{} rows belong to no day's partition", contents.rows_without_day),
+            counted(contents.rows_without_day, "row belongs to no day's partition", "rows belong to no day's partition"),
             "the clock of a gateway host was wrong, or very old entries were replayed",
             "check the clocks (timedatectl); SELECT min(started_at), max(started_at) FROM llm_logs_default",
         );
@@ -229,7 +234,7 @@ fn judge(contents: &Contents, settings: &DoctorSettings, report: &mut Report) {
         0 => report.good("rejected", "no entry was rejected"),
         rejected => report.problem(
             "rejected",
-            format!("{rejected} entries could not become rows"),
+            counted(rejected, "entry could not become a row", "entries could not become rows"),
             "they are kept, but in no report",
             "llm-collector rejected list; after an upgrade: llm-collector rejected retry",
         ),
@@ -238,7 +243,7 @@ fn judge(contents: &Contents, settings: &DoctorSettings, report: &mut Report) {
         0 => report.good("lost", "Kong lost no entry in the last 7 days"),
         lost => report.problem(
             "lost",
-            format!("Kong lost {lost} entries in the last 7 days"),
+            format!("Kong lost {} in the last 7 days", counted(lost, "entry", "entries")),
             "the audit log has holes: Kong's queue was full or its retries were over before the collector was back",
             "SELECT * FROM llm_sequence_gaps ORDER BY found_at DESC; raise AUDIT_QUEUE_BYTES or AUDIT_RETRY_SECONDS",
         ),
@@ -251,7 +256,7 @@ fn judge(contents: &Contents, settings: &DoctorSettings, report: &mut Report) {
 fn recent(recent: &Recent, report: &mut Report) {
     let newest = recent.rows;
     match recent.with_key {
-        0 => report.good("keys", format!("none in the newest {newest} rows, bodies aside")),
+        0 => report.good("keys", format!("none in the newest {}, bodies aside", counted(newest, "row", "rows"))),
         rows => report.problem(
             "keys",
             format!("{rows} of the newest {newest} rows hold a key"),

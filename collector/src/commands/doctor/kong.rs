@@ -7,6 +7,7 @@ use super::database::Facts;
 use super::mend::Mend;
 use super::plugins::Plugins;
 use crate::config::DoctorSettings;
+use crate::counted::counted;
 use crate::kong::admin::{Admin, Trouble};
 use crate::kong::apply::{OLDEST_KONG, numbers_of};
 use crate::kong::entities::{is_own, name_of};
@@ -130,7 +131,14 @@ fn trusted(configuration: &Value, report: &mut Report) {
             "TRUSTED_PROXIES in gateway.env (KONG_TRUSTED_IPS): the addresses of your proxies; gateway apply",
         );
     } else {
-        report.good("kong.trusted", format!("{} proxies are believed in what they say of clients' addresses", trusted.len()));
+        report.good(
+            "kong.trusted",
+            counted(
+                trusted.len(),
+                "proxy is believed in what it says of clients' addresses",
+                "proxies are believed in what they say of clients' addresses",
+            ),
+        );
     }
 }
 
@@ -187,7 +195,7 @@ fn process(configuration: &Value, settings: &DoctorSettings, facts: &Facts, repo
         .filter(|pool| *pool > 0)
         .or_else(|| configuration["pg_pool_size"].as_i64());
     let (Some(pool), Some(max_connections)) = (pool, facts.max_connections) else {
-        report.good("kong.workers", format!("{workers} workers"));
+        report.good("kong.workers", counted(workers, "worker", "workers"));
         return;
     };
     let wanted = workers * pool + i64::from(settings.database.database_connections) + SPARE_CONNECTIONS;
@@ -195,13 +203,17 @@ fn process(configuration: &Value, settings: &DoctorSettings, facts: &Facts, repo
         report.problem(
             "kong.connections",
             format!(
-                "{workers} workers with {pool} connections each want more than PostgreSQL's max_connections ({max_connections})"
+                "{} with {pool} connections each: more than PostgreSQL's max_connections ({max_connections}) leave room for",
+                counted(workers, "worker", "workers")
             ),
             "under load Kong cannot look up keys and answers 500",
             "lower KONG_WORKERS in gateway.env; gateway apply",
         );
     } else {
-        report.good("kong.connections", format!("{workers} workers with {pool} connections each fit into {max_connections}"));
+        report.good(
+            "kong.connections",
+            format!("{} with {pool} connections each: room is for {max_connections}", counted(workers, "worker", "workers")),
+        );
     }
 }
 

@@ -2,6 +2,7 @@
 //!
 //! No address of Kong's tells how full its queues are; the log does. Read line by line, because it may be large.
 
+use crate::counted::counted;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader};
 use std::path::Path;
@@ -45,14 +46,14 @@ fn judge(counts: &Counts, report: &mut Report) {
     if counts.lost > 0 {
         report.problem(
             "kong.log.queue",
-            format!("Kong's log tells {} times of entries that its queue gave up", counts.lost),
+            format!("Kong's log tells {} of entries that its queue gave up", counted(counts.lost, "time", "times")),
             "these calls are not in the audit log",
             "gateway logs kong | grep queue; is the collector up? Else raise AUDIT_QUEUE_BYTES and KONG_MEMORY_MB; gateway apply",
         );
     } else if counts.near > 0 {
         report.warning(
             "kong.log.queue",
-            format!("Kong's log tells {} times of entries that it could not send at once", counts.near),
+            format!("Kong's log tells {} of entries that it could not send at once", counted(counts.near, "time", "times")),
             "they wait in its memory and are sent again; a worker that ends takes them with it",
             "gateway logs kong | grep queue; gateway logs collector",
         );
@@ -62,7 +63,7 @@ fn judge(counts: &Counts, report: &mut Report) {
     if counts.keys > 0 {
         report.problem(
             "kong.log.keys",
-            format!("{} lines of Kong's log hold a key", counts.keys),
+            counted(counts.keys, "line of Kong's log holds a key", "lines of Kong's log hold a key"),
             "keys leak to whoever reads the log",
             "tell users to send keys in a header, not in the URL; gateway users rotate NAME",
         );

@@ -11,6 +11,7 @@ use super::mend::Mend;
 use super::services::get;
 use super::{Level, Report};
 use crate::commands::table::visible;
+use crate::counted::counted;
 use crate::kong::admin::Admin;
 use crate::kong::entities::{SERVICE, own_id};
 use crate::kong::models::{Health, Model, bearer_of, health_of, of_plugin, served_names};
@@ -78,7 +79,7 @@ pub(super) fn examine(kong: &Admin, entities: &State, mend: Mend<'_>, report: &m
         }
     }
     if !models.is_empty() && report.problems() + report.warnings() == before {
-        report.good(CHECK, format!("{} models, and their servers have them", models.len()));
+        report.good(CHECK, counted(models.len(), "model, and its servers have it", "models, and their servers have them"));
     }
 }
 

@@ -6,6 +6,7 @@ use serde_json::Value;
 
 use super::{Level, Report};
 use crate::config::DoctorSettings;
+use crate::counted::counted;
 use crate::kong::admin::administrator;
 use crate::measure::page;
 
@@ -110,7 +111,10 @@ fn collector(settings: &DoctorSettings, report: &mut Report) {
     if missing > 0.0 {
         report.warning(
             "collector.usage",
-            format!("{missing} successful calls came without token counts since the collector started"),
+            format!(
+                "{} came without token counts since the collector started",
+                counted(missing, "successful call", "successful calls")
+            ),
             "usage and cost of these calls are unknown",
             "switch include_usage of the llm-audit plugin on (AUDIT_INCLUDE_USAGE=true; gateway apply)",
         );

@@ -7,6 +7,7 @@ use std::path::Path;
 
 use crate::commands::say;
 use crate::config::{Limit, duration, limit};
+use crate::counted::counted;
 use crate::kong::failure::{Failure, Outcome};
 use crate::kong::people::{Imported, People, read_lines};
 
@@ -40,7 +41,7 @@ pub(super) fn run(people: &mut People, file: &Path, keys: Option<&Path>) -> Outc
             Imported::Unchanged => unchanged += 1,
         }
     }
-    say::note(format!("{made} users made, {changed} changed, {unchanged} unchanged"));
+    say::note(format!("{} made, {changed} changed, {unchanged} unchanged", counted(made, "user", "users")));
     Ok(())
 }
 

@@ -9,6 +9,7 @@ use chrono::TimeDelta;
 use tokio_postgres::Client;
 
 use super::{Action, Step};
+use crate::counted::counted;
 use crate::store::pool::StoreError;
 
 /// Time since the last round beyond which the clock may have jumped. Rounds are an hour apart; a weekend without power is longer, and
@@ -48,18 +49,21 @@ impl Amount {
         }
         if let Some(since_last) = since_last.filter(|since_last| *since_last > LONGEST_PAUSE) {
             return Some(format!(
-                "by PostgreSQL's clock the last round was {} hours ago: either nobody was here for so long, or the clock jumped. {} days \
-                 and {} single rows are due; {CONFIRM}",
+                "by PostgreSQL's clock the last round was {} hours ago: either nobody was here for so long, or the clock jumped. {} \
+                 and {} are due; {CONFIRM}",
                 since_last.num_hours(),
-                self.days,
-                self.rows
+                counted(self.days, "day", "days"),
+                counted(self.rows, "single row", "single rows")
             ));
         }
         let is_far_more = |amount: i64, most: i64, free: i64| amount > free.max(most.saturating_mul(FAR_MORE));
         (is_far_more(self.days, most.days, FREE_DAYS) || is_far_more(self.rows, most.rows, FREE_ROWS)).then(|| {
             format!(
-                "{} days and {} single rows are due, and never before were it more than {} and {}: is a setting wrong? {CONFIRM}",
-                self.days, self.rows, most.days, most.rows
+                "{} and {} are due, and never before were it more than {} and {}: is a setting wrong? {CONFIRM}",
+                counted(self.days, "day", "days"),
+                counted(self.rows, "single row", "single rows"),
+                most.days,
+                most.rows
             )
         })
     }

@@ -15,8 +15,7 @@
 -- Not here: sending the entry (http-log does), keeping its queue alive
 -- (log_queue.lua), telling the collector what no entry can (sync.lua), bounding
 -- what calls without a key leave (refused.lua), reading what the bodies mean
--- (the collector does), removing keys from headers (key-auth and the collector
--- do).
+-- (the collector), removing keys from headers (key-auth and the collector).
 --
 -- Phases that may be missing: `access` does not run for calls that match no
 -- route or that another plugin refused; then there is no request body. Headers
@@ -66,7 +65,7 @@ local LLM_VERSION = 1
 
 local LlmAudit = {
   PRIORITY = PRIORITY,
-  VERSION = "0.1.0",
+  VERSION = "0.2.0",
 }
 
 -- A table that grows is filled anew each time, so what is known of a call has

@@ -73,7 +73,7 @@ local ONLY_UPSTREAM = "default"
 
 local LlmQueue = {
   PRIORITY = PRIORITY,
-  VERSION = "0.1.0",
+  VERSION = "0.2.0",
 }
 
 local guarded = guard.new(function(line)

@@ -48,7 +48,7 @@ local SAY_SECONDS = 60
 
 local LlmQuota = {
   PRIORITY = PRIORITY,
-  VERSION = "0.1.0",
+  VERSION = "0.2.0",
 }
 
 local guarded = guard.new(function(line)

@@ -38,7 +38,7 @@ local PRIORITY = 920
 
 local LlmRouter = {
   PRIORITY = PRIORITY,
-  VERSION = "0.1.0",
+  VERSION = "0.2.0",
 }
 
 

@@ -1,9 +1,9 @@
 package = "kong-plugin-llm-audit"
-version = "0.1.0-1"
+version = "0.2.0-1"
 
 source = {
   url = "git+file://.",
-  tag = "v0.1.0",
+  tag = "v0.2.0",
 }
 
 description = {
