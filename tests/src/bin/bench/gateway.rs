@@ -6,6 +6,7 @@
 
 use std::time::{Duration, Instant};
 
+use gateway_tests::dice::Dice;
 use gateway_tests::gateway::{Session, User};
 use gateway_tests::process::wait_until;
 use serde_json::{Value, json};
@@ -17,6 +18,9 @@ use crate::report;
 
 /// Of the prompt, and so of the answer: the simulated vLLM echoes it.
 const BODY_BYTES: usize = 2_000;
+/// Calls that differ. Bodies that are the same but for an id are one chain in LuaJIT's table of strings, and each new one is compared
+/// with those before to where it differs: nobody's traffic is like that.
+const DIFFERENT_CALLS: usize = 256;
 /// Clients at the same time.
 const CLIENTS: usize = 8;
 /// Measurements of CPU time, each with every set of plugins.
@@ -71,7 +75,7 @@ pub(crate) async fn run() -> Measured {
     let arrival = arrival::measure(&session, &user).await;
     let visible_seconds = visible(&session, &user).await;
     let memory = memory(&session, &user).await;
-    let cpu = cpu_by_plugins(&session, &call(&user, BODY_BYTES), ROUNDS).await;
+    let cpu = cpu_by_plugins(&session, &calls(&user, BODY_BYTES), ROUNDS).await;
     Measured { cpu, memory, visible_seconds, arrival }
 }
 
@@ -81,12 +85,12 @@ pub(crate) async fn run_cpu(rounds: usize, body_bytes: usize) {
     let session = Session::alone().await;
     let user = session.user().await;
     session.change(&[("AUDIT_BATCH_SECONDS", "")]).await;
-    let cpu = cpu_by_plugins(&session, &call(&user, body_bytes), rounds).await;
+    let cpu = cpu_by_plugins(&session, &calls(&user, body_bytes), rounds).await;
     report::print_cpu(body_bytes, &cpu);
 }
 
 /// Every set of plugins in turn, so that whatever else the machine does meets all of them.
-async fn cpu_by_plugins(session: &Session, call: &Call<'_>, rounds: usize) -> Cpu {
+async fn cpu_by_plugins(session: &Session, calls: &Calls<'_>, rounds: usize) -> Cpu {
     models(session, &format!("add {MODEL} {} --served-as {MODEL}", session.gateway.vllm.url())).await;
     // Without llm-router calls go by the same upstream: what the balancer of Kong costs is none of the plugin's.
     let through = format!("llm-{MODEL}");
@@ -102,9 +106,9 @@ async fn cpu_by_plugins(session: &Session, call: &Call<'_>, rounds: usize) -> Cp
         ] {
             switch(session, &OTHERS, plugins, &looker).await;
             if round == 0 {
-                make_calls(session, call, CALLS_TO_WARM_UP).await;
+                make_calls(session, calls, CALLS_TO_WARM_UP).await;
             } else {
-                times.push(cpu_of_calls(session, call).await);
+                times.push(cpu_of_calls(session, calls).await);
             }
         }
     }
@@ -160,31 +164,36 @@ pub(crate) async fn switch(session: &Session, plugins: &[&str], on: &[&str], use
     }
 }
 
-/// A call, and who makes it.
-struct Call<'a> {
+/// Calls, and who makes them.
+struct Calls<'a> {
     user: &'a User,
-    request: Request,
+    requests: Vec<Request>,
 }
 
-/// A call of about so many bytes in and as many out.
-fn call(user: &User, body_bytes: usize) -> Call<'_> {
-    let prompt = "word and another one ".repeat(body_bytes / 21);
-    let body = json!({"model": MODEL, "messages": [{"role": "user", "content": prompt}]}).to_string();
+/// Calls of about so many bytes in and as many out.
+fn calls(user: &User, body_bytes: usize) -> Calls<'_> {
     // The simulated vLLM echoes no more than 2,000 bytes of a prompt.
     let headers = format!("X-API-Key: {}\r\nX-Sim-Repeat: {}\r\n", user.key, (body_bytes / BODY_BYTES).max(1));
-    Call { user, request: Request::post("/v1/chat/completions", &headers, body, 1) }
+    let mut dice = Dice::new(1);
+    let mut word = || format!("{:04x} and another one ", dice.roll(0x10000));
+    let request = |_| {
+        let prompt: String = (0..body_bytes / 21).map(|_| word()).collect();
+        let body = json!({"model": MODEL, "messages": [{"role": "user", "content": prompt}]}).to_string();
+        Request::post("/v1/chat/completions", &headers, body, 1)
+    };
+    Calls { user, requests: (0..DIFFERENT_CALLS).map(request).collect() }
 }
 
 /// Makes calls and waits until all are rows: only then the workers have done all their work for them.
-async fn make_calls(session: &Session, call: &Call<'_>, calls: usize) {
-    let before = rows(session, call.user).await;
+async fn make_calls(session: &Session, calls: &Calls<'_>, count: usize) {
+    let before = rows(session, calls.user).await;
     let address = session.gateway.proxy_url.trim_start_matches("http://");
     let sent = tokio::task::block_in_place(|| {
-        send(address, std::iter::repeat_n(&call.request, calls), CLIENTS, Duration::from_secs(120))
+        send(address, calls.requests.iter().cycle().take(count), CLIENTS, Duration::from_secs(120))
     });
-    assert_eq!(sent.entries, calls as u64, "calls that were answered in time");
-    let all = before + calls as u64;
-    wait_until("all calls are rows", Duration::from_secs(60), || async { rows(session, call.user).await == all }).await;
+    assert_eq!(sent.entries, count as u64, "calls that were answered in time");
+    let all = before + count as u64;
+    wait_until("all calls are rows", Duration::from_secs(60), || async { rows(session, calls.user).await == all }).await;
 }
 
 async fn rows(session: &Session, user: &User) -> u64 {
@@ -194,23 +203,23 @@ async fn rows(session: &Session, user: &User) -> u64 {
 }
 
 /// Microseconds of the workers' CPU for a call.
-async fn cpu_of_calls(session: &Session, call: &Call<'_>) -> f64 {
-    make_calls(session, call, CALLS_BEFORE).await;
+async fn cpu_of_calls(session: &Session, calls: &Calls<'_>) -> f64 {
+    make_calls(session, calls, CALLS_BEFORE).await;
     let workers = cpu::listeners(&session.gateway.proxy_url);
     assert!(!workers.is_empty(), "the gateway is not on this host: its CPU time cannot be read");
     let used = || workers.iter().map(|pid| cpu::of_threads(*pid)).sum::<f64>();
     let before = used();
-    make_calls(session, call, CALLS).await;
+    make_calls(session, calls, CALLS).await;
     (used() - before) * 1e6 / CALLS as f64
 }
 
 /// Memory of the workers over many calls.
 async fn memory(session: &Session, user: &User) -> Vec<(usize, u64)> {
-    let call = call(user, BODY_BYTES);
+    let calls = calls(user, BODY_BYTES);
     let held = || cpu::listeners(&session.gateway.proxy_url).iter().map(|pid| cpu::memory(*pid)).sum();
     let mut memory = Vec::new();
     for part in 1..=SOAK_CALLS / WARM_CALLS {
-        make_calls(session, &call, WARM_CALLS).await;
+        make_calls(session, &calls, WARM_CALLS).await;
         memory.push((part * WARM_CALLS, held()));
     }
     memory
