@@ -15,6 +15,9 @@ local snapshot = {}
 local current, current_version
 local every_call = true
 
+-- Kong tells its workers of a change, those without calls among them.
+local LOOK_SECONDS = 0.2
+
 
 local function rebuild()
   local version = store.version()
@@ -35,14 +38,13 @@ end
 
 function snapshot.start(update_frequency)
   rebuild()
-  if update_frequency > 0 then
-    every_call = false
-    assert(ngx.timer.every(update_frequency, function(premature)
-      if not premature then
-        rebuild()
-      end
-    end))
-  end
+  every_call = update_frequency == 0
+  local seconds = every_call and LOOK_SECONDS or update_frequency
+  assert(ngx.timer.every(seconds, function(premature)
+    if not premature then
+      rebuild()
+    end
+  end))
 end
 
 

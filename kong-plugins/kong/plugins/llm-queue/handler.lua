@@ -112,8 +112,9 @@ end
 local function may(call)
   return is_other(call)
          or max(free_for(call), 1)
-            > places:reserve(call.upstream, call.user, call.most,
-                             call.others_wait)
+            > places:reserve(call.upstream,
+                             call.class == "interactive" and call.user or nil,
+                             call.most, call.others_wait)
 end
 
 

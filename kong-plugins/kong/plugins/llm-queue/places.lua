@@ -382,11 +382,13 @@ end
 -- many they held on average, what is reached seldom enough; less those that
 -- they hold now. Three quarters of all places at most. Calls of the user
 -- himself are not those of somebody else.
+-- @param user nil for a call that leaves places to everybody, to its own user's
+-- calls of another class, too
 -- @param others_wait which part of others' calls may find no place free
 function Places:reserve(upstream, user, most, others_wait)
   local dict, now = self.dict, self.now()
   local expected = recent.of_others(dict, upstream, now,
-                                    whose_key(upstream, user))
+                                    user and whose_key(upstream, user))
   if expected < RARE then
     return 0
   end

@@ -91,11 +91,11 @@ function M.users(dict, upstream, now)
 end
 
 
--- @param whose the user who is not meant
+-- @param whose the user who is not meant; nil: all are
 -- @return how many places others held on average who were not greedy
 function M.of_others(dict, upstream, now, whose)
   local seconds = sum_of(dict, "o:" .. upstream, now)
-                  - sum_of(dict, "e:" .. whose, now)
+                  - (whose and sum_of(dict, "e:" .. whose, now) or 0)
   local since = now - (dict:get("f:" .. upstream) or now)
 
   return max(seconds, 0) / min(max(since, FIRST_SECONDS), WINDOW_SECONDS)
