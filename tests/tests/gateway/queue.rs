@@ -171,8 +171,13 @@ async fn an_outage_of_the_collector_costs_what_does_not_fit_and_nothing_else() {
     after += 40;
     calls(&session, &user, "after", |made| made < 40, Duration::ZERO).await;
     let all = i64::try_from(40 + during + after).unwrap();
-    wait_until("every call is a row or a hole", Duration::from_secs(60), || async {
-        rows_of(&session, &user).await + holes(&session, &user).await == all
+    let seen = std::sync::Mutex::new((0, 0));
+    wait_until("every call is a row or a hole", Duration::from_secs(180), || async {
+        let now = (rows_of(&session, &user).await, holes(&session, &user).await);
+        if std::mem::replace(&mut *seen.lock().unwrap(), now) != now {
+            eprintln!("{} rows and {} holes of {all} calls", now.0, now.1);
+        }
+        now.0 + now.1 == all
     })
     .await;
     let lost = holes(&session, &user).await;
