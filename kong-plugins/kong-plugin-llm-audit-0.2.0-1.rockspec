@@ -84,6 +84,8 @@ build = {
       "kong/plugins/llm-queue/handler.lua",
     ["kong.plugins.llm-queue.places"] =
       "kong/plugins/llm-queue/places.lua",
+    ["kong.plugins.llm-queue.recent"] =
+      "kong/plugins/llm-queue/recent.lua",
     ["kong.plugins.llm-queue.schema"] =
       "kong/plugins/llm-queue/schema.lua",
     ["kong.plugins.llm-queue.turns"] =

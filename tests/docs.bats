@@ -67,6 +67,12 @@ passes() {
     [ "$(grep -cF -e "\"$version-1\"" -e "\"v$version\"" "${rockspec[0]}")" -eq 2 ]
 }
 
+@test "the rockspec names every module of the plugins, and none that is not there" {
+    run diff <(cd kong-plugins && find kong llm_gateway -name '*.lua' | sort) \
+        <(sed -n 's/^ *"\(\(kong\|llm_gateway\)\/.*\.lua\)",$/\1/p' kong-plugins/*.rockspec | sort)
+    [ -z "$output" ] || { echo "$output"; false; }
+}
+
 @test "every setting is described, and every one that a document names is read" {
     run python3 "$DOCS" settings
     echo "$output" && [ "$status" -eq 0 ]
