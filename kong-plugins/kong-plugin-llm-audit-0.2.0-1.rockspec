@@ -154,6 +154,8 @@ build = {
       "llm_gateway/route.lua",
     ["llm_gateway.seldom"] =
       "llm_gateway/seldom.lua",
+    ["llm_gateway.shared_number"] =
+      "llm_gateway/shared_number.lua",
     ["llm_gateway.sync_members"] =
       "llm_gateway/sync_members.lua",
     ["llm_gateway.upload_room"] =

@@ -3,6 +3,8 @@
 -- whose shared dict, timers and semaphores it uses. What Kong and llm-audit do
 -- for a call anyway is left out. Of each the best of seven rounds.
 
+local queue_stubs = require "spec.helpers.queue_stubs"
+
 local ROUNDS = 7
 local CALLS = 20000
 local WAITING = 1000
@@ -10,24 +12,6 @@ local USERS = 200
 local WAIT_SECONDS = 3
 
 local call = {}
-
-package.loaded["kong.plugins.llm-audit.sequence"] = { worker = function()
-  return "worker"
-end }
-package.loaded["llm_gateway.reading"] = {
-  of_call = function()
-    return call.asked
-  end,
-  is_work = function()
-    return true
-  end,
-}
-package.loaded["llm_gateway.early_reading"] = {
-  once = function() end, hold = function() end, log_once = function() end,
-}
-package.loaded["llm_gateway.refusal"] = { send = function(_, _, err)
-  error(err.message)
-end }
 
 local plugin = setmetatable({}, {
   __index = function(_, name)
@@ -52,8 +36,15 @@ _G.kong = {
   end },
 }
 
-local handler = require "kong.plugins.llm-queue.handler"
-handler:configure({ {} })
+local handler = queue_stubs.handler("worker", {
+  of_call = function()
+    return call.asked
+  end,
+  refused = function(_, _, err)
+    error(err.message)
+  end,
+  semaphores = require "ngx.semaphore",
+})
 
 local conf = { in_flight = 64, nodes = 1, max_waiting = 10000,
                max_waiting_per_user = 10000, max_wait_seconds = 600,

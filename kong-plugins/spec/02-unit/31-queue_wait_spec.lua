@@ -3,14 +3,9 @@
 -- ngx.semaphore's as far as that: a wait of less than a millisecond ends at
 -- once. tests/nginx-host/queue.bats has real calls.
 
+local queue_stubs = require "spec.helpers.queue_stubs"
 local shared_dict = require "spec.helpers.shared_dict"
 local sync_members = require "llm_gateway.sync_members"
-
-local STUBBED = {
-  "kong.plugins.llm-audit.sequence", "kong.plugins.llm-queue.handler",
-  "llm_gateway.early_reading", "llm_gateway.reading", "llm_gateway.refusal",
-  "ngx.semaphore",
-}
 
 local MOST_WAITS = 1000
 
@@ -24,49 +19,20 @@ describe("a call that waits at llm-queue", function()
     return math.floor(seconds * 1000)
   end
 
+  local function wait(_, seconds)
+    waits = waits + 1
+    assert(waits < MOST_WAITS, "waits for ever")
+    clock = clock + whole(seconds)
+    if jump then
+      clock, jump = clock + jump, nil
+    end
+
+    return nil, "timeout"
+  end
+
   before_each(function()
     clock, waits, errors, answer, jump = 1795769382941, 0, {}, nil, nil
     asked = {}
-    for _, name in ipairs(STUBBED) do
-      package.loaded[name] = nil
-    end
-    package.loaded["kong.plugins.llm-audit.sequence"] = {
-      worker = function()
-        return "one"
-      end,
-    }
-    package.loaded["llm_gateway.reading"] = {
-      of_call = function()
-        return asked
-      end,
-      is_work = function()
-        return true
-      end,
-    }
-    package.loaded["llm_gateway.early_reading"] = {
-      once = function() end, hold = function() end, log_once = function() end,
-    }
-    package.loaded["llm_gateway.refusal"] = {
-      send = function(_, by, err)
-        answer = { by = by, status = err.status, message = err.message }
-      end,
-    }
-    package.loaded["ngx.semaphore"] = {
-      new = function()
-        return {
-          post = function() end,
-          wait = function(_, seconds)
-            waits = waits + 1
-            assert(waits < MOST_WAITS, "waits for ever")
-            clock = clock + whole(seconds)
-            if jump then
-              clock, jump = clock + jump, nil
-            end
-            return nil, "timeout"
-          end,
-        }
-      end,
-    }
     local function now()
       return clock / 1000
     end
@@ -89,8 +55,17 @@ describe("a call that waits at llm-queue", function()
         errors[#errors + 1] = line
       end },
     }
-    handler = require "kong.plugins.llm-queue.handler"
-    handler:configure({ {} })
+    handler = queue_stubs.handler("one", {
+      of_call = function()
+        return asked
+      end,
+      refused = function(_, by, err)
+        answer = { by = by, status = err.status, message = err.message }
+      end,
+      semaphores = { new = function()
+        return { post = function() end, wait = wait }
+      end },
+    })
   end)
 
   after_each(function()
@@ -100,9 +75,6 @@ describe("a call that waits at llm-queue", function()
   teardown(function()
     sync_members.set("queue", nil)
     _G.kong, _G.ngx = kong_before, ngx_before
-    for _, name in ipairs(STUBBED) do
-      package.loaded[name] = nil
-    end
   end)
 
   local function call(conf)

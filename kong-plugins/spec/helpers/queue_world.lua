@@ -2,13 +2,8 @@
 -- llm-queue's own handler, all in simulated time: the same in every run, and a
 -- minute of it takes a second. The server is tests/bench/fair_server.py's.
 
+local queue_stubs = require "spec.helpers.queue_stubs"
 local shared_dict = require "spec.helpers.shared_dict"
-
-local STUBBED = {
-  "kong.plugins.llm-audit.sequence", "kong.plugins.llm-queue.handler",
-  "llm_gateway.early_reading", "llm_gateway.reading", "llm_gateway.refusal",
-  "ngx.semaphore",
-}
 
 local STEP_SECONDS = 0.007
 local PROMPT_TOKENS_A_SECOND = 10000
@@ -217,36 +212,18 @@ function World:worker(number)
     end },
   }
 
-  for _, name in ipairs(STUBBED) do
-    package.loaded[name] = nil
-  end
-  local loaded = package.loaded
-  loaded["kong.plugins.llm-audit.sequence"] = { worker = function()
-    return "worker" .. number
-  end }
-  loaded["llm_gateway.reading"] = {
+  _G.ngx, _G.kong = worker.ngx, worker.kong
+  worker.handler = queue_stubs.handler("worker" .. number, {
     of_call = function()
       return worker.call.asked
     end,
-    is_work = function()
-      return true
+    refused = function()
+      worker.call.is_refused = true
     end,
-  }
-  loaded["llm_gateway.early_reading"] = {
-    once = function() end, hold = function() end, log_once = function() end,
-  }
-  loaded["llm_gateway.refusal"] = { send = function()
-    worker.call.is_refused = true
-  end }
-  loaded["ngx.semaphore"] = { new = function()
-    return self:semaphore(worker)
-  end }
-  _G.ngx, _G.kong = worker.ngx, worker.kong
-  worker.handler = require "kong.plugins.llm-queue.handler"
-  worker.handler:configure({ self.config })
-  for _, name in ipairs(STUBBED) do
-    package.loaded[name] = nil
-  end
+    semaphores = { new = function()
+      return self:semaphore(worker)
+    end },
+  })
 
   return worker
 end

@@ -26,7 +26,9 @@
 --   No function yields.
 
 local recent = require "kong.plugins.llm-queue.recent"
+local shared_number = require "llm_gateway.shared_number"
 
+local add = shared_number.add
 local exp = math.exp
 local floor = math.floor
 local ipairs = ipairs
@@ -86,22 +88,6 @@ end
 
 
 -- --- numbers of the dict ----------------------------------------------------
-
--- @return the new value; nil without room
-local function add(dict, key, by)
-  local value = dict:incr(key, by)
-  if value then
-    return value
-  end
-
-  local ok, err = dict:safe_add(key, 0)
-  if not ok and err ~= "exists" then
-    return nil
-  end
-
-  return (dict:incr(key, by))
-end
-
 
 -- Numbers that several workers change stay where they are when they come to 0:
 -- another one may just add to them.

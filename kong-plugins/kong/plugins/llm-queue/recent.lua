@@ -12,6 +12,8 @@
 -- an average: as much as a call adds is known at once, and nothing is kept for
 -- each call. No function yields.
 
+local shared_number = require "llm_gateway.shared_number"
+
 local floor = math.floor
 local max = math.max
 local min = math.min
@@ -29,16 +31,7 @@ local M = {}
 
 -- @return the new sum; nil without room
 local function add(dict, key, by)
-  local sum = dict:incr(key, by)
-  if sum then
-    return sum
-  end
-
-  if dict:safe_add(key, 0, KEPT_SECONDS) == nil then
-    return nil
-  end
-
-  return (dict:incr(key, by))
+  return shared_number.add(dict, key, by, KEPT_SECONDS)
 end
 
 

@@ -26,6 +26,7 @@
 
 local buffer = require "string.buffer"
 local limits = require "kong.plugins.llm-quota.limits"
+local shared_number = require "llm_gateway.shared_number"
 
 local new_table = require "table.new"
 
@@ -108,15 +109,8 @@ function Ledger:add(key, amount, stop)
   end
 
   local ttl = self:ttl(stop)
-  local ok, err
-  if ttl > 0 then
-    ok, err = dict:safe_add(key, 0, ttl)
-  end
-  if not ok and err ~= "exists" then
-    return nil
-  end
 
-  return dict:incr(key, amount)
+  return ttl > 0 and shared_number.begin(dict, key, amount, ttl) or nil
 end
 
 
