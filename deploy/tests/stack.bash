@@ -155,6 +155,37 @@ fails() {
   fi
 }
 
+# start_on_a_host_of PROCESSORS - every container anew, as it is shipped but for what the kernel says of processors. See many_cpus.c.
+start_on_a_host_of() {
+  local service image entry more
+  [ -x "$WORK/many_cpus" ] || cc -static -O1 -Wall -Werror -o "$WORK/many_cpus" "$BATS_TEST_DIRNAME/many_cpus.c"
+  [ "$("$WORK/many_cpus" "$1" env -u OMP_NUM_THREADS nproc)" = "$1" ]
+  echo "0-$(($1 - 1))" >"$WORK/online"
+  chmod 644 "$WORK/online"
+  {
+    echo services:
+    for service in postgresql kong upkeep collector prometheus grafana; do
+      image=$(docker inspect --format '{{.Config.Image}}' "$(container $service)")
+      entry=$(docker image inspect --format '{{json .Config.Entrypoint}}' "$image")
+      # With another entry point Compose forgets the command of the image; that of compose.yaml it keeps.
+      more=$([ $service != kong ] || docker image inspect --format 'command: {{json .Config.Cmd}}' "$image")
+      printf '  %s:\n' $service
+      printf '    %s\n' "entrypoint: [/many_cpus, \"$1\", ${entry#[}" "volumes: [\"$WORK/many_cpus:/many_cpus:ro\", \"$WORK/online:/sys/devices/system/cpu/online:ro\"]" ${more:+"$more"}
+    done
+  } >"$WORK/many-cpus.yaml"
+  "$GATEWAY" compose -f "$WORK/many-cpus.yaml" up -d
+}
+
+# Waits until all services are healthy; says which are not.
+all_healthy() {
+  for _ in $(seq 60); do
+    "$GATEWAY" status >"$WORK/status" 2>&1 && return
+    sleep 1
+  done
+  cat "$WORK/status"
+  return 1
+}
+
 # What must not change when nothing is to do: containers, files and their times.
 state_of_everything() {
   containers | sort
