@@ -126,7 +126,7 @@ check_path() {
   probe GET /v1/models
   case $probe_status in
     200)
-      model=$(sed -n 's/.*"data" *: *\[ *{[^}]*"id" *: *"\([^"]*\)".*/\1/p' <<<"${probe_body//$'\n'/ }" | head -n 1)
+      model=$(sed -n 's/.*"data" *: *\[ *{[^}[]*"id" *: *"\([^"]*\)".*/\1/p' <<<"${probe_body//$'\n'/ }" | head -n 1)
       [ -z "$model" ] || [[ $model == *\\* ]] ||
         probe POST /v1/chat/completions "{\"model\":\"$model\",\"max_tokens\":1,\"messages\":[{\"role\":\"user\",\"content\":\"Say hello.\"}]}"
       info "a call through the gateway: status $probe_status${model:+, model $model}"

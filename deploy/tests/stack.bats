@@ -122,7 +122,7 @@ PY
   install >"$WORK/report" 2>"$WORK/log" || { cat "$WORK/log" && false; }
   sed -n 's/^Key *\(sk-[0-9a-f]*\) .*/\1/p' "$WORK/report" >"$WORK/key"
   [ -s "$WORK/key" ]
-  grep -q "and its row is in the audit log" "$WORK/log"
+  grep -A 1 'status 200, model stub$' "$WORK/log" | grep -q 'and its row is in the audit log'
 }
 
 @test "a call through the gateway becomes a row" {

@@ -10,6 +10,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 USAGE = {"prompt_tokens": 3, "total_tokens": 4, "completion_tokens": 1}
 
+# As vLLM shows it, with an id inside that is none of a model.
+MODEL = {"id": "stub", "object": "model", "owned_by": "tests", "permission": [{"id": "modelperm-1", "object": "model_permission"}]}
+
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
@@ -34,7 +37,7 @@ class Handler(BaseHTTPRequestHandler):
             self.end_headers()
             self.wfile.write(body)
         elif self.path == "/v1/models":
-            self.answer(200, {"object": "list", "data": [{"id": "stub", "object": "model", "owned_by": "tests"}]})
+            self.answer(200, {"object": "list", "data": [MODEL]})
         else:
             self.answer(404, {"detail": "Not Found"})
 
