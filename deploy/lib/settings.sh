@@ -236,6 +236,9 @@ upkeep_memory_mb=512
 # For Grafana (see roles.sql), backups, migrations and people with psql, with the three that are kept for the superuser.
 other_connections=30
 
+# Each is a process of PostgreSQL's container, whose pids_limit in compose.yaml is a little more.
+most_connections=4000
+
 runs_postgresql() { [ "${setting[POSTGRES_HOST]}" = 127.0.0.1 ]; }
 
 derive() {
@@ -244,6 +247,8 @@ derive() {
   project=${setting[PROJECT]}
   local per_host=$((${setting[KONG_WORKERS]} * kong_connections_per_worker + collector_connections + upkeep_connections))
   max_connections=$((${setting[GATEWAY_HOSTS]} * per_host + other_connections))
+  [ "$max_connections" -le "$most_connections" ] || fatal "KONG_WORKERS (${setting[KONG_WORKERS]}) on GATEWAY_HOSTS (${setting[GATEWAY_HOSTS]}) want $max_connections connections to PostgreSQL; it gets $most_connections at most" \
+    "Fewer workers: one serves some thousand calls a second."
   postgres_listen=127.0.0.1
   [ -z "${setting[POSTGRES_ALLOW_FROM]}" ] || postgres_listen='*'
   services=(kong collector prometheus grafana)

@@ -188,6 +188,11 @@ load scripts
   [ "$max_connections" = $((4 * 8 + 4 + 2 + 30)) ]
   settings KONG_WORKERS=16 GATEWAY_HOSTS=3
   [ "$max_connections" = $((3 * (16 * 8 + 4 + 2) + 30)) ]
+  settings KONG_WORKERS=64 GATEWAY_HOSTS=7
+  run settings KONG_WORKERS=64 GATEWAY_HOSTS=8
+  [ "$status" = 1 ] && says 'want 4174 connections to PostgreSQL; it gets 4000 at most'
+  # More processes than connections, in its container.
+  [ "$(sed -n '/^  postgresql:/,/^  kong:/s/^ *pids_limit: //p' "$DEPLOY/compose.yaml")" -ge $((most_connections + 100)) ]
 }
 
 @test "every variable of the Compose file is derived, and nothing else" {
