@@ -33,8 +33,8 @@ bats tests/nginx-host
 step "docs/schema/ describes what is sent"
 .test/venv/bin/python tests/schema/check.py
 
-step "bats: the start of a real Kong"
-bats tests/kong
+step "bats: the start of a real Kong, and of the demo"
+bats tests/kong tests/demo
 
 step "bats: what configures Kong, and the scripts that install and operate"
 cargo build --workspace --all-features --bins --locked --quiet

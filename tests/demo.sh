@@ -1,20 +1,25 @@
 #!/usr/bin/env bash
 # `make demo`: the whole path from a client to a row. Users, a gateway, a simulated vLLM, the collector, a private PostgreSQL with
-# a made-up week of an office in it.
+# a made-up week of an office in it; Prometheus and Grafana where they are.
 #
-#   DATABASE_URL   use this database for the rows instead of a private one; no week is made up in it
-#   KONG_IMAGE     the image of Kong to use when Docker has it (kong:3.9)
+#   VLLM_URL       a model server of your own in place of the simulated one; VLLM_API_KEY when it wants a key
+#   DATABASE_URL   a database for the rows instead of a private one, if you say yes when asked; no week is made up in it
+#   DEMO_PULL=1    pull the images of deploy/images.txt that are used here: Kong, Prometheus, Grafana
+#   KONG_IMAGE, PROMETHEUS_IMAGE, GRAFANA_IMAGE   other images than kong:3.9 and those of deploy/images.txt
 #   DEMO_ONCE=1    end after printing, instead of waiting for Ctrl-C
 #
-# The gateway is a real Kong when Docker has the image or there is a `kong` command, else the project's nginx test host.
+# The gateway is a real Kong when Docker has the image or there is a `kong` command, else the project's nginx test host. Prometheus is
+# that of Docker's image or of the command `prometheus`, Grafana that of Docker's image. Without Rust: deploy/demo/compose.yaml.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 demo=$PWD/.demo/$$
 target=${CARGO_TARGET_DIR:-target}/debug
 pids=()
+containers=()
 cluster=
 gateway=
+more=()
 
 say() { printf '\n\033[1m%s\033[0m\n' "$*"; }
 fatal() { echo "demo: $*" >&2; exit 1; }
@@ -24,6 +29,7 @@ fatal() { echo "demo: $*" >&2; exit 1; }
 cleanup() {
     trap - INT TERM
     [ -z "$gateway" ] || "$gateway" stop --prefix "$demo/gateway" || true
+    [ ${#containers[@]} = 0 ] || docker rm -fv "${containers[@]}" >/dev/null || true
     local pid
     for pid in "${pids[@]}"; do
         { kill "$pid" 2>/dev/null && wait "$pid" 2>/dev/null; } || true
@@ -76,14 +82,22 @@ start_postgresql() {
     fatal "PostgreSQL does not start"
 }
 
-new_database() { psql -q "$server/postgres" -c "CREATE DATABASE $1"; }
+# The databases and roles of an installation. Connections from this host need no password here.
+prepare_databases() {
+    psql -q "$server/postgres" -v kong_password=none -v collector_password=none -v grafana_password=none -f deploy/postgresql/roles.sql >/dev/null
+}
 
 # A port that nobody listens on now; bash can connect, but not listen.
 free_port() {
     local port
-    while port=$((20000 + RANDOM % 20000)); (: </dev/tcp/127.0.0.1/$port) 2>/dev/null; do :; done
+    while port=$((20000 + RANDOM % 20000)); is_taken "$port"; do :; done
     echo "$port"
 }
+
+is_taken() { (: <"/dev/tcp/127.0.0.1/$1") 2>/dev/null; }
+
+# port_or_free PORT - this one, if nobody listens there.
+port_or_free() { if is_taken "$1"; then free_port; else echo "$1"; fi; }
 
 # start NAME COMMAND… - in the background; sets address, where it says that it listens.
 start() {
@@ -103,7 +117,7 @@ start() {
 
 start_gateway() {
     gateway=$PWD/$1
-    "$gateway" start --prefix "$demo/gateway" --proxy 127.0.0.1:0 --admin 127.0.0.1:0 --status 127.0.0.1:0 >"$demo/gateway.env" \
+    "$gateway" start --prefix "$demo/gateway" --proxy "127.0.0.1:$(port_or_free 8111)" --admin 127.0.0.1:0 --status 127.0.0.1:0 >"$demo/gateway.env" \
         2>"$demo/gateway.log" || { cat "$demo/gateway.log" >&2 && fatal "the gateway does not start"; }
     # Lines NAME=value.
     # shellcheck disable=SC1091
@@ -111,211 +125,161 @@ start_gateway() {
     export KONG_ADMIN_URL=$ADMIN_URL KONG_PROXY_URL=$PROXY_URL
 }
 
-# --- a client --------------------------------------------------------------------------
+# --- Docker ----------------------------------------------------------------------------
 
-# chat KEY MESSAGE [STREAM] - the body of the answer.
-chat() {
-    local body
-    body=$(printf '{"model":"qwen-tiny","messages":[{"role":"user","content":"%s"}],"stream":%s,"temperature":0}' "$2" "${3:-false}")
-    post "$1" /v1/chat/completions "$body"
+# image_of NAME - as deploy/images.txt has it, or the environment.
+image_of() {
+    local variable=${1^^}_IMAGE
+    echo "${!variable:-$(grep -E "^([^#]*/)?$1:" deploy/images.txt)}"
 }
 
-post() {
-    curl -sS -N "$KONG_PROXY_URL$2" -H "Authorization: Bearer $1" -H 'Content-Type: application/json' --data-binary "$3" "${@:4}"
-}
+has_image() { command -v docker >/dev/null && docker image inspect "$1" >/dev/null 2>&1; }
 
-# A call as it was recorded: recorded KEY PATH BODY.
-recorded() {
-    post "$1" "$2" "@tests/fixtures/vllm/$3/request.json" >/dev/null || true
-}
-
-# Prints the pieces of an answer as they arrive.
-show_pieces() {
-    local line
-    while IFS= read -r line; do
-        if [[ $line =~ \"content\":\"(([^\"\\]|\\.)*)\" ]]; then printf '%b' "${BASH_REMATCH[1]}"; fi
+pull() {
+    command -v docker >/dev/null || fatal "DEMO_PULL is set, and there is no docker command"
+    # What the gateway is started from, too.
+    KONG_IMAGE=$(image_of kong)
+    export KONG_IMAGE
+    local image
+    for image in "$KONG_IMAGE" "$(image_of prometheus)" "$(image_of grafana)"; do
+        has_image "$image" || docker pull "$image" || fatal "cannot pull $image; its name can be set: KONG_IMAGE, PROMETHEUS_IMAGE, GRAFANA_IMAGE"
     done
-    echo
 }
 
-key_of() { sed -n "s/^$1,//p" "$demo/keys.csv"; }
+# in_docker NAME ARGUMENTS… - a container that ends with the demo.
+in_docker() {
+    containers+=("llm-demo-$$-$1")
+    docker run -d --name "${containers[-1]}" --network host "${@:2}" >/dev/null || fatal "$1 does not start"
+}
 
-# --- the week --------------------------------------------------------------------------
+does_not_start() {
+    if [ -e "$demo/$1.log" ]; then cat "$demo/$1.log" >&2; else docker logs --tail 20 "llm-demo-$$-$1" >&2 || true; fi
+    fatal "$1 does not start"
+}
 
-# What week.env says of it.
-week_calls='' busiest='' busiest_calls='' busiest_prompt_tokens='' busiest_completion_tokens=''
-
-# Sends the week to the collector, as Kong would, and waits until all of it is rows.
-send_week() {
-    # shellcheck disable=SC1091
-    . "$demo/week/week.env"
-    local batch
-    for batch in "$demo"/week/batch-*.json; do
-        # 503 says that there is no room just now; Kong would send again, too.
-        curl -sS --fail-with-body --retry 20 --retry-all-errors -o "$demo/answer" "$COLLECTOR_URL/log" -H 'Content-Type: application/json' \
-            -H "X-Collector-Token: $COLLECTOR_TOKEN" --data-binary "@$batch" || { cat "$demo/answer" >&2 && fatal "the collector takes no entries"; }
-        rm "$batch"
-    done
+answers() {
     for _ in $(seq 300); do
-        [ "$(psql "$DATABASE_URL" -Atc "SELECT count(*) FROM llm_logs WHERE consumer_username <> 'anonymous'")" -lt "$week_calls" ] || return 0
+        ! curl -q -sf --noproxy '*' -o /dev/null --max-time 2 "$1" || return 0
         sleep 0.1
     done
-    fatal "the collector has not stored all of the week"
+    return 1
 }
 
-# What the busiest user is told of himself has to be what the calls were made of.
-check_usage_page() {
-    local told wanted
-    # Kong takes up to 5 s to know of a key.
-    for _ in $(seq 100); do
-        told=$(curl -sS "$KONG_PROXY_URL/v1/usage" -H "Authorization: Bearer $1")
-        [[ $told != *'"last_30_days"'* ]] || break
-        sleep 0.1
-    done
-    for wanted in "calls\":$busiest_calls" "prompt_tokens\":$busiest_prompt_tokens" "completion_tokens\":$busiest_completion_tokens"; do
-        grep -qE "\"$wanted([,}]|$)" <<<"$told" || fatal "/v1/usage does not say \"$wanted"
-    done
-    told=$(curl -sS "$KONG_PROXY_URL/usage" --data-urlencode "key=$1")
-    for wanted in "$busiest" "data-tokens=\"$((busiest_prompt_tokens + busiest_completion_tokens))\""; do
-        [[ $told == *"$wanted"* ]] || fatal "/usage does not show $wanted"
-    done
+start_prometheus() {
+    local image port url arguments
+    image=$(image_of prometheus)
+    has_image "$image" || command -v prometheus >/dev/null || return 0
+    port=$(port_or_free 9090)
+    url=http://127.0.0.1:$port
+    cp -R deploy/prometheus "$demo/prometheus"
+    sed -i -e "s|127\.0\.0\.1:8100|${STATUS_URL#*://}|" -e "s|127\.0\.0\.1:5000|${COLLECTOR_URL#*://}|" \
+        -e "s|127\.0\.0\.1:8000|${VLLM_URL#*://}|" -e "s|127\.0\.0\.1:9090|127.0.0.1:$port|" "$demo/prometheus/prometheus.yml"
+    arguments=(--config.file="$demo/prometheus/prometheus.yml" --web.listen-address="127.0.0.1:$port")
+    if has_image "$image"; then
+        chmod -R a+rX "$demo/prometheus"
+        in_docker prometheus --tmpfs /prometheus:uid=65534 -v "$demo/prometheus:$demo/prometheus:ro" "$image" "${arguments[@]}" --storage.tsdb.path=/prometheus
+    else
+        prometheus "${arguments[@]}" --storage.tsdb.path="$demo/prometheus/data" 2>"$demo/prometheus.log" &
+        pids+=($!)
+    fi
+    answers "$url/-/ready" || does_not_start prometheus
+    more+=("prometheus $url")
+    start_grafana "$url"
 }
 
-status_and_message() { sed -n 's/.*"message":"\(\([^"\\]\|\\.\)*\)".*/\1/p'; }
+# Grafana with the dashboards: needs what Prometheus has, and the private PostgreSQL.
+start_grafana() {
+    local image port
+    image=$(image_of grafana)
+    if [ -z "$own_database" ] || ! has_image "$image"; then return 0; fi
+    port=$(port_or_free 3000)
+    in_docker grafana --tmpfs /var/lib/grafana:uid=472 -v "$PWD/grafana:/etc/gateway/grafana:ro" -v "$PWD/deploy/demo/password:/run/secrets/grafana-database-password:ro" \
+        --env-file deploy/demo/grafana.env -e GF_SERVER_HTTP_ADDR=127.0.0.1 -e GF_SERVER_HTTP_PORT="$port" -e GATEWAY_PROMETHEUS_URL="$1" \
+        -e GATEWAY_POSTGRES="${server#*@}" "$image"
+    answers "http://127.0.0.1:$port/api/health" || does_not_start grafana
+    export DEMO_SUPERUSER=$server/llm
+    more+=("dashboards http://127.0.0.1:$port   (Grafana; nobody is asked for a password)")
+}
+
+# --- before anything is changed ----------------------------------------------------------
+
+# A cargo that is missing or too old is said before anything is installed.
+check_cargo() {
+    local wanted have
+    wanted=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml)
+    have=$(cargo --version 2>/dev/null | cut -d ' ' -f 2) || have=''
+    [ -n "$have" ] || fatal "there is no cargo: install Rust $wanted or newer (https://rustup.rs), or, with Docker and internet alone:  $without_rust"
+    [ "$(printf '%s\n' "$wanted" "$have" | sort -V | head -n 1)" = "$wanted" ] ||
+        fatal "cargo is $have, $wanted or newer is needed:  rustup update    Or, with Docker and internet alone:  $without_rust"
+}
+without_rust='docker compose -f deploy/demo/compose.yaml up'
+
+# Rows of the demo in a database that somebody uses would be hard to get out again.
+ask_for_database() {
+    [ -n "${DATABASE_URL:-}" ] || return 0
+    local answer=n
+    if [ -t 0 ]; then
+        read -r -p "DATABASE_URL is set. Shall the demo make its tables there, and write its calls into them? [y/N] " answer
+    fi
+    [[ ${answer,,} =~ ^y(es)?$ ]] || { echo "DATABASE_URL is left alone; the demo makes a PostgreSQL of its own" && unset DATABASE_URL; }
+}
 
 # --- steps -----------------------------------------------------------------------------
 
+check_cargo
+ask_for_database
+own_database=
+[ -n "${DATABASE_URL:-}" ] || own_database=yes
+cat <<LINES
+The gateway and all around it, on this machine: users, a gateway, ${VLLM_URL:-a simulated vLLM}, the collector, ${own_database:+a private }PostgreSQL.
+The first time this installs what is missing through apt and builds for 3 to 15 minutes; after that it takes half a minute.
+Everything ends with it; what stays is the folder target/ and what apt installed.
+LINES
+[ -z "${DEMO_PULL:-}" ] || pull
 tests/tools.sh demo
 real_kong=$(tests/kong/run.sh available) || { real_kong=; tests/tools.sh host; }
 mkdir -p "$demo"
-say "building the collector and the simulated vLLM"
+say "building"
 cargo build --locked --package llm-collector --package gateway-tests --no-default-features --features gateway-tests/demo \
     --bin llm-collector --bin simulated-vllm --bin demo-week
-collector=$target/llm-collector
 
-if [ -z "${DATABASE_URL:-}" ] || [ -n "$real_kong" ]; then
+if [ -n "$own_database" ] || [ -n "$real_kong" ]; then
     say "starting a private PostgreSQL"
     start_postgresql
+    prepare_databases
 fi
-if [ -n "${DATABASE_URL:-}" ]; then
-    say "using the database of DATABASE_URL"
-else
-    new_database llm
-    DATABASE_URL=$server/llm
-fi
-export DATABASE_URL
+export DATABASE_URL=${DATABASE_URL:-$server/llm}
 # Without one the collector tells nobody what he used.
 COLLECTOR_TOKEN=$(od -An -N 16 -tx1 /dev/urandom | tr -d ' \n')
 export COLLECTOR_TOKEN
 
-say "starting the simulated vLLM (recorded answers, no model), the collector and the gateway"
-start simulated-vllm "$target/simulated-vllm" --listen 127.0.0.1:0
-export VLLM_URL=$address
-start collector "$collector" serve --listen 127.0.0.1:0 --data-dir "$demo/data"
+if [ -z "${VLLM_URL:-}" ]; then
+    say "starting the simulated vLLM (recorded answers, no model), the collector and the gateway"
+    start simulated-vllm "$target/simulated-vllm" --listen 127.0.0.1:0
+    VLLM_URL=$address
+else
+    say "starting the collector and the gateway, in front of $VLLM_URL"
+fi
+export VLLM_URL
+start collector "$target/llm-collector" serve --listen 127.0.0.1:0 --data-dir "$demo/data"
 export COLLECTOR_URL=$address
 if [ -n "$real_kong" ]; then
     echo "gateway: $real_kong"
-    new_database kong
     export KONG_TEST_DATABASE_URL=$server/kong
     start_gateway tests/kong/run.sh
 else
     echo "gateway: the project's nginx test host with the same plugins (no Docker image ${KONG_IMAGE:-kong:3.9}, no kong command)"
     start_gateway tests/nginx-host/run.sh
 fi
-KONG_ACCEPT_OLD=1 AUDIT_BATCH_SECONDS=0.1 "$collector" kong apply --wait >/dev/null
+start_prometheus
 
-say "users: 20 people in three teams, all at once; z100020 may make 3 calls an hour"
-"$target/demo-week" "$demo/week"
-"$collector" users import "$demo/week/users.csv" --keys "$demo/keys.csv"
-"$collector" users limit z100020 3 2>/dev/null
-key_z100001=$(key_of z100001)
-key_z100002=$(key_of z100002)
-key_z100020=$(key_of z100020)
-
-if [ "$DATABASE_URL" = "${server:-}/llm" ]; then
-    say "their last week, made up: log entries as Kong sends them, through the collector into PostgreSQL"
-    send_week
-    check_usage_page "$key_z100001"
-    for model in qwen3-32b:0.6:2.4 deepseek-r1-distill-70b:1.2:4.8 glm-4.5-air:0.4:1.6; do
-        IFS=: read -r model prompt completion <<<"$model"
-        "$collector" prices set "$model" --prompt "$prompt" --completion "$completion" --currency EUR >/dev/null 2>&1
-    done
-    while read -ra limit; do
-        "$collector" quota set "${limit[@]}" >/dev/null 2>&1
-    done <"$demo/week/limits.txt"
-    say "$week_calls calls. What teams used:   llm-collector report --since 7d --by team,model"
-    "$collector" report --since 7d --by team,model
-    say "How far limits are used:   llm-collector quota status"
-    "$collector" quota status
-    say "Some of the people:   llm-collector users list"
-    "$collector" users list | sed 8q
-fi
-
-say "z100001 asks: What is an LLM gateway?"
-chat "$key_z100001" 'What is an LLM gateway?'
-echo
-
-say "z100001 asks again, streamed; the pieces as they arrive:"
-# A slower model than the one that was recorded.
-post "$key_z100001" /v1/chat/completions \
-    '{"model":"qwen-tiny","stream":true,"messages":[{"role":"user","content":"What is an LLM gateway?"}],"temperature":0}' \
-    -H 'x-sim-chunk-delay-ms: 40' | show_pieces
-
-say "somebody with a wrong key:"
-chat sk-wrong 'What is an LLM gateway?' | status_and_message
-
-say "z100020, call after call:"
-for call in $(seq 1 15); do
-    status=$(chat "$key_z100020" "Is this call number $call?" | tee "$demo/answer" | grep -c '"choices"' || true)
-    if [ "$status" = 1 ]; then
-        echo "call $call: answered"
-    else
-        echo "call $call: $(status_and_message <"$demo/answer")"
-        break
-    fi
-    # Kong takes up to 5 s to know of a limit.
-    sleep 0.3
-done
-
-# The rest of a day: other languages, tools, other APIs, an error, a client that hangs up.
-recorded "$key_z100002" /v1/chat/completions chat-multiline-zh-stream-usage
-recorded "$key_z100002" /v1/chat/completions tools-auto
-recorded "$key_z100001" /v1/messages messages-stream
-recorded "$key_z100002" /v1/responses responses
-recorded "$key_z100001" /v1/chat/completions err-bad-model
-recorded "$key_z100002" /v1/embeddings emb-sdk-default-base64
-post "$key_z100002" /v1/chat/completions '{"model":"qwen-tiny","stream":true,"messages":[{"role":"user","content":"Talk!"}]}' \
-    -H 'x-sim-chunk-delay-ms: 100' -H 'x-sim-repeat: 100' --max-time 1 >/dev/null 2>&1 || true
-
-# The last entries are on their way.
-for _ in $(seq 100); do
-    rows=$(psql "$DATABASE_URL" -Atc "SELECT count(*) FROM llm_logs WHERE aborted AND prompt = 'Talk!'")
-    [ "$rows" = 0 ] || break
-    sleep 0.1
-done
-
-say "the newest conversations"
-psql "$DATABASE_URL" -P pager=off -c "
-    SELECT to_char(started_at, 'HH24:MI:SS') AS at, consumer_username AS who, status,
-           left(regexp_replace(prompt, '\s+', ' ', 'g'), 30) AS asked,
-           left(regexp_replace(coalesce(response, tool_calls->0->>'name', '! ' || error), '\s+', ' ', 'g'), 44) AS answered,
-           CASE WHEN aborted THEN 'broken off' WHEN stream THEN 'streamed' ELSE '' END AS how,
-           completion_tokens AS tokens, latency_ms AS ms
-    FROM llm_logs ORDER BY started_at DESC LIMIT 16"
-
-say "to look at"
-echo "usage page $KONG_PROXY_URL/usage"
-echo "its key    $key_z100001   (of z100001; keys end with the demo)"
-echo "gateway    $KONG_PROXY_URL/v1   (base_url of an SDK, with the same key)"
-echo "a call     curl $KONG_PROXY_URL/v1/models -H 'Authorization: Bearer $key_z100001'"
-if [ "$DATABASE_URL" = "${server:-}/llm" ]; then
-    echo "database   psql $DATABASE_URL"
-    echo "a command  DATABASE_URL=$DATABASE_URL $collector report --by day"
+if [ -n "$own_database" ]; then
+    more+=("database   psql $DATABASE_URL" "a command  DATABASE_URL=$DATABASE_URL $target/llm-collector report --by day")
 else
-    echo "database   the one of DATABASE_URL"
+    more+=("database   the one of DATABASE_URL")
 fi
-echo "admin      $KONG_ADMIN_URL"
-echo "metrics    $COLLECTOR_URL/metrics"
+more+=("admin      $KONG_ADMIN_URL   (Kong's Admin API)" "metrics    $COLLECTOR_URL/metrics")
+DEMO_FOLDER=$demo DEMO_PROGRAMS=$PWD/$target DEMO_WEEK=$own_database DEMO_MORE=$(printf '%s\n' "${more[@]}") tests/demo/show.sh
 if [ -z "${DEMO_ONCE:-}" ]; then
     say "running; Ctrl-C ends it and cleans up"
     wait "${pids[-1]}"

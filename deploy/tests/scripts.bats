@@ -195,6 +195,14 @@ load scripts
   [ "$(sed -n '/^  postgresql:/,/^  kong:/s/^ *pids_limit: //p' "$DEPLOY/compose.yaml")" -ge $((most_connections + 100)) ]
 }
 
+@test "the demo takes the images of the installation, and the Rust that is needed" {
+  while read -r image; do
+    grep -qF "_IMAGE:-$image}" "$DEPLOY/demo/compose.yaml" || { echo "the demo has another $image" && false; }
+  done < <(grep -E '^[^#]' "$DEPLOY/images.txt" | grep -v ':VERSION$')
+  rust=rust:$(sed -n 's/^rust-version = "\(.*\)"/\1/p' "$DEPLOY/../Cargo.toml")-
+  grep -qF "_IMAGE:-$rust" "$DEPLOY/demo/compose.yaml" && grep -qF "RUST_IMAGE=$rust" "$DEPLOY/demo/Dockerfile"
+}
+
 @test "every variable of the Compose file is derived, and nothing else" {
   settings KONG_LOG_LEVEL=info
   for role in KONG POSTGRES PROMETHEUS GRAFANA COLLECTOR; do

@@ -8,7 +8,10 @@
 #                          PostgreSQL as Kong does, so that passwords, backups and restores mean something
 #   grafana                a stand-in that answers /api/health and logs in to the data source, and says so in its log
 #
-# Usage: make.sh DIR    writes one tar an image to DIR, as docker save does
+#   rust, debian           only when asked for: what deploy/demo/Dockerfile begins with; `cargo` brings the programs of target/debug,
+#                          `apt-get` does nothing
+#
+# Usage: make.sh DIR [programs]    writes one tar an image to DIR, as docker save does
 #
 #   TEST_IMAGE_PREFIX   in front of the names, so that real images of those names stay what they are; none
 #
@@ -18,6 +21,7 @@ set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 repository=$(cd "$here/../../.." && pwd)
+programs=$(readlink -m "${CARGO_TARGET_DIR:-$repository/target}")/debug
 target=$(mkdir -p "$1" && cd "$1" && pwd)
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
@@ -69,7 +73,7 @@ user() {
 build() {
   local role=$1 image line changes=()
   shift
-  image=${TEST_IMAGE_PREFIX:-}$(sed -e 's/#.*//' "$repository/deploy/images.txt" | grep -E "(^|/)$role:")
+  image=${TEST_IMAGE_PREFIX:-}$(sed -e 's/#.*//' "$repository/deploy/images.txt" | grep -E "(^|/)$role:" || echo "$role:1")
   for line in 'LABEL test.equipment=yes' "$@"; do changes+=(--change "$line"); done
   tar -C "$root" -c . | docker import "${changes[@]}" - "$image" >/dev/null
   docker save --output "$target/$role.tar" "$image"
@@ -100,10 +104,11 @@ make_postgres() {
     # The just-in-time compiler brings 100 MB of LLVM, and is off.
     [[ $program == */llvmjit.so ]] || add "$root" "$program"
   done
-  add "$root" "/usr/share/postgresql/$(basename "${bin%/bin}")" /usr/share/zoneinfo
+  add "$root" "/usr/share/postgresql/$(basename "${bin%/bin}")" /usr/share/zoneinfo "$(command -v setpriv)"
   # initdb wants the locale; the C library has C.UTF-8 in a folder of its own.
   [ ! -d /usr/lib/locale/C.utf8 ] || add "$root" /usr/lib/locale/C.utf8
   mkdir -p "$root/var/lib/postgresql/data" "$root/docker-entrypoint-initdb.d"
+  mkdir -m 3777 "$root/var/run/postgresql"
   cp "$here/postgres-entrypoint.sh" "$root/usr/bin/docker-entrypoint.sh"
   build postgres 'ENV LANG=C.UTF-8 PGDATA=/var/lib/postgresql/data' 'VOLUME /var/lib/postgresql/data' \
     'ENTRYPOINT ["docker-entrypoint.sh"]' 'EXPOSE 5432' 'CMD ["postgres"]'
@@ -144,7 +149,29 @@ make_grafana() {
   build grafana 'USER 472' 'ENV GF_PATHS_DATA=/var/lib/grafana' 'EXPOSE 3000' 'ENTRYPOINT ["/run.sh"]'
 }
 
+make_rust() {
+  new_root rust
+  mkdir -p "$root/programs-of-the-test"
+  cp "$programs"/{llm-collector,simulated-vllm,demo-week} "$root/programs-of-the-test/"
+  printf '#!/bin/bash\nmkdir -p target/debug && cp /programs-of-the-test/* target/debug/\n' >"$root/usr/bin/cargo"
+  chmod +x "$root/usr/bin/cargo"
+  build rust
+}
+
+make_debian() {
+  new_root debian
+  add "$root" "$(command -v curl)"
+  add_postgresql_client
+  # The libraries of the programs, and what the simulated vLLM reads, where it was built.
+  add "$root" "$programs/llm-collector" "$programs/simulated-vllm" "$repository/tests/fixtures/vllm"
+  rm -r "${root:?}$programs"
+  printf '#!/bin/bash\n' >"$root/usr/bin/apt-get"
+  chmod +x "$root/usr/bin/apt-get"
+  build debian
+}
+
 make_postgres
 make_prometheus
 make_kong
 make_grafana
+[ "${2:-}" != programs ] || { make_rust && make_debian; }
