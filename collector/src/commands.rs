@@ -41,7 +41,8 @@ pub async fn migrate(args: &DatabaseArgs, zone: Option<&str>) -> Result<Vec<Stri
     })
 }
 
-/// The database of a command that only reads and writes records. It is there: whoever waits for a command wants to know at once if not.
+/// The database of a command that only reads and writes records. It is reached once here, so that a
+/// person who waits for the command learns at once when it is not there.
 async fn database(args: &DatabaseArgs) -> Result<Database> {
     let database = unasked(args)?;
     let reached = database.connection().await.map(drop);

@@ -139,7 +139,7 @@ fn body(notice: &Notice) -> String {
     page("quota.threshold", &id, *threshold, used, *noted_at).to_string()
 }
 
-/// A notice as a real one would be, but for its kind: of nobody's limit.
+/// A sample for trying the webhook: like a real notice but for its kind, and about a limit that does not exist.
 pub fn sample(now: DateTime<Utc>) -> String {
     let text = |text: &str| text.to_owned();
     let quota = Quota {

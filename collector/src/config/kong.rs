@@ -142,10 +142,10 @@ pub struct KongSettings {
     /// true: Kong's errors in the form OpenAI's SDKs expect [default: true]
     #[arg(long, env = "AUDIT_OPENAI_ERRORS")]
     pub audit_openai_errors: Option<String>,
-    /// Refused calls without a valid key from one address, until they are counted only and wait; 0 is no limit [default: 60]
+    /// Refused calls without a valid key a minute from one address; further ones are only counted, and have to wait; 0 is no limit [default: 60]
     #[arg(long, env = "ANONYMOUS_PER_MINUTE")]
     pub anonymous_per_minute: Option<String>,
-    /// true: keep the limits that `quota` sets, by the plugin llm-quota; false: know of none [default: true]
+    /// true: the plugin llm-quota enforces the limits that `quota` sets; false: nothing enforces them [default: true]
     #[arg(long, env = "QUOTAS")]
     pub quotas: Option<String>,
     /// true: answer 503 while it is not known how far limits are used; false: let calls pass by what is known [default: false]

@@ -55,13 +55,13 @@ pub enum QuotaAction {
         ids: Vec<i64>,
         #[command(flatten)]
         who: OfArgs,
-        /// Of somebody's limits only those of this
+        /// With --user, --team …: only limits counted in this unit
         #[arg(long, value_enum)]
         unit: Option<Unit>,
-        /// Of somebody's limits only those of this time
+        /// With --user, --team …: only limits of this window
         #[arg(long, value_enum)]
         per: Option<Per>,
-        /// Of somebody's limits only those of this pattern
+        /// With --user, --team …: only limits of this pattern of models
         #[arg(long)]
         models: Option<String>,
     },

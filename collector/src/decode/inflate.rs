@@ -2,7 +2,7 @@
 //!
 //! What claims to be compressed need not be: model servers ignore the header of a request, and other plugins log bodies already
 //! decoded. So a body is inflated only where all of it is of the declared encoding, or breaks off in the middle of one that can be
-//! told by its first bytes; whatever else it is, nobody's guess replaces it.
+//! told by its first bytes. Everything else stays as it came, because a wrong guess would destroy it.
 //!
 //! Invariants: no more than the limit is ever held, nor than [`MAX_RATIO`] times what came; windows are those that HTTP allows.
 

@@ -1,7 +1,7 @@
 //! What of a conversation is not stored: all of it for some consumers and routes, and parts of it by their form.
 //!
 //! Applies to what users wrote and the model answered, in columns and in the bodies of `raw_log`; [`super::redact`] does the same
-//! for credentials in what Kong says about a call. Off, but for keys: whoever wants an audit log wants to read it.
+//! for credentials in what Kong says about a call. By default only keys are masked: an audit log is there to be read.
 //!
 //! Invariants: a pattern sees whole texts, never the JSON around them, so that nothing it matches can break a row. Every pattern
 //! takes time linear in the text (the crate `regex` has no backtracking), whatever an operator or a user writes.

@@ -30,7 +30,7 @@ const MAX_BODY_BYTES: usize = 262_144;
 const VERSION: u64 = 1;
 /// Longest name of a node or a worker, in bytes: they are parts of indexes, and a node's is a label.
 const MAX_NAME_BYTES: usize = 128;
-/// More workers are nobody's: the plugin has places for 256.
+/// Workers that are taken from one body; the plugin tells of 256 at most.
 const MAX_WORKERS: usize = 1_024;
 /// Counts of refused calls that are taken from one body; the plugin sends 500.
 const MAX_COUNTS: usize = 1_000;

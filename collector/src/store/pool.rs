@@ -18,8 +18,8 @@ use tokio_postgres::{Client, Row, Statement};
 use super::connect::Target;
 use super::session::Session;
 
-/// Connections that are kept free for long work (see [`Session`]), where there are enough; with few, one. It must wait for nobody's
-/// statement, and no statement for it.
+/// Connections that are kept free for long work (see [`Session`]), where there are enough; with few, one. Long work must not
+/// wait until another statement has ended, nor hold one up.
 const SESSIONS: u32 = 2;
 
 /// Longest time for asking the server to give up a statement.
@@ -115,7 +115,7 @@ pub(super) fn describe(error: &tokio_postgres::Error) -> String {
 fn describe_refusal(db: &DbError) -> String {
     let code = db.code().code();
     let class = code.get(..2).unwrap_or_default();
-    // A function of somebody's may raise any code with any text.
+    // A function in the database (RAISE) can use any code, and any text with it.
     let is_of_a_function = db.routine() == Some("exec_stmt_raise");
     if CLASSES_WITHOUT_VALUES.contains(&class) && !is_of_a_function {
         return format!("{} [{code}]", db.message());

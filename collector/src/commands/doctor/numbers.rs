@@ -1,4 +1,5 @@
-//! Where llm-audit and http-log run: both, or neither. And whose conversations a Kong keeps that serves other things, too.
+//! Whether llm-audit and http-log run for the same calls: a call needs both or neither. And whether a Kong that serves other things,
+//! too, logs those as conversations.
 
 use serde_json::Value;
 

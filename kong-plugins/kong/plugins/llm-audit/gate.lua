@@ -1,5 +1,5 @@
--- What is refused of calls that are let in: what could not be logged, and what
--- belongs to somebody else.
+-- Refuses calls although their key is valid: what could not be logged, and what
+-- another user stored.
 --
 -- A WebSocket is a tunnel: nothing in it would be in the log. Other upgrades
 -- (h2c, which some clients offer with every call) go no further than Kong, and
@@ -7,7 +7,7 @@
 --
 -- Room for large bodies is shared fairly, see llm_gateway.upload_room.
 --
--- Stored responses are those of whoever made them, see stored_responses.
+-- A stored response is for the user who made it alone, see stored_responses.
 
 local reading = require "llm_gateway.reading"
 local stored_responses = require "kong.plugins.llm-audit.stored_responses"

@@ -36,9 +36,9 @@ return {
               description = "What goes into the log entry: `full` adds both "
                             .. "bodies, `metadata` only sizes, times, flags "
                             .. "and what the server reports: its model and "
-                            .. "the token counts. `none` keeps out calls that "
-                            .. "are nobody's conversation, except those that "
-                            .. "are refused. Scope the plugin to a "
+                            .. "the token counts. `none` keeps the call out "
+                            .. "of the log, unless it is refused: for routes "
+                            .. "without conversations. Scope the plugin to a "
                             .. "consumer or a route to choose for them.",
               type = "string",
               required = true,

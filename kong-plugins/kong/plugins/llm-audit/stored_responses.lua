@@ -1,8 +1,8 @@
--- Stored responses of /v1/responses: those of whoever made them, each counted
--- once.
+-- Stored responses of /v1/responses: only the user who made one may use it, and
+-- its tokens are counted once.
 --
--- A response may be fetched as often as its maker likes, and every answer
--- repeats its usage. The tokens are those of the first call that tells them:
+-- A response may be fetched any number of times, and every answer repeats its
+-- usage. The tokens are counted with the first call that reports them:
 -- the POST, or, where it went on in the background or its client hung up, the
 -- first that fetches it finished. Entries of all others say `llm.repeat`.
 --

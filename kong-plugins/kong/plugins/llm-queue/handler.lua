@@ -1,9 +1,10 @@
 -- Lets a call wait until its model server has a place for it, and gives the
--- next free place to whom it is due.
+-- next free place to the call that comes first in the order of turns.lua.
 --
--- Who holds as much as is his share, or has many calls that wait, leaves a few
--- places to others, so that their calls find one free: as many as these have
--- held at a time (places.lua). Without others he takes all.
+-- A user who holds a full share of the places, or has many calls waiting, must
+-- leave a few places free, so that calls of lighter users need not wait: as
+-- many as these users have held at a time (places.lua). A user who is alone may
+-- take all.
 --
 -- Invariants
 --   No more calls of this node are under way than the upstream has places here.
@@ -16,8 +17,8 @@
 --   An error in here lets the call go on, and is logged.
 --   Where the plugin is not configured nothing of it runs.
 --
--- Who hangs up while he waits is noticed when it is his turn: then nginx finds
--- the connection closed, and the place is free again at once. Kong has
+-- A client that hangs up while it waits is noticed when its turn comes: nginx
+-- finds the connection closed, and the place is free again at once. Kong has
 -- lua_check_client_abort off, and with it on nginx 1.22 and its Lua module
 -- 0.10.23 crash where a plugin waits (a coroutine that waits is freed twice).
 --

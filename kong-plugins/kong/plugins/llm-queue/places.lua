@@ -280,7 +280,8 @@ function Places:release(place)
   local seconds = max(now - place.since, 0)
   local usual = self.usual[upstream] or seconds
   self.usual[upstream] = usual + HOLD_SHARE * (seconds - usual)
-  -- What somebody held who now floods the server is nobody's need.
+  -- Places are kept free by what light users needed. A user who has become a
+  -- flooder since does not count among them.
   local is_other = place.is_other and not self:is_flooding(place.whose)
   recent.note(dict, upstream, place.whose, is_other, seconds, now)
 end

@@ -1,10 +1,10 @@
--- The calls of this worker that wait, and which of them is due first.
+-- The calls of this worker that wait, and which of them gets the next place.
 --
--- Due is, of whoever waits: a call of class interactive before one of batch,
--- and that before one that waits behind all others (`behind`); among these
--- the call of the user who holds the fewest places for his weight; among these
--- the one that has waited longest. So that workers can compare, this is one
--- number: the smaller, the sooner.
+-- First a call of class interactive, then one of class batch, then one that
+-- waits behind all others (`behind`). Within a class, the call of the user who
+-- holds the fewest places divided by the user's weight; of that user's calls,
+-- the one that has waited longest. The order is one number (`rank`), so that
+-- workers can compare: the smallest is next.
 --
 -- Pure: tables and numbers only.
 
