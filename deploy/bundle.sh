@@ -205,7 +205,7 @@ check_image_architecture() {
 copy_files() {
   info "copying scripts, plugins, dashboards, documentation"
   cp -R "$release_dir/deploy" "$release_dir/kong-plugins" "$bundle/"
-  rm -rf "$bundle/deploy/tests" "$bundle/deploy/prometheus/tests" "$bundle/kong-plugins/spec"
+  rm -rf "$bundle/deploy/tests" "$bundle/deploy/demo" "$bundle/deploy/prometheus/tests" "$bundle/kong-plugins/spec"
   mkdir -p "$bundle/grafana"
   [ ! -d "$release_dir/grafana" ] || cp -R "$release_dir/grafana/." "$bundle/grafana/"
   rm -rf "$bundle/grafana/tests"
