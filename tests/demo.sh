@@ -21,7 +21,8 @@ cluster=
 gateway=
 more=()
 
-say() { printf '\n\033[1m%s\033[0m\n' "$*"; }
+if [ -t 1 ] && [ -z "${NO_COLOR:-}" ]; then bold=$'\e[1m' plain=$'\e[0m'; else bold='' plain=''; fi
+say() { printf '\n%s%s%s\n' "$bold" "$*" "$plain"; }
 fatal() { echo "demo: $*" >&2; exit 1; }
 
 # --- what runs, and its end ------------------------------------------------------------
@@ -268,7 +269,7 @@ if [ -n "$real_kong" ]; then
     export KONG_TEST_DATABASE_URL=$server/kong
     start_gateway tests/kong/run.sh
 else
-    echo "gateway: the project's nginx test host with the same plugins (no Docker image ${KONG_IMAGE:-kong:3.9}, no kong command)"
+    echo "gateway: the project's nginx test host with the same plugins (no Docker image ${KONG_IMAGE:-kong:3.9}, no kong command; DEMO_PULL=1 pulls Kong, Prometheus and Grafana)"
     start_gateway tests/nginx-host/run.sh
 fi
 start_prometheus

@@ -15,7 +15,8 @@ cd "$(dirname "$0")/../.."
 collector=$DEMO_PROGRAMS/llm-collector
 gateway=${DEMO_GATEWAY:-$KONG_PROXY_URL}
 
-say() { printf '\n\033[1m%s\033[0m\n' "$*"; }
+if [ -t 1 ] && [ -z "${NO_COLOR:-}" ]; then bold=$'\e[1m' plain=$'\e[0m'; else bold='' plain=''; fi
+say() { printf '\n%s%s%s\n' "$bold" "$*" "$plain"; }
 fatal() { echo "demo: $*" >&2; exit 1; }
 
 # --- a client --------------------------------------------------------------------------
