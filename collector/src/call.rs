@@ -74,12 +74,25 @@ pub struct Call {
     pub gateway_latency_ms: Option<i32>,
     /// The entry as JSON text, without credentials, its bodies as JSON.
     pub raw_log: String,
+    /// Parts of `raw_log` that may be stored apart, in the order in which they stand there; none is inside another.
+    pub parts: Vec<Part>,
     /// What was masked in the bodies: the pattern's name and how often.
     pub masked: Vec<(std::sync::Arc<str>, u32)>,
     /// The API that the path belongs to: what metrics are labelled with, because paths are not bounded.
     pub api: Api,
     /// The model that answered successfully, for metrics: a name that a client made up never gets here.
     pub served_model: Option<String>,
+}
+
+/// A part of the bodies in `raw_log`: a message, the definition of a tool, an answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Part {
+    /// Bytes of `raw_log`, JSON text.
+    pub range: std::ops::Range<usize>,
+    /// It is an element of a list; else a member of a body, or all of a body.
+    pub is_element: bool,
+    /// SHA-256 of that text.
+    pub sha256: [u8; 32],
 }
 
 /// Times inside of the model server, as it reported them.
@@ -211,6 +224,9 @@ impl Call {
     pub fn weight(&self) -> usize {
         let texts = [&self.prompt, &self.response, &self.reasoning, &self.error];
         let arguments: usize = self.tool_calls.iter().map(|call| call.arguments.len() + 64).sum();
-        512 + self.raw_log.len() + texts.into_iter().flatten().map(String::len).sum::<usize>() + arguments
+        512 + self.raw_log.len()
+            + self.parts.len() * size_of::<Part>()
+            + texts.into_iter().flatten().map(String::len).sum::<usize>()
+            + arguments
     }
 }

@@ -121,7 +121,7 @@ pub fn call(entry: &Entry<'_>, secrets: &Secrets, privacy: &Privacy) -> Call {
             Cow::Owned(hidden) => Cow::Owned(masked.mask(privacy, &hidden).into_owned()),
         },
     };
-    raw_log::write(&mut raw_log, fields, bodies, secrets, mask, &mut hide);
+    let parts = raw_log::write(&mut raw_log, fields, bodies, secrets, mask, &mut hide);
 
     let mut call = Call {
         request_id: entry.request_id.clone(),
@@ -171,6 +171,7 @@ pub fn call(entry: &Entry<'_>, secrets: &Secrets, privacy: &Privacy) -> Call {
         upstream_latency_ms: milliseconds(&["latencies", "proxy"]),
         gateway_latency_ms: milliseconds(&["latencies", "kong"]),
         raw_log,
+        parts,
         masked: masked.0,
         api,
         served_model,

@@ -11,7 +11,9 @@
 pub mod addresses;
 pub mod arrivals;
 pub mod connect;
+mod content;
 pub mod erase;
+mod error;
 pub mod gaps;
 pub mod insert;
 pub mod inspect;

@@ -68,7 +68,7 @@ WHERE NOT has_schema_privilege('llm_grafana', 'public', 'USAGE') \gexec
 SELECT format('GRANT SELECT ON %I TO llm_grafana', relname)
 FROM pg_class
 WHERE relnamespace = 'public'::regnamespace
-  AND relname IN ('llm_logs', 'llm_usage_hourly', 'llm_usage_daily', 'llm_usage_costs', 'llm_usage_counts', 'llm_usage_day_costs', 'llm_model_prices',
+  AND relname IN ('llm_logs', 'llm_content', 'llm_usage_hourly', 'llm_usage_daily', 'llm_usage_costs', 'llm_usage_counts', 'llm_usage_day_costs', 'llm_model_prices',
       'llm_partitions', 'llm_searchable', 'llm_sequence_gaps', 'llm_retention_rounds', 'llm_upkeep')
   AND NOT has_table_privilege('llm_grafana', oid, 'SELECT') \gexec
 

@@ -300,7 +300,9 @@ impl Session {
     }
 
     async fn row_where(&self, column: &str, value: &str) -> Value {
-        let query = format!("SELECT to_jsonb(row) FROM llm_logs row WHERE {column} = $1");
+        let query = format!(
+            "SELECT to_jsonb(call) || jsonb_build_object('raw_log', llm_raw_log(call)) FROM llm_logs call WHERE {column} = $1"
+        );
         let started = Instant::now();
         loop {
             let rows = self.rows().await.query(&query, &[&value]).await.expect("rows");

@@ -4,12 +4,22 @@
 //! takes content out takes it along.
 
 use std::borrow::Cow;
+use std::ops::Range;
 
+use crate::call::Part;
+use crate::decode::digest::sha256;
 use crate::decode::json::{Json, write_list, write_string, write_text};
 
 use super::blobs::{blob, without_blobs, write_vector};
 use super::redact::{self, Mask, Secrets};
 use super::unread::Pieces;
+
+/// Parts of bodies that are at least so long, in bytes of JSON text, are stored apart from the entry. A part has some 130 bytes more than its
+/// text in the database.
+const MIN_PART_BYTES: usize = 256;
+
+/// The member of an object that stands for a part in the database.
+const REFERENCE: &str = "llm_content";
 
 /// A body on its way into `raw_log`.
 #[derive(Debug)]
@@ -60,21 +70,44 @@ impl std::fmt::Debug for Hide<'_> {
     }
 }
 
-/// Appends the entry `fields` with its bodies put back to `out`. `mask` is for texts of the client's outside of the bodies.
-pub fn write(out: &mut String, fields: &Json<'_>, bodies: Bodies<'_>, secrets: &Secrets, mask: &Mask<'_>, hide: &mut Hide<'_>) {
+/// Appends the entry `fields` with its bodies put back to `out`. `mask` is for texts of the client's outside of the bodies. Returns the parts
+/// of the bodies that may be stored apart, in the order in which they stand there.
+pub fn write(
+    out: &mut String,
+    fields: &Json<'_>,
+    bodies: Bodies<'_>,
+    secrets: &Secrets,
+    mask: &Mask<'_>,
+    hide: &mut Hide<'_>,
+) -> Vec<Part> {
     let head = Head::of(fields, secrets, mask);
+    let mut places = Vec::new();
     let mut done = 0;
     for place in head.bodies {
         out.push_str(head.text.get(done..place.at).unwrap_or_default());
         done = place.at;
         let document = if place.is_response { bodies.response } else { bodies.request };
-        write_body(out, document, bodies.vectors.filter(|_| place.is_response), place.is_first, hide);
+        let vectors = bodies.vectors.filter(|_| place.is_response);
+        places.append(&mut write_body(out, document, vectors, place.is_first, hide));
         if place.is_response && matches!(document, Document::Json(Json::Object(_))) && out.ends_with('}') {
+            let end = out.len();
             bodies.unread.write(out, hide);
+            // All of a body that looks like a reference.
+            if let Some((range, _)) = places.last_mut().filter(|(range, _)| range.end == end) {
+                range.end = out.len();
+            }
         }
     }
     out.push_str(head.text.get(done..).unwrap_or_default());
+    let part = |(range, is_element): (Range<usize>, bool)| {
+        let sha256 = sha256(out.get(range.clone()).unwrap_or_default().as_bytes());
+        Part { range, is_element, sha256 }
+    };
+    places.into_iter().map(part).collect()
 }
+
+/// Where a part stands in the text, and whether it is an element of a list.
+type PartPlace = (Range<usize>, bool);
 
 /// An entry without its bodies, and where they belong.
 #[derive(Debug, Default)]
@@ -132,34 +165,98 @@ impl Head {
     }
 }
 
-fn write_body(out: &mut String, document: &Document<'_>, vectors: Option<usize>, is_first: bool, hide: &mut Hide<'_>) {
+/// Appends a body as a member and returns its parts.
+fn write_body(
+    out: &mut String,
+    document: &Document<'_>,
+    vectors: Option<usize>,
+    is_first: bool,
+    hide: &mut Hide<'_>,
+) -> Vec<PartPlace> {
     if matches!(document, Document::Absent) {
-        return;
+        return Vec::new();
     }
     out.push_str(if is_first { "\"body\":" } else { ",\"body\":" });
-    match document {
-        Document::Absent => {}
+    let start = out.len();
+    let parts = match document {
+        Document::Absent => Vec::new(),
         Document::Json(json) => {
-            let start = out.len();
             let is_told_by_json = !(hide.may)("");
+            let mut parts = Vec::new();
             if is_told_by_json {
-                Writer { vectors, hide: None }.write(out, json, "");
+                parts = Writer::new(vectors, None).write_whole(out, json);
             }
             if !is_told_by_json || (hide.may)(out.get(start..).unwrap_or_default()) {
                 out.truncate(start);
-                Writer { vectors, hide: Some(hide) }.write(out, json, "");
+                parts = Writer::new(vectors, Some(hide)).write_whole(out, json);
             }
+            parts
         }
-        Document::Text(text) => write_string(out, &(hide.text)(&without_blobs(text))),
+        Document::Text(text) => {
+            write_string(out, &(hide.text)(&without_blobs(text)));
+            Vec::new()
+        }
+    };
+    let body = out.get(start..).unwrap_or_default();
+    if !body.starts_with('{') && body.len() >= MIN_PART_BYTES {
+        return vec![(start..out.len(), false)];
     }
+    parts
 }
 
 struct Writer<'w, 'h> {
     vectors: Option<usize>,
     hide: Option<&'w mut Hide<'h>>,
+    /// How many objects and lists are around what is being written. The body's members have one, elements of lists among them two.
+    depth: usize,
+    parts: Vec<PartPlace>,
+    /// The body itself looks like a reference.
+    is_odd: bool,
 }
 
-impl Writer<'_, '_> {
+impl<'w, 'h> Writer<'w, 'h> {
+    fn new(vectors: Option<usize>, hide: Option<&'w mut Hide<'h>>) -> Self {
+        Self { vectors, hide, depth: 0, parts: Vec::new(), is_odd: false }
+    }
+
+    /// Appends a body and returns its parts: members, and elements of members that are lists. None is inside another.
+    fn write_whole(mut self, out: &mut String, body: &Json<'_>) -> Vec<PartPlace> {
+        let start = out.len();
+        self.write(out, body, "");
+        let is_object = out.get(start..).is_some_and(|body| body.starts_with('{'));
+        match (is_object, self.is_odd) {
+            (true, false) => self.parts,
+            (true, true) => vec![(start..out.len(), false)],
+            (false, _) => Vec::new(),
+        }
+    }
+
+    /// Notes what was written from `start` on, if it is worth it, or could be taken for a reference.
+    fn note(&mut self, out: &str, start: usize, is_element: bool) {
+        let text = out.get(start..).unwrap_or_default();
+        if text.len() >= MIN_PART_BYTES || text.starts_with('{') && text.contains(REFERENCE) {
+            self.parts.push((start..out.len(), is_element));
+        }
+    }
+
+    /// Appends a list.
+    fn write_elements(
+        &mut self,
+        out: &mut String,
+        elements: &[Json<'_>],
+        mut write: impl FnMut(&mut Self, &mut String, &Json<'_>),
+    ) {
+        self.depth += 1;
+        write_list(out, '[', elements, ']', |out, element| {
+            let start = out.len();
+            write(self, out, element);
+            if self.depth == 2 {
+                self.note(out, start, true);
+            }
+        });
+        self.depth -= 1;
+    }
+
     /// Appends `json`, which is the member `name` of an object, with blobs and vectors replaced by what they were.
     fn write(&mut self, out: &mut String, json: &Json<'_>, name: &str) {
         if let Some(width) = self.vectors
@@ -170,15 +267,27 @@ impl Writer<'_, '_> {
         }
         match json {
             Json::String(text) => self.write_text(out, text),
-            Json::Array(elements) => write_list(out, '[', elements, ']', |out, element| self.write(out, element, name)),
-            Json::Object(members) => write_list(out, '{', members, '}', |out, (member, value)| {
-                match self.hidden(member) {
-                    Cow::Borrowed(_) => write_text(out, member),
-                    Cow::Owned(hidden) => write_string(out, &hidden),
-                }
-                out.push(':');
-                self.write_member(out, json, name, member, value);
-            }),
+            Json::Array(elements) => {
+                self.write_elements(out, elements, |writer, out, element| writer.write(out, element, name));
+            }
+            Json::Object(members) => {
+                self.depth += 1;
+                write_list(out, '{', members, '}', |out, (member, value)| {
+                    let hidden = self.hidden(member);
+                    self.is_odd |= self.depth == 1 && hidden == REFERENCE;
+                    match hidden {
+                        Cow::Borrowed(_) => write_text(out, member),
+                        Cow::Owned(hidden) => write_string(out, &hidden),
+                    }
+                    out.push(':');
+                    let (start, before) = (out.len(), self.parts.len());
+                    self.write_member(out, json, name, member, value);
+                    if self.depth == 1 && self.parts.len() == before {
+                        self.note(out, start, false);
+                    }
+                });
+                self.depth -= 1;
+            }
             Json::Raw(text) => match Json::parse(text) {
                 Ok(parsed) => self.write(out, &parsed, name),
                 Err(_) => write_string(out, &self.hidden(&without_blobs(text))),
@@ -197,9 +306,9 @@ impl Writer<'_, '_> {
             },
             // Several prompts that are embeddings.
             Json::Array(values) if values.iter().any(|value| matches!(value, Json::String(_))) => {
-                write_list(out, '[', values, ']', |out, value| match text_blob(value) {
+                self.write_elements(out, values, |writer, out, value| match text_blob(value) {
                     Some(blob) => write_string(out, &blob),
-                    None => self.write(out, value, name),
+                    None => writer.write(out, value, name),
                 });
             }
             value => self.write(out, value, name),

@@ -1,16 +1,18 @@
 //! Erase on demand: what one person asked and was answered, while rows and token counts stay for the bills.
 //!
 //! Rows are changed in place, partition by partition, and vacuumed afterwards, so that the space of the text is used again. Never
-//! at the same time as retention, which would bring back what it copied before (see [`Session`]).
+//! at the same time as retention, which would bring back what it copied before (see [`Session`]). Parts of bodies that somebody else's row
+//! of the day has, too, stay: a system prompt of all is nobody's alone.
 //! Deliberately absent: spools of collectors. Entries that wait there are erased by erasing again after they arrived.
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, NaiveDate, Utc};
 use log::info;
 
 use super::migrate;
 use super::pool::StoreError;
 use super::retention::{HAS_CONTENT, WITHOUT_CONTENT};
 use super::session::Session;
+use crate::counted::counted;
 
 /// Whose data, and how much of it.
 #[derive(Debug, Clone)]
@@ -82,6 +84,28 @@ pub async fn find(session: &Session, erasure: &Erasure) -> Result<Found, StoreEr
     Ok(found)
 }
 
+/// Removes content that erased rows referred to and no other row refers to. To be called with the session's lock held. What a crash left
+/// undone the next round of retention, or the next erasure, does.
+///
+/// Rows are looked through in two steps, so that those who write wait for a moment only: all that are there, and at the end, while
+/// nobody can write, those that came since.
+pub(super) async fn remove_content(session: &Session) -> Result<(), StoreError> {
+    for row in session.client().query("SELECT DISTINCT day FROM llm_erased_content ORDER BY 1", &[]).await? {
+        let day: NaiveDate = row.try_get(0)?;
+        let boundary = session.with_short_waits("SELECT llm_content_boundary($1)", &day).await?;
+        let keep_others = "DELETE FROM llm_erased_content e WHERE e.day = $1 AND e.sha256 IN (
+            SELECT llm_content_hashes(contents) FROM llm_logs WHERE started_at >= $1::date::timestamp AT TIME ZONE 'UTC'
+                AND started_at < ($1::date + 1)::timestamp AT TIME ZONE 'UTC' AND id <= $2 AND contents IS NOT NULL)";
+        session.client().execute(keep_others, &[&day, &boundary]).await?;
+        let removed = session.with_short_waits(&format!("SELECT llm_remove_erased_content($1, {boundary})"), &day).await?;
+        if removed > 0 {
+            session.batch(&format!("VACUUM llm_content_{}", day.format("%Y%m%d"))).await?;
+        }
+        info!("removed {} of {day} that only erased rows had", counted(removed, "part of bodies", "parts of bodies"));
+    }
+    Ok(())
+}
+
 /// Erases what [`find`] finds. To be called with the session's lock held.
 pub async fn carry_out(session: &Session, erasure: &Erasure) -> Result<Found, StoreError> {
     if erasure.rows && migrate::is_pending(session.client()).await? {
@@ -91,15 +115,24 @@ pub async fn carry_out(session: &Session, erasure: &Erasure) -> Result<Found, St
     }
     let found = find(session, erasure).await?;
     for (table, rows) in &found.partitions {
-        let statement = if erasure.rows {
-            format!("DELETE FROM {table} WHERE {ROWS}")
+        let (change, which) = if erasure.rows {
+            (format!("DELETE FROM {table}"), ROWS.to_owned())
         } else {
-            format!("UPDATE {table} {WITHOUT_CONTENT} WHERE {ROWS} AND {HAS_CONTENT}")
+            (format!("UPDATE {table} {WITHOUT_CONTENT}"), format!("{ROWS} AND {HAS_CONTENT}"))
         };
+        // What the rows refer to is noted by the statement that takes them: it must not be forgotten, whatever happens next.
+        let statement = format!(
+            "WITH erased AS MATERIALIZED (SELECT ctid AS place, started_at, contents FROM {table} WHERE {which} FOR UPDATE),
+            noted AS (INSERT INTO llm_erased_content (day, sha256)
+                SELECT DISTINCT (started_at AT TIME ZONE 'UTC')::date, llm_content_hashes(contents) FROM erased
+                ON CONFLICT DO NOTHING)
+            {change} WHERE ctid = ANY (ARRAY(SELECT place FROM erased))"
+        );
         session.client().execute(&statement, &[&erasure.consumer, &erasure.before]).await?;
         session.batch(&format!("VACUUM {table}")).await?;
         info!(table = table.as_str(), rows = *rows; "erased {rows} rows of {table}");
     }
+    remove_content(session).await?;
     if found.rejected > 0 {
         let statement = format!("DELETE FROM llm_rejected WHERE {REJECTED}");
         session.client().execute(&statement, &[&erasure.consumer, &erasure.before]).await?;

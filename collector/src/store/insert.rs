@@ -1,16 +1,27 @@
 //! The statements that write rows.
 
+use std::borrow::Cow;
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use chrono::NaiveDate;
 use tokio_postgres::types::{ToSql, Type};
 
 use super::arrivals::Arrivals;
+use super::content::{self, KnownContent};
+use super::partitions::KnownDays;
 use super::pool::{PooledConnection, StoreError};
 use super::{Item, Sequence};
+use crate::call::Call;
 
 /// Longest identity of a Kong worker that is kept, in bytes; the plugin's are about 40. It is part of an index.
 pub(super) const MAX_WORKER_BYTES: usize = 128;
 
 /// Ranges of numbers that are noted in one statement at most.
 const MAX_RANGES: usize = 1_000;
+
+/// Bytes in one statement, but for a single larger row: both ends hold all of it in memory several times.
+pub(super) const MAX_BYTES: usize = 16 << 20;
 
 /// A range of numbers that arrived from a worker of Kong.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -79,36 +90,76 @@ fn columns<'a>(ranges: &[Range<'a>]) -> (Vec<&'a str>, Vec<i64>, Vec<i64>) {
 
 /// One array parameter for each column, so that a batch of any size is one statement and one round trip. As fast as COPY into a
 /// temporary table, and unlike COPY it can skip duplicates. The numbers that arrived travel along, and with the rows' usage they are counted:
-/// whoever sees the one sees the other.
+/// whoever sees the one sees the other. So do the parts of bodies
+/// that new rows refer to; what the statement relies on besides must still be there.
 const INSERT: &str = "\
-WITH numbers AS (SELECT * FROM unnest($39::text[], $40::bigint[], $41::bigint[]) AS numbers (worker, first_seq, last_seq)),
+WITH numbers AS (SELECT * FROM unnest($40::text[], $41::bigint[], $42::bigint[]) AS numbers (worker, first_seq, last_seq)),
 arrived AS (INSERT INTO llm_sequences (worker, first_seq, last_seq) SELECT * FROM numbers ON CONFLICT DO NOTHING),
-counted AS (INSERT INTO llm_counted_ranges (worker, first_seq, last_seq) SELECT * FROM numbers)
-INSERT INTO llm_logs (request_id, consumer_username, started_at, latency_ms, status, prompt, response, raw_log, model,
+counted AS (INSERT INTO llm_counted_ranges (worker, first_seq, last_seq) SELECT * FROM numbers),
+new_rows AS (INSERT INTO llm_logs (request_id, consumer_username, started_at, latency_ms, status, prompt, response, raw_log, model,
     endpoint, service, route, client_ip, stream, aborted, truncated, reasoning, tool_calls, finish_reason, error,
     prompt_tokens, completion_tokens, cached_tokens, reasoning_tokens, ttft_ms, upstream_latency_ms, gateway_latency_ms,
     team, backend, queue_ms, estimated_prompt_tokens, estimated_completion_tokens,
-    unread, engine_queue_ms, prefill_ms, decode_ms, refused_by, trace_id)
+    unread, engine_queue_ms, prefill_ms, decode_ms, refused_by, trace_id, contents)
 SELECT request_id, consumer_username, started_at, latency_ms, status, prompt, response, raw_log::jsonb, model,
     endpoint, service, route, client_ip::inet, stream, aborted, truncated, reasoning, tool_calls::jsonb, finish_reason, error,
     prompt_tokens, completion_tokens, cached_tokens, reasoning_tokens, ttft_ms, upstream_latency_ms, gateway_latency_ms,
     team, backend, queue_ms, estimated_prompt_tokens, estimated_completion_tokens,
-    unread, engine_queue_ms, prefill_ms, decode_ms, refused_by, trace_id
+    unread, engine_queue_ms, prefill_ms, decode_ms, refused_by, trace_id, contents
 FROM unnest($1::text[], $2::text[], $3::timestamptz[], $4::int[], $5::int[], $6::text[], $7::text[], $8::text[], $9::text[],
     $10::text[], $11::text[], $12::text[], $13::text[], $14::bool[], $15::bool[], $16::bool[], $17::text[], $18::text[],
     $19::text[], $20::text[], $21::int[], $22::int[], $23::int[], $24::int[], $25::int[], $26::int[], $27::int[],
     $28::text[], $29::text[], $30::int[], $31::int[], $32::int[], $33::bool[], $34::int[], $35::int[], $36::int[], $37::text[],
-    $38::text[])
+    $38::text[], $39::bytea[])
     AS new (request_id, consumer_username, started_at, latency_ms, status, prompt, response, raw_log, model,
     endpoint, service, route, client_ip, stream, aborted, truncated, reasoning, tool_calls, finish_reason, error,
     prompt_tokens, completion_tokens, cached_tokens, reasoning_tokens, ttft_ms, upstream_latency_ms, gateway_latency_ms,
     team, backend, queue_ms, estimated_prompt_tokens, estimated_completion_tokens,
-    unread, engine_queue_ms, prefill_ms, decode_ms, refused_by, trace_id)
+    unread, engine_queue_ms, prefill_ms, decode_ms, refused_by, trace_id, contents)
+WHERE $43::text IS NULL OR llm_expect_content($43::text)
 ON CONFLICT (request_id, started_at) DO NOTHING
-RETURNING request_id, (extract(epoch FROM started_at) * 1000)::bigint";
+RETURNING request_id, started_at, contents),
+content AS (INSERT INTO llm_content (day, sha256, body)
+    SELECT * FROM unnest($44::date[], $45::bytea[], $46::text[]) AS parts (day, sha256, body)
+    WHERE (day, sha256) IN (SELECT (started_at AT TIME ZONE 'UTC')::date, llm_content_hashes(contents) FROM new_rows)
+    ON CONFLICT DO NOTHING)
+SELECT request_id, (extract(epoch FROM started_at) * 1000)::bigint FROM new_rows";
 
-/// Writes the rows of `items` in one statement. Returns for each whether it was new: of equal ones only the first.
-pub async fn insert(connection: &PooledConnection<'_>, items: &[&Item]) -> Result<Vec<bool>, StoreError> {
+/// Parts of `items` that weigh no more than a statement may, each with where it begins; the last one first.
+pub(super) fn by_weight<'p, 'i>(items: &'p [&'i Item]) -> Vec<(usize, &'p [&'i Item])> {
+    let mut parts = Vec::new();
+    let (mut start, mut weight) = (0, 0);
+    for (at, item) in items.iter().enumerate() {
+        let more = item.call.weight();
+        if at > start && weight + more > MAX_BYTES {
+            parts.push((start, items.get(start..at).unwrap_or_default()));
+            (start, weight) = (at, 0);
+        }
+        weight += more;
+    }
+    parts.push((start, items.get(start..).unwrap_or_default()));
+    parts.reverse();
+    parts
+}
+
+/// Writes the rows of `items` in one statement. Returns for each whether it was new: of equal ones only the first. Parts of bodies are
+/// stored apart on days that have a place for them, and are not sent where they are `known` to be there.
+pub(super) async fn insert(
+    connection: &PooledConnection<'_>,
+    items: &[&Item],
+    known: &KnownContent,
+    days: &KnownDays,
+) -> Result<Vec<bool>, StoreError> {
+    let with_content = match items.iter().any(|item| !item.call.parts.is_empty()) {
+        true => days.with_content(connection).await?,
+        false => Arc::default(),
+    };
+    let is_split = |call: &Call| !call.parts.is_empty() && with_content.contains(&call.started_at.date_naive());
+    let splits = || items.iter().copied().filter(|item| is_split(&item.call));
+    let version = match splits().next() {
+        Some(_) => Some(content_version(connection, known).await?),
+        None => None,
+    };
     let ordered: Vec<&Item> = key_order(items).into_iter().filter_map(|position| items.get(position).copied()).collect();
     macro_rules! column {
         ($item:ident => $value:expr) => {
@@ -128,7 +179,7 @@ pub async fn insert(connection: &PooledConnection<'_>, items: &[&Item]) -> Resul
     let status = column!(call => call.status);
     let prompt = column!(call => call.prompt.as_deref());
     let response = column!(call => call.response.as_deref());
-    let raw_log = column!(call => call.raw_log.as_str());
+    let raw_log = column!(call => if is_split(call) { Cow::Owned(content::with_references(call)) } else { Cow::Borrowed(call.raw_log.as_str()) });
     let model = column!(call => call.model.as_deref());
     let endpoint = column!(call => call.endpoint.as_deref());
     let service = column!(call => call.service.as_deref());
@@ -160,11 +211,16 @@ pub async fn insert(connection: &PooledConnection<'_>, items: &[&Item]) -> Resul
     let refused_by = column!(call => call.refused_by.as_deref());
     let trace_id = column!(call => call.trace_id.as_deref());
 
+    let contents = column!(call => is_split(call).then(|| content::hashes(call)));
+    let parts = content::to_send(splits(), known);
+    let (part_days, part_hashes): (Vec<NaiveDate>, Vec<&[u8]>) = parts.keys().map(|(day, hash)| (*day, hash.as_slice())).unzip();
+    let part_bodies: Vec<&str> = parts.values().copied().collect();
+
     let ranges = ranges(items.iter().filter_map(|item| item.sequence.as_ref()));
     let (workers, firsts, lasts) = columns(&ranges);
 
     let (text, integer, flag) = (Type::TEXT_ARRAY, Type::INT4_ARRAY, Type::BOOL_ARRAY);
-    let parameters: [(&(dyn ToSql + Sync), Type); 41] = [
+    let parameters: [(&(dyn ToSql + Sync), Type); 46] = [
         (&request_id, text.clone()),
         (&consumer_username, text.clone()),
         (&started_at, Type::TIMESTAMPTZ_ARRAY),
@@ -203,20 +259,41 @@ pub async fn insert(connection: &PooledConnection<'_>, items: &[&Item]) -> Resul
         (&decode_ms, integer),
         (&refused_by, text.clone()),
         (&trace_id, text.clone()),
-        (&workers, text),
+        (&contents, Type::BYTEA_ARRAY),
+        (&workers, text.clone()),
         (&firsts, Type::INT8_ARRAY),
         (&lasts, Type::INT8_ARRAY),
+        (&version, Type::TEXT),
+        (&part_days, Type::DATE_ARRAY),
+        (&part_hashes, Type::BYTEA_ARRAY),
+        (&part_bodies, text),
     ];
     let rows = connection.bounded(connection.query_again(INSERT, &parameters)).await?;
 
-    let mut new_keys = std::collections::HashSet::with_capacity(rows.len());
+    let mut new_keys = HashSet::with_capacity(rows.len());
     for row in &rows {
         new_keys.insert((row.try_get::<_, &str>(0)?, row.try_get::<_, i64>(1)?));
     }
-    Ok(items
+    let are_new: Vec<bool> = items
         .iter()
         .map(|item| new_keys.remove(&(item.call.request_id.as_str(), item.call.started_at.timestamp_millis())))
-        .collect())
+        .collect();
+    if let Some(version) = version {
+        let written = items.iter().zip(&are_new).filter(|(item, is_new)| **is_new && is_split(&item.call));
+        known.remember(&version, written.flat_map(|(item, _)| content::keys(&item.call)));
+    }
+    Ok(are_new)
+}
+
+/// The version of the database for which what is known holds.
+async fn content_version(connection: &PooledConnection<'_>, known: &KnownContent) -> Result<String, StoreError> {
+    if let Some(version) = known.version() {
+        return Ok(version);
+    }
+    let row = connection.bounded(connection.client().query_one("SELECT llm_content_version()", &[])).await?;
+    let version: String = row.try_get(0)?;
+    known.begin(&version);
+    Ok(version)
 }
 
 #[cfg(test)]

@@ -18,8 +18,9 @@ pub use aside::move_aside;
 pub use backlog::{Piece, count_piece, is_pending};
 
 use super::connect::Target;
+use super::error::describe;
 use super::partitions;
-use super::pool::{StoreError, describe};
+use super::pool::StoreError;
 use super::site;
 
 mod embedded {

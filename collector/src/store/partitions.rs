@@ -8,7 +8,7 @@
 //! `sql/V12__pieces.sql`.
 
 use std::collections::HashSet;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use chrono::{DateTime, Days, NaiveDate, Utc};
@@ -17,7 +17,7 @@ use tokio::sync::Notify;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, SimpleQueryMessage};
 
-use super::pool::{Database, StoreError};
+use super::pool::{Database, PooledConnection, StoreError};
 
 /// Days for which partitions are made ahead. A collector that cannot reach the database for a week has other worries; more
 /// only makes planning slower.
@@ -36,10 +36,16 @@ const MOVED_ROWS: i32 = 5_000;
 /// Longest time for that. It takes so long only beside tens of millions of rows in the default partition.
 const MOVE_TIMEOUT: Duration = Duration::from_secs(20);
 
+/// Makes partitions of `llm_content` for days that have one of `llm_logs`: some at a time, because each takes locks, and the newest first. No
+/// row waits for them: until then it is stored whole.
+const MAKE_CONTENT: &str = "SELECT llm_create_content(day) FROM (SELECT day FROM llm_partition_days
+    WHERE NOT content_removed AND day NOT IN (SELECT day FROM llm_content_days) ORDER BY day DESC LIMIT 50) days";
+
 /// What is known of days, between those who write rows and those who make partitions.
 #[derive(Debug, Default)]
 pub struct KnownDays {
     with_partition: Mutex<HashSet<NaiveDate>>,
+    with_content: Mutex<Option<Arc<HashSet<NaiveDate>>>>,
     wanted: Notify,
 }
 
@@ -55,17 +61,41 @@ impl KnownDays {
         is_missing
     }
 
+    /// Days whose parts of bodies may be stored apart: `llm_content` has a partition of them. Asked for where that is not known.
+    pub async fn with_content(&self, connection: &PooledConnection<'_>) -> Result<Arc<HashSet<NaiveDate>>, StoreError> {
+        let known = self.with_content.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        match known {
+            Some(days) => Ok(days),
+            None => Ok(self.ask_for_content(connection).await?),
+        }
+    }
+
+    async fn ask_for_content(&self, connection: &PooledConnection<'_>) -> Result<Arc<HashSet<NaiveDate>>, StoreError> {
+        let days = Arc::new(connection.bounded(days(connection.client(), "SELECT day FROM llm_content_days")).await?);
+        *self.with_content.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&days));
+        Ok(days)
+    }
+
+    /// Forgets which days have a place for content: some day's may be gone.
+    pub fn forget_content(&self) {
+        *self.with_content.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
     /// Waits until a partition may be missing.
     pub async fn wanted(&self) {
         self.wanted.notified().await;
     }
 
-    async fn refresh(&self, client: &Client) -> Result<(), tokio_postgres::Error> {
-        let days = client.query("SELECT day FROM llm_partition_days WHERE day IS NOT NULL", &[]).await?;
-        let days = days.iter().map(|row| row.try_get(0)).collect::<Result<HashSet<NaiveDate>, _>>()?;
-        *self.with_partition.lock().unwrap_or_else(PoisonError::into_inner) = days;
-        Ok(())
+    async fn refresh(&self, connection: &PooledConnection<'_>) -> Result<(), StoreError> {
+        let query = "SELECT day FROM llm_partition_days WHERE day IS NOT NULL";
+        let with_partition = connection.bounded(days(connection.client(), query)).await?;
+        *self.with_partition.lock().unwrap_or_else(PoisonError::into_inner) = with_partition;
+        self.ask_for_content(connection).await.map(drop)
     }
+}
+
+async fn days(client: &Client, query: &str) -> Result<HashSet<NaiveDate>, tokio_postgres::Error> {
+    client.query(query, &[]).await?.iter().map(|row| row.try_get(0)).collect()
 }
 
 /// What a round did.
@@ -102,6 +132,7 @@ pub async fn make_missing(client: &Client) -> Result<Round, tokio_postgres::Erro
             Err(error) => return Err(error),
         }
     }
+    client.query(MAKE_CONTENT, &[]).await?;
     Ok(round)
 }
 
@@ -113,7 +144,7 @@ fn is_whole(answers: &[SimpleQueryMessage]) -> bool {
 pub async fn make_and_note(database: &Database, known: &KnownDays) -> Result<Round, StoreError> {
     let connection = database.connection().await?.with_timeout(MOVE_TIMEOUT);
     let round = connection.bounded(make_missing(connection.client())).await?;
-    connection.bounded(known.refresh(connection.client())).await?;
+    known.refresh(&connection).await?;
     Ok(round)
 }
 

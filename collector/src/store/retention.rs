@@ -14,15 +14,15 @@ mod brake;
 use chrono::NaiveDate;
 use log::{error, info, warn};
 
-use super::migrate;
 use super::pool::StoreError;
 use super::session::{Session, Work};
+use super::{erase, migrate};
 use crate::counted::counted;
 use crate::measure::Metrics;
 
 /// What takes content out of rows.
 pub(super) const WITHOUT_CONTENT: &str = "SET prompt = NULL, response = NULL, reasoning = NULL, tool_calls = NULL,
-    error = llm_error_without_content(error), raw_log = llm_without_bodies(raw_log)";
+    error = llm_error_without_content(error), raw_log = llm_without_bodies(raw_log), contents = NULL";
 
 /// Whether a row has content.
 pub(super) const HAS_CONTENT: &str =
@@ -177,6 +177,7 @@ pub async fn run(session: &Session, clocks: Clocks, metrics: &Metrics, confirmed
         ));
     }
     remove_leftovers(session).await?;
+    erase::remove_content(session).await.unwrap_or_else(|error| warn!("content of erased rows is still there: {error}"));
     if clocks.content_days > 0 {
         // Without them the days are read whole.
         index_errors(session).await.unwrap_or_else(|error| warn!("retention could not index what is left of days: {error}"));
@@ -284,7 +285,7 @@ async fn carry_out(session: &Session, clocks: Clocks, step: &Step) -> Result<i64
 
 async fn rewrite(session: &Session, table: &str, day: NaiveDate) -> Result<i64, StoreError> {
     let size = async || -> Result<i64, StoreError> {
-        let row = session.client().query_one("SELECT pg_total_relation_size($1::text::regclass)", &[&table]).await?;
+        let row = session.client().query_one("SELECT bytes FROM llm_partitions WHERE partition = $1", &[&table]).await?;
         Ok(row.try_get(0)?)
     };
     session.client().query_one("SELECT llm_rewrite_day($1)", &[&day]).await?;

@@ -8,11 +8,11 @@ DECLARE
         'llm_has_usage_backlog', 'llm_compact_usage', 'llm_compact_usage_piece', 'llm_find_sequence_gaps',
         'llm_close_sequence_gaps', 'llm_forget_sequences', 'llm_note_workers', 'llm_note_response_makers', 'llm_find_tail_gaps',
         'llm_trim_refused_calls', 'llm_merge_counted_ranges', 'llm_forget_counted_ranges', 'llm_know_cluster', 'llm_quota_used',
-        'llm_quota_state', 'llm_quota_sync', 'llm_site_zone', 'llm_own_usage', 'llm_own_calls'];
+        'llm_quota_state', 'llm_quota_sync', 'llm_site_zone', 'llm_own_usage', 'llm_own_calls', 'llm_create_content'];
     -- The record: calls, what they cost, what could not be stored and what was lost.
     record  CONSTANT text[] := ARRAY['llm_rejected', 'llm_usage', 'llm_usage_days', 'llm_usage_of_teams', 'llm_usage_days_of_teams',
         'llm_usage_deltas', 'llm_usage_models', 'llm_usage_compacted', 'llm_model_prices', 'llm_site', 'llm_quotas', 'llm_quota_revision',
-        'llm_sequence_gaps', 'llm_content', 'llm_usage_backlog', 'llm_retention_rounds', 'llm_partition_moves', 'llm_upkeep', 'refinery_schema_history'];
+        'llm_sequence_gaps', 'llm_content', 'llm_content_state', 'llm_erased_content', 'llm_usage_backlog', 'llm_retention_rounds', 'llm_partition_moves', 'llm_upkeep', 'refinery_schema_history'];
     own     CONSTANT text   := current_schema();
     name    text;
 BEGIN
@@ -31,7 +31,8 @@ BEGIN
         EXECUTE format('GRANT SELECT, INSERT, UPDATE, DELETE ON %s TO llm_writer', name);
     END LOOP;
     -- To know what is there already, and for the gauges. Partitions are written through their parent.
-    GRANT INSERT, SELECT (request_id, started_at, consumer_username, client_ip) ON llm_logs TO llm_writer;
+    GRANT INSERT, SELECT (request_id, started_at, consumer_username, client_ip, contents) ON llm_logs TO llm_writer;
     GRANT INSERT, SELECT (id, raw_sha256) ON llm_rejected TO llm_writer;
-    GRANT SELECT ON llm_sequence_gaps, llm_upkeep, refinery_schema_history, llm_partitions, llm_partition_days TO llm_writer;
+    GRANT INSERT ON llm_content TO llm_writer;
+    GRANT SELECT ON llm_content_state, llm_content_days, llm_sequence_gaps, llm_upkeep, refinery_schema_history, llm_partitions, llm_partition_days TO llm_writer;
 END $$;

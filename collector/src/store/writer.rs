@@ -9,6 +9,7 @@ use tokio::sync::mpsc;
 
 use super::addresses::Addresses;
 use super::arrivals::Arrivals;
+use super::content::KnownContent;
 use super::partitions::KnownDays;
 use super::pool::{Database, PooledConnection, StoreError};
 use super::refused::{self, limit::Limit};
@@ -22,9 +23,6 @@ use crate::panics;
 
 /// Rows in one statement at most. Beyond a few hundred nothing is gained, and a refused row takes longer to find.
 const MAX_ROWS: usize = 1_000;
-
-/// Bytes in one statement, but for a single larger row: both ends hold all of it in memory several times.
-const MAX_BYTES: usize = 16 << 20;
 
 /// Statements in search of refused rows while somebody waits for an answer. One refused row of a thousand takes some twenty; where
 /// there are many, the drain finds them.
@@ -48,6 +46,7 @@ pub(super) struct Writer {
     pub(super) metrics: Arc<Metrics>,
     secrets: Arc<Secrets>,
     days: Arc<KnownDays>,
+    content: KnownContent,
     addresses: Arc<Addresses>,
     /// Rows were written whose day may have no partition.
     days_are_unknown: AtomicBool,
@@ -80,7 +79,7 @@ pub(super) async fn run(writer: Arc<Writer>, queue: Queue) {
             let Some(first) = queue.recv().await else { return };
             let (mut rows, mut bytes) = first.batch.size();
             jobs.push(first);
-            while rows < MAX_ROWS && bytes < MAX_BYTES {
+            while rows < MAX_ROWS && bytes < insert::MAX_BYTES {
                 let Ok(job) = queue.try_recv() else { break };
                 let (more_rows, more_bytes) = job.batch.size();
                 rows += more_rows;
@@ -112,6 +111,7 @@ impl Writer {
             metrics,
             secrets,
             days,
+            content: KnownContent::default(),
             addresses,
             days_are_unknown: AtomicBool::new(false),
             spool_refuses: AtomicBool::new(false),
@@ -301,7 +301,7 @@ impl Writer {
         fates: &mut [Fate],
         state: State,
     ) -> Result<(), StoreError> {
-        let mut parts = by_weight(items);
+        let mut parts = insert::by_weight(items);
         let mut searches = 0;
         while let Some((start, part)) = parts.pop() {
             if part.is_empty() {
@@ -351,8 +351,14 @@ impl Writer {
         let mut attempt = 1;
         loop {
             let began = Instant::now();
-            let inserted = insert::insert(connection, part).await;
+            let inserted = insert::insert(connection, part, &self.content, &self.days).await;
             self.metrics.observe_store(began.elapsed());
+            if let Err(error) = &inserted {
+                self.content.forget();
+                if error.is_about_content() {
+                    self.days.forget_content();
+                }
+            }
             match inserted {
                 Err(error) if error.is_conflict() && attempt < MAX_ATTEMPTS => {
                     debug!("trying a statement again: {error}");
@@ -421,23 +427,6 @@ impl Fate {
     fn is_safe(&self) -> bool {
         matches!(self, Fate::New | Fate::Duplicate | Fate::Counted)
     }
-}
-
-/// Parts of `items` that weigh no more than a statement may, each with where it begins; the last one first.
-fn by_weight<'p, 'i>(items: &'p [&'i Item]) -> Vec<(usize, &'p [&'i Item])> {
-    let mut parts = Vec::new();
-    let (mut start, mut weight) = (0, 0);
-    for (at, item) in items.iter().enumerate() {
-        let more = item.call.weight();
-        if at > start && weight + more > MAX_BYTES {
-            parts.push((start, items.get(start..at).unwrap_or_default()));
-            (start, weight) = (at, 0);
-        }
-        weight += more;
-    }
-    parts.push((start, items.get(start..).unwrap_or_default()));
-    parts.reverse();
-    parts
 }
 
 /// Entries as lines of a spool file.

@@ -10,6 +10,7 @@
 
 mod commands;
 mod connect;
+mod content;
 mod erase;
 mod import;
 mod metrics;

@@ -33,7 +33,7 @@ fn entry(request_id: &str, consumer: &str, route: &str, text: &str) -> String {
 async fn row(app: &TestApp, request_id: &str) -> Value {
     let client = app.database.connect().await;
     // On a busy machine an entry may take the way over the spool.
-    let query = "SELECT to_jsonb(l) FROM llm_logs l WHERE request_id = $1";
+    let query = "SELECT to_jsonb(l) || jsonb_build_object('raw_log', llm_raw_log(l)) FROM llm_logs l WHERE request_id = $1";
     for _ in 0..600 {
         if let Some(row) = client.query_opt(query, &[&request_id]).await.unwrap() {
             return row.get(0);

@@ -68,7 +68,9 @@ async fn retention(database: &Database, arguments: &[&str]) -> Finished {
 
 /// All rows that a query finds, as JSON.
 async fn rows(database: &Database, condition: &str) -> Vec<Value> {
-    let query = format!("SELECT to_jsonb(l) FROM llm_logs l WHERE {condition} ORDER BY request_id");
+    let query = format!(
+        "SELECT to_jsonb(l) - 'contents' || jsonb_build_object('raw_log', llm_raw_log(l)) FROM llm_logs l WHERE {condition} ORDER BY request_id"
+    );
     database.connect().await.query(&query, &[]).await.unwrap().iter().map(|row| row.get(0)).collect()
 }
 

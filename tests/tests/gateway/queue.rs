@@ -262,10 +262,10 @@ async fn a_flood_of_calls_without_a_key_costs_no_conversation() {
     assert_eq!(session.gateway.database.number(&whole).await, i64::try_from(made).unwrap());
 
     // Of the flood there are a few small rows, and a count of the rest.
-    let padded = "SELECT count(*) FROM llm_logs WHERE raw_log::text LIKE '%pppppppp%'";
+    let padded = "SELECT count(*) FROM llm_logs call WHERE llm_raw_log(call)::text LIKE '%pppppppp%'";
     assert_eq!(session.gateway.database.number(padded).await, 0);
-    let small = "SELECT count(*) FROM llm_logs WHERE consumer_username = 'anonymous' AND status IN (401, 429)
-                 AND started_at > now() - interval '5 minutes' AND octet_length(raw_log::text) > 6000";
+    let small = "SELECT count(*) FROM llm_logs call WHERE consumer_username = 'anonymous' AND status IN (401, 429)
+                 AND started_at > now() - interval '5 minutes' AND octet_length(llm_raw_log(call)::text) > 6000";
     assert_eq!(session.gateway.database.number(small).await, 0);
     let counted = "SELECT coalesce(sum(count), 0)::bigint FROM llm_refused_calls WHERE source <> ''";
     let flood = i64::try_from(refused.load(Ordering::SeqCst)).unwrap();

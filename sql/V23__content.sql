@@ -1,0 +1,260 @@
+-- Large parts of request bodies and answers, once a day: agents send their whole history with every call. raw_log refers to them, and
+-- llm_raw_log gives the whole entry back.
+
+CREATE TABLE llm_content (
+    day    date  NOT NULL,
+    sha256 bytea NOT NULL,
+    body   text  NOT NULL,
+    PRIMARY KEY (day, sha256)
+) PARTITION BY LIST (day);
+
+COMMENT ON TABLE llm_content IS 'Parts of bodies that raw_log refers to, once for each day (UTC) whose calls have them.';
+COMMENT ON COLUMN llm_content.sha256 IS 'SHA-256 of body as UTF-8.';
+COMMENT ON COLUMN llm_content.body IS 'JSON text, as it stood in the entry.';
+
+DO $$
+BEGIN
+    ALTER TABLE llm_content ALTER COLUMN body SET COMPRESSION lz4;
+EXCEPTION WHEN feature_not_supported OR invalid_parameter_value THEN
+    RAISE NOTICE 'this server has no lz4 compression; llm_content is stored with its default';
+END $$;
+
+ALTER TABLE llm_logs ADD COLUMN contents bytea;
+COMMENT ON COLUMN llm_logs.contents IS
+    'SHA-256 of what raw_log refers to in llm_content, 32 bytes each, in the order of the references; null where raw_log is whole.';
+
+-- Collectors remember what is there and do not send it again. Whoever removes content changes this number in the same transaction, and
+-- with a lock that waits for every statement which relied on the one before.
+CREATE TABLE llm_content_state (
+    is_only  boolean PRIMARY KEY DEFAULT true CHECK (is_only),
+    removals bigint  NOT NULL DEFAULT 0
+);
+INSERT INTO llm_content_state DEFAULT VALUES;
+
+COMMENT ON TABLE llm_content_state IS 'How often content was removed: what collectors remember of llm_content holds until the next time.';
+
+-- What erased rows referred to: whether somebody else's row does, too, is found out afterwards.
+CREATE TABLE llm_erased_content (
+    day    date  NOT NULL,
+    sha256 bytea NOT NULL,
+    PRIMARY KEY (day, sha256)
+);
+
+COMMENT ON TABLE llm_erased_content IS 'Content that erased rows referred to, until it is removed or found to belong to another row.';
+
+-- What must be the same for that memory to hold: another server (a standby that took over) or another database (a restored one) may lack
+-- what this one had.
+CREATE FUNCTION llm_content_version() RETURNS text
+LANGUAGE sql STABLE AS $$
+    SELECT format('%s %s %s', removals, extract(epoch FROM pg_postmaster_start_time()),
+                  (SELECT oid FROM pg_database WHERE datname = current_database()))
+    FROM llm_content_state
+$$;
+
+-- True where the version is still `expected`, else an error (LC001): the statement relied on content that may be gone.
+CREATE FUNCTION llm_expect_content(expected text) RETURNS boolean
+LANGUAGE plpgsql STABLE AS $$
+BEGIN
+    IF llm_content_version() IS DISTINCT FROM expected THEN
+        RAISE EXCEPTION USING ERRCODE = 'LC001', MESSAGE = 'content was removed meanwhile';
+    END IF;
+    RETURN true;
+END $$;
+
+-- The hashes in llm_logs.contents.
+CREATE FUNCTION llm_content_hashes(contents bytea) RETURNS SETOF bytea
+LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE AS $$
+    SELECT substring(contents FROM number * 32 + 1 FOR 32) FROM generate_series(0, octet_length(contents) / 32 - 1) AS number
+$$;
+
+-- Whether a value stands for content: {"llm_content": [first, count]}, where a list may have several elements that are one after
+-- another in llm_logs.contents. Collectors store whatever looks like it as content, so that nobody can make one up.
+CREATE FUNCTION llm_is_reference(value jsonb) RETURNS boolean
+LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
+    SELECT jsonb_typeof(value) = 'object' AND value ? 'llm_content'
+$$;
+
+-- A body with `parts` in the place of references to them.
+CREATE FUNCTION llm_whole_body(body jsonb, parts jsonb[]) RETURNS jsonb
+LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE AS $$
+DECLARE
+    member record;
+    whole  jsonb := body;
+BEGIN
+    IF llm_is_reference(body) THEN
+        RETURN parts[(body #>> '{llm_content,0}')::integer + 1];
+    END IF;
+    IF jsonb_typeof(body) IS DISTINCT FROM 'object' THEN
+        RETURN body;
+    END IF;
+    FOR member IN SELECT key, value FROM jsonb_each(body) WHERE jsonb_typeof(value) = 'array' OR llm_is_reference(value) LOOP
+        IF jsonb_typeof(member.value) = 'object' THEN
+            whole := whole || jsonb_build_object(member.key, parts[(member.value #>> '{llm_content,0}')::integer + 1]);
+        ELSIF EXISTS (SELECT FROM jsonb_array_elements(member.value) AS element WHERE llm_is_reference(element)) THEN
+            whole := whole || jsonb_build_object(member.key, (
+                SELECT jsonb_agg(expanded.value ORDER BY place, number)
+                FROM jsonb_array_elements(member.value) WITH ORDINALITY AS elements (element, place), LATERAL (
+                    SELECT 0 AS number, element AS value WHERE NOT llm_is_reference(element)
+                    UNION ALL
+                    SELECT number, parts[(element #>> '{llm_content,0}')::integer + number]
+                    FROM generate_series(1, (element #>> '{llm_content,1}')::integer) AS number WHERE llm_is_reference(element)
+                ) expanded
+            ));
+        END IF;
+    END LOOP;
+    RETURN whole;
+END $$;
+
+-- Kong's whole log entry of a call. What its row refers to and llm_content no longer has reads {"llm_content": "missing"}.
+CREATE FUNCTION llm_raw_log(call llm_logs) RETURNS jsonb
+LANGUAGE plpgsql STABLE PARALLEL SAFE AS $$
+DECLARE
+    of_day date  := (call.started_at AT TIME ZONE 'UTC')::date;
+    whole  jsonb := call.raw_log;
+    parts  jsonb[];
+    side   text;
+BEGIN
+    IF call.contents IS NULL THEN
+        RETURN whole;
+    END IF;
+    -- A look into the index for each, whatever the planner believes of the table.
+    SELECT array_agg(coalesce((SELECT body FROM llm_content c WHERE c.day = of_day AND c.sha256 = hash), '{"llm_content": "missing"}')::jsonb
+                     ORDER BY number)
+    INTO parts FROM llm_content_hashes(call.contents) WITH ORDINALITY AS hashes (hash, number);
+    FOREACH side IN ARRAY ARRAY['request', 'response'] LOOP
+        IF whole #> ARRAY[side, 'body'] IS NOT NULL THEN
+            whole := jsonb_set(whole, ARRAY[side, 'body'], llm_whole_body(whole #> ARRAY[side, 'body'], parts));
+        END IF;
+    END LOOP;
+    RETURN whole;
+END $$;
+
+-- Makes the partition of a day. False when there is one, or none is wanted: the day's content has been removed. Waits for nobody
+-- who reads or writes.
+CREATE FUNCTION llm_create_content(day date) RETURNS boolean
+LANGUAGE plpgsql AS $$
+DECLARE
+    name text := 'llm_content_' || to_char(day, 'YYYYMMDD');
+BEGIN
+    PERFORM pg_advisory_xact_lock(hashtext('llm_logs'), hashtext('partitions'));
+    IF to_regclass(name) IS NOT NULL
+        OR NOT EXISTS (SELECT FROM llm_partition_days d WHERE d.day = llm_create_content.day AND NOT d.content_removed) THEN
+        RETURN false;
+    END IF;
+    EXECUTE format('CREATE TABLE %I (LIKE llm_content INCLUDING ALL)', name);
+    EXECUTE format('ALTER TABLE llm_content ATTACH PARTITION %I FOR VALUES IN (%L)', name, day);
+    RETURN true;
+END $$;
+
+-- The days that have one.
+CREATE VIEW llm_content_days AS
+SELECT to_date(right(c.relname, 8), 'YYYYMMDD') AS day
+FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
+WHERE i.inhparent = 'llm_content'::regclass AND c.relname ~ '^llm_content_[0-9]{8}$';
+
+-- Removes the content of a whole day. To be called as llm_swap_day.
+CREATE FUNCTION llm_drop_content(day date) RETURNS void
+LANGUAGE plpgsql AS $$
+BEGIN
+    LOCK TABLE ONLY llm_content IN ACCESS EXCLUSIVE MODE;
+    EXECUTE format('DROP TABLE IF EXISTS %I', 'llm_content_' || to_char(day, 'YYYYMMDD'));
+    DELETE FROM llm_erased_content e WHERE e.day = llm_drop_content.day;
+    UPDATE llm_content_state SET removals = removals + 1;
+END $$;
+
+-- The highest llm_logs.id that was given to a row which is there now: no statement that writes rows is under way, so that whatever comes
+-- has a higher one. To be called in a transaction of its own, with lock_timeout set.
+CREATE FUNCTION llm_content_boundary(day date) RETURNS bigint
+LANGUAGE plpgsql AS $$
+BEGIN
+    LOCK TABLE ONLY llm_content IN SHARE MODE;
+    RETURN coalesce(pg_sequence_last_value(pg_get_serial_sequence('llm_logs', 'id')), 0);
+END $$;
+
+-- Removes what erased rows of a day referred to and no row of it refers to, after those up to `boundary` have been looked through and
+-- what they refer to has been struck off. Rows wait meanwhile: only those since then are looked at. To be called as llm_content_boundary. Returns how many parts went.
+CREATE FUNCTION llm_remove_erased_content(of_day date, boundary bigint) RETURNS bigint
+LANGUAGE plpgsql AS $$
+DECLARE
+    removed bigint;
+BEGIN
+    LOCK TABLE ONLY llm_content IN SHARE MODE;
+    DELETE FROM llm_erased_content e WHERE e.day = of_day AND e.sha256 IN (
+        SELECT llm_content_hashes(contents) FROM llm_logs
+        WHERE started_at >= of_day::timestamp AT TIME ZONE 'UTC' AND started_at < (of_day + 1)::timestamp AT TIME ZONE 'UTC'
+            AND id > boundary AND contents IS NOT NULL);
+    DELETE FROM llm_content c USING llm_erased_content e WHERE c.day = of_day AND e.day = of_day AND c.sha256 = e.sha256;
+    GET DIAGNOSTICS removed = ROW_COUNT;
+    DELETE FROM llm_erased_content e WHERE e.day = of_day;
+    UPDATE llm_content_state SET removals = removals + 1;
+    RETURN removed;
+END $$;
+
+-- As before, with the content that rows of the day refer to.
+CREATE OR REPLACE VIEW llm_partitions AS
+SELECT d.partition, d.day,
+    CASE WHEN c.reltuples >= 0 THEN c.reltuples::bigint ELSE pg_stat_get_live_tuples(c.oid) END AS rows_estimate,
+    pg_total_relation_size(c.oid) + coalesce(pg_total_relation_size(to_regclass('llm_content_' || to_char(d.day, 'YYYYMMDD'))), 0) AS bytes,
+    d.content_removed
+FROM llm_partition_days d JOIN pg_class c ON c.oid = d.oid
+ORDER BY day DESC NULLS LAST;
+
+-- As before, and a row without content refers to none.
+CREATE OR REPLACE FUNCTION llm_copy_statement(partition text, condition text) RETURNS text
+LANGUAGE sql STABLE AS $$
+    SELECT format('INSERT INTO %I (%s) SELECT %s FROM %I p, LATERAL (SELECT p.raw_log || ''{}'' AS raw OFFSET 0) entry WHERE %s',
+        partition || '_rewrite', string_agg(quote_ident(attname), ', ' ORDER BY attnum),
+        string_agg(CASE
+            WHEN attname IN ('prompt', 'response', 'reasoning', 'tool_calls', 'contents') THEN 'NULL'
+            WHEN attname = 'error' THEN 'llm_error_without_content(p.error)'
+            WHEN attname = 'raw_log' THEN 'llm_without_bodies(entry.raw)'
+            ELSE 'p.' || quote_ident(attname)
+        END, ', ' ORDER BY attnum), partition, condition)
+    FROM pg_attribute
+    WHERE attrelid = 'llm_logs'::regclass AND attnum > 0 AND NOT attisdropped AND attgenerated = ''
+$$;
+
+-- As before, and the day's content goes in the same transaction.
+CREATE OR REPLACE FUNCTION llm_swap_day(day date) RETURNS bigint
+LANGUAGE plpgsql AS $$
+DECLARE
+    name      text        := 'llm_logs_' || to_char(day, 'YYYYMMDD');
+    lower     timestamptz := day::timestamp AT TIME ZONE 'UTC';
+    upper     timestamptz := (day + 1)::timestamp AT TIME ZONE 'UTC';
+    late      record;
+    late_rows bigint      := 0;
+BEGIN
+    -- Readers go on; whoever writes to this day waits. From here on no row can be missed.
+    EXECUTE format('LOCK TABLE %I IN SHARE ROW EXCLUSIVE MODE', name);
+    FOR late IN EXECUTE format('SELECT request_id, started_at FROM %I p WHERE NOT EXISTS'
+        ' (SELECT FROM %I n WHERE n.request_id = p.request_id AND n.started_at = p.started_at)', name, name || '_rewrite')
+    LOOP
+        EXECUTE llm_copy_statement(name, 'p.request_id = $1 AND p.started_at = $2') USING late.request_id, late.started_at;
+        late_rows := late_rows + 1;
+    END LOOP;
+    PERFORM pg_advisory_xact_lock(hashtext('llm_logs'), hashtext('partitions'));
+    LOCK TABLE llm_logs IN ACCESS EXCLUSIVE MODE;
+    EXECUTE format('DROP TABLE %I', name);
+    EXECUTE format('ALTER TABLE %I RENAME TO %I', name || '_rewrite', name);
+    EXECUTE format('ALTER TABLE llm_logs ATTACH PARTITION %I FOR VALUES FROM (%L) TO (%L)', name, lower, upper);
+    EXECUTE format('ALTER TABLE %I DROP CONSTRAINT of_that_day', name);
+    EXECUTE format('COMMENT ON TABLE %I IS %L', name, 'Content removed ' || to_char(now(), 'YYYY-MM-DD HH24:MI:SSOF'));
+    PERFORM llm_drop_content(day);
+    RETURN late_rows;
+END $$;
+
+-- As before, with the day's content.
+CREATE OR REPLACE FUNCTION llm_drop_day(day date) RETURNS bigint
+LANGUAGE plpgsql AS $$
+DECLARE
+    name  text := 'llm_logs_' || to_char(day, 'YYYYMMDD');
+    bytes bigint;
+BEGIN
+    PERFORM pg_advisory_xact_lock(hashtext('llm_logs'), hashtext('partitions'));
+    LOCK TABLE llm_logs IN ACCESS EXCLUSIVE MODE;
+    bytes := pg_total_relation_size(name::regclass)
+        + coalesce(pg_total_relation_size(to_regclass('llm_content_' || to_char(day, 'YYYYMMDD'))), 0);
+    EXECUTE format('DROP TABLE %I', name);
+    PERFORM llm_drop_content(day);
+    RETURN bytes;
+END $$;
