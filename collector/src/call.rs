@@ -4,6 +4,7 @@ use chrono::{DateTime, Utc};
 
 use crate::decode::json::{write_list, write_string};
 use crate::extract::api::Api;
+use crate::extract::conversation::Turns;
 
 /// A call, column by column as in the table `llm_logs`; see `sql/` for what each means.
 #[derive(Debug, Clone, PartialEq)]
@@ -76,6 +77,8 @@ pub struct Call {
     pub raw_log: String,
     /// Parts of `raw_log` that may be stored apart, in the order in which they stand there; none is inside another.
     pub parts: Vec<Part>,
+    /// Where in conversations it stands.
+    pub turns: Turns,
     /// What was masked in the bodies: the pattern's name and how often.
     pub masked: Vec<(std::sync::Arc<str>, u32)>,
     /// The API that the path belongs to: what metrics are labelled with, because paths are not bounded.

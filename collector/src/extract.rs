@@ -8,6 +8,7 @@ pub mod api;
 pub mod audio;
 pub mod blobs;
 pub mod choices;
+pub mod conversation;
 pub mod error;
 pub mod messages;
 pub mod privacy;
@@ -33,6 +34,7 @@ use crate::decode::{Entry, sse};
 use answer::{Answer, joined, plain_text, text_of};
 use api::Api;
 use blobs::without_blobs;
+use conversation::Turns;
 use privacy::Privacy;
 use raw_log::Document;
 use redact::{Credentials, Secrets, scrub_words};
@@ -113,6 +115,12 @@ pub fn call(entry: &Entry<'_>, secrets: &Secrets, privacy: &Privacy) -> Call {
         let vectors = api.answers_with_vectors().then(|| request::bytes_of_a_number(&request));
         raw_log::Bodies { request: &request, response: &response.document, vectors, unread: &response.unread }
     };
+    let turns = if metadata_only || entry.is_request_truncated() {
+        Turns::default()
+    } else {
+        let answer = response.document.json().filter(|_| !failed);
+        conversation::turns(&consumer_username, api, request.json(), answer)
+    };
     let mask: &redact::Mask<'_> = &|text| privacy.mask(text, |_| {});
     let mut hide = raw_log::Hide {
         may: &|json| !credentials.is_empty() || privacy.may_mask(json),
@@ -172,6 +180,7 @@ pub fn call(entry: &Entry<'_>, secrets: &Secrets, privacy: &Privacy) -> Call {
         gateway_latency_ms: milliseconds(&["latencies", "kong"]),
         raw_log,
         parts,
+        turns,
         masked: masked.0,
         api,
         served_model,

@@ -12,6 +12,7 @@ pub mod addresses;
 pub mod arrivals;
 pub mod connect;
 mod content;
+pub mod conversations;
 pub mod erase;
 mod error;
 pub mod gaps;

@@ -20,7 +20,7 @@ use crate::store::partitions::{self, KnownDays};
 use crate::store::pool::{Database, StoreError};
 use crate::store::retention::{self, Clocks};
 use crate::store::session::Session;
-use crate::store::{Health, gaps, notices, quotas, readers, refused, search, state, usage};
+use crate::store::{Health, conversations, gaps, notices, quotas, readers, refused, search, state, usage};
 use crate::webhook::Webhook;
 
 /// How often it is looked which partitions are missing, at least: rows that want one say so.
@@ -284,7 +284,9 @@ impl Upkeep {
             tokio::time::sleep(COMPACTION_INTERVAL).await;
             self.while_away().await;
             if let Err(error) = self.compacted().await {
-                warn!("could not add up usage and counted numbers; all is right nevertheless, but slower: {error}");
+                warn!(
+                    "could not add up usage and counted numbers, or tie conversations, which is tried again; all else is right, but slower: {error}"
+                );
             }
         }
     }
@@ -293,6 +295,7 @@ impl Upkeep {
         // Somebody else may want the connection between two pieces.
         while usage::compact_piece(&self.database.connection().await?).await? {}
         while quotas::merge_piece(&self.database.connection().await?).await? {}
+        while conversations::join(&self.database.connection().await?).await? > 0 {}
         Ok(())
     }
 
@@ -310,6 +313,7 @@ impl Upkeep {
     async fn trimmed(&self) -> Result<(), StoreError> {
         let connection = self.database.connection().await?;
         while refused::trim(&connection, self.clocks.rows_days).await? {}
+        while conversations::forget(&connection).await? {}
         gaps::forget(&connection).await?;
         notices::forget(&connection).await?;
         quotas::forget(&connection).await

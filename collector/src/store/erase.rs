@@ -114,6 +114,12 @@ pub async fn carry_out(session: &Session, erasure: &Erasure) -> Result<Found, St
         ));
     }
     let found = find(session, erasure).await?;
+    // Hashes of what was said, by which later calls would be tied to these.
+    let forget = format!(
+        "DELETE FROM llm_turns WHERE conversation IN
+            (SELECT conversation FROM llm_logs WHERE {ROWS} AND started_at > now() - interval '8 days')"
+    );
+    session.client().execute(&forget, &[&erasure.consumer, &erasure.before]).await?;
     for (table, rows) in &found.partitions {
         let (change, which) = if erasure.rows {
             (format!("DELETE FROM {table}"), ROWS.to_owned())

@@ -9,6 +9,7 @@ use tokio_postgres::types::{ToSql, Type};
 
 use super::arrivals::Arrivals;
 use super::content::{self, KnownContent};
+use super::conversations;
 use super::partitions::KnownDays;
 use super::pool::{PooledConnection, StoreError};
 use super::{Item, Sequence};
@@ -93,36 +94,39 @@ fn columns<'a>(ranges: &[Range<'a>]) -> (Vec<&'a str>, Vec<i64>, Vec<i64>) {
 /// whoever sees the one sees the other. So do the parts of bodies
 /// that new rows refer to; what the statement relies on besides must still be there.
 const INSERT: &str = "\
-WITH numbers AS (SELECT * FROM unnest($40::text[], $41::bigint[], $42::bigint[]) AS numbers (worker, first_seq, last_seq)),
+WITH numbers AS (SELECT * FROM unnest($41::text[], $42::bigint[], $43::bigint[]) AS numbers (worker, first_seq, last_seq)),
 arrived AS (INSERT INTO llm_sequences (worker, first_seq, last_seq) SELECT * FROM numbers ON CONFLICT DO NOTHING),
 counted AS (INSERT INTO llm_counted_ranges (worker, first_seq, last_seq) SELECT * FROM numbers),
 new_rows AS (INSERT INTO llm_logs (request_id, consumer_username, started_at, latency_ms, status, prompt, response, raw_log, model,
     endpoint, service, route, client_ip, stream, aborted, truncated, reasoning, tool_calls, finish_reason, error,
     prompt_tokens, completion_tokens, cached_tokens, reasoning_tokens, ttft_ms, upstream_latency_ms, gateway_latency_ms,
     team, backend, queue_ms, estimated_prompt_tokens, estimated_completion_tokens,
-    unread, engine_queue_ms, prefill_ms, decode_ms, refused_by, trace_id, contents)
+    unread, engine_queue_ms, prefill_ms, decode_ms, refused_by, trace_id, contents, conversation)
 SELECT request_id, consumer_username, started_at, latency_ms, status, prompt, response, raw_log::jsonb, model,
     endpoint, service, route, client_ip::inet, stream, aborted, truncated, reasoning, tool_calls::jsonb, finish_reason, error,
     prompt_tokens, completion_tokens, cached_tokens, reasoning_tokens, ttft_ms, upstream_latency_ms, gateway_latency_ms,
     team, backend, queue_ms, estimated_prompt_tokens, estimated_completion_tokens,
-    unread, engine_queue_ms, prefill_ms, decode_ms, refused_by, trace_id, contents
+    unread, engine_queue_ms, prefill_ms, decode_ms, refused_by, trace_id, contents, conversation
 FROM unnest($1::text[], $2::text[], $3::timestamptz[], $4::int[], $5::int[], $6::text[], $7::text[], $8::text[], $9::text[],
     $10::text[], $11::text[], $12::text[], $13::text[], $14::bool[], $15::bool[], $16::bool[], $17::text[], $18::text[],
     $19::text[], $20::text[], $21::int[], $22::int[], $23::int[], $24::int[], $25::int[], $26::int[], $27::int[],
     $28::text[], $29::text[], $30::int[], $31::int[], $32::int[], $33::bool[], $34::int[], $35::int[], $36::int[], $37::text[],
-    $38::text[], $39::bytea[])
+    $38::text[], $39::bytea[], $40::text[])
     AS new (request_id, consumer_username, started_at, latency_ms, status, prompt, response, raw_log, model,
     endpoint, service, route, client_ip, stream, aborted, truncated, reasoning, tool_calls, finish_reason, error,
     prompt_tokens, completion_tokens, cached_tokens, reasoning_tokens, ttft_ms, upstream_latency_ms, gateway_latency_ms,
     team, backend, queue_ms, estimated_prompt_tokens, estimated_completion_tokens,
-    unread, engine_queue_ms, prefill_ms, decode_ms, refused_by, trace_id, contents)
-WHERE $43::text IS NULL OR llm_expect_content($43::text)
+    unread, engine_queue_ms, prefill_ms, decode_ms, refused_by, trace_id, contents, conversation)
+WHERE $44::text IS NULL OR llm_expect_content($44::text)
 ON CONFLICT (request_id, started_at) DO NOTHING
 RETURNING request_id, started_at, contents),
 content AS (INSERT INTO llm_content (day, sha256, body)
-    SELECT * FROM unnest($44::date[], $45::bytea[], $46::text[]) AS parts (day, sha256, body)
+    SELECT * FROM unnest($45::date[], $46::bytea[], $47::text[]) AS parts (day, sha256, body)
     WHERE (day, sha256) IN (SELECT (started_at AT TIME ZONE 'UTC')::date, llm_content_hashes(contents) FROM new_rows)
-    ON CONFLICT DO NOTHING)
+    ON CONFLICT DO NOTHING),
+ends AS (INSERT INTO llm_turns (turn, conversation) SELECT * FROM unnest($48::bytea[], $49::text[])
+    ON CONFLICT (turn) DO UPDATE SET conversation = excluded.conversation, seen_at = excluded.seen_at),
+awaited AS (INSERT INTO llm_awaited_turns (turn, conversation) SELECT * FROM unnest($50::bytea[], $51::text[]) ON CONFLICT DO NOTHING)
 SELECT request_id, (extract(epoch FROM started_at) * 1000)::bigint FROM new_rows";
 
 /// Parts of `items` that weigh no more than a statement may, each with where it begins; the last one first.
@@ -212,6 +216,12 @@ pub(super) async fn insert(
     let trace_id = column!(call => call.trace_id.as_deref());
 
     let contents = column!(call => is_split(call).then(|| content::hashes(call)));
+    let found = conversations::find(connection, &ordered).await?;
+    let conversation: Vec<Option<&str>> = (0..ordered.len()).map(|place| found.of(place)).collect();
+    let (ends, end_conversations): (Vec<&[u8]>, Vec<&str>) =
+        found.ends.iter().map(|(turn, conversation)| (turn.as_slice(), conversation.as_str())).unzip();
+    let (awaited, awaiting): (Vec<&[u8]>, Vec<&str>) =
+        found.awaited.iter().map(|(turn, conversation)| (turn.as_slice(), conversation.as_str())).unzip();
     let parts = content::to_send(splits(), known);
     let (part_days, part_hashes): (Vec<NaiveDate>, Vec<&[u8]>) = parts.keys().map(|(day, hash)| (*day, hash.as_slice())).unzip();
     let part_bodies: Vec<&str> = parts.values().copied().collect();
@@ -220,7 +230,7 @@ pub(super) async fn insert(
     let (workers, firsts, lasts) = columns(&ranges);
 
     let (text, integer, flag) = (Type::TEXT_ARRAY, Type::INT4_ARRAY, Type::BOOL_ARRAY);
-    let parameters: [(&(dyn ToSql + Sync), Type); 46] = [
+    let parameters: [(&(dyn ToSql + Sync), Type); 51] = [
         (&request_id, text.clone()),
         (&consumer_username, text.clone()),
         (&started_at, Type::TIMESTAMPTZ_ARRAY),
@@ -260,13 +270,18 @@ pub(super) async fn insert(
         (&refused_by, text.clone()),
         (&trace_id, text.clone()),
         (&contents, Type::BYTEA_ARRAY),
+        (&conversation, text.clone()),
         (&workers, text.clone()),
         (&firsts, Type::INT8_ARRAY),
         (&lasts, Type::INT8_ARRAY),
         (&version, Type::TEXT),
         (&part_days, Type::DATE_ARRAY),
         (&part_hashes, Type::BYTEA_ARRAY),
-        (&part_bodies, text),
+        (&part_bodies, text.clone()),
+        (&ends, Type::BYTEA_ARRAY),
+        (&end_conversations, text.clone()),
+        (&awaited, Type::BYTEA_ARRAY),
+        (&awaiting, text),
     ];
     let rows = connection.bounded(connection.query_again(INSERT, &parameters)).await?;
 

@@ -8,7 +8,8 @@ DECLARE
         'llm_has_usage_backlog', 'llm_compact_usage', 'llm_compact_usage_piece', 'llm_find_sequence_gaps',
         'llm_close_sequence_gaps', 'llm_forget_sequences', 'llm_note_workers', 'llm_note_response_makers', 'llm_find_tail_gaps',
         'llm_trim_refused_calls', 'llm_merge_counted_ranges', 'llm_forget_counted_ranges', 'llm_know_cluster', 'llm_quota_used',
-        'llm_quota_state', 'llm_quota_sync', 'llm_site_zone', 'llm_own_usage', 'llm_own_calls', 'llm_create_content'];
+        'llm_quota_state', 'llm_quota_sync', 'llm_site_zone', 'llm_own_usage', 'llm_own_calls', 'llm_create_content', 'llm_join_conversations',
+        'llm_forget_turns'];
     -- The record: calls, what they cost, what could not be stored and what was lost.
     record  CONSTANT text[] := ARRAY['llm_rejected', 'llm_usage', 'llm_usage_days', 'llm_usage_of_teams', 'llm_usage_days_of_teams',
         'llm_usage_deltas', 'llm_usage_models', 'llm_usage_compacted', 'llm_model_prices', 'llm_site', 'llm_quotas', 'llm_quota_revision',

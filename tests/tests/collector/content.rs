@@ -23,7 +23,7 @@ fn long(name: &str) -> String {
 }
 
 /// A call of `consumer` with these messages, answered by `answer`.
-fn call(id: &str, consumer: &str, at: DateTime<Utc>, messages: &[(&str, &str)], answer: &str) -> Value {
+pub(crate) fn call(id: &str, consumer: &str, at: DateTime<Utc>, messages: &[(&str, &str)], answer: &str) -> Value {
     let messages: Vec<Value> = messages.iter().map(|(role, content)| json!({"role": role, "content": content})).collect();
     let answer = json!({"model": "m", "choices": [{"index": 0, "finish_reason": "stop",
         "message": {"role": "assistant", "content": answer}}], "usage": {"prompt_tokens": 3, "completion_tokens": 5}});

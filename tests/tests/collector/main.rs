@@ -11,6 +11,7 @@
 mod commands;
 mod connect;
 mod content;
+mod conversations;
 mod erase;
 mod import;
 mod metrics;

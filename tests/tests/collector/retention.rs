@@ -89,7 +89,10 @@ fn without_content(mut row: Value) -> Value {
 }
 
 async fn size(database: &Database, table: &str) -> i64 {
-    database.number(&format!("SELECT pg_total_relation_size('{table}')")).await
+    let content = table.replace("logs", "content");
+    let query =
+        format!("SELECT pg_total_relation_size('{table}') + coalesce(pg_total_relation_size(to_regclass('{content}')), 0)");
+    database.number(&query).await
 }
 
 const TOKENS: &str = "SELECT sum(prompt_tokens + 3 * completion_tokens + latency_ms)::bigint FROM llm_logs";

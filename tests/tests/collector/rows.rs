@@ -5,7 +5,8 @@ use gateway_tests::fixtures;
 use serde_json::{Value, json};
 
 /// The columns of a row as JSON, `started_at` in milliseconds.
-const ROW: &str = "SELECT to_jsonb(l) - 'id' - 'created_at' - 'raw_log' - 'contents' - 'started_at' - 'client_ip'
+const ROW: &str =
+    "SELECT to_jsonb(l) - 'id' - 'created_at' - 'raw_log' - 'contents' - 'conversation' - 'started_at' - 'client_ip'
     || jsonb_build_object('started_at', (extract(epoch FROM started_at) * 1000)::bigint, 'client_ip', host(client_ip))
     FROM llm_logs l WHERE request_id = $1";
 

@@ -113,7 +113,7 @@ async fn choices(grafana: &Grafana, dashboard: &Dashboard) -> Vec<Variables> {
             ]);
         }
         "conversation" => {
-            for column in ["reasoning", "tool_calls", "error", "ttft_ms"] {
+            for column in ["reasoning", "tool_calls", "error", "ttft_ms", "conversation"] {
                 let sql = format!(
                     "SELECT request_id, (extract(epoch FROM started_at) * 1000)::bigint::text FROM llm_logs
                      WHERE {column} IS NOT NULL ORDER BY id LIMIT 1"
