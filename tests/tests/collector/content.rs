@@ -276,7 +276,7 @@ async fn a_collector_that_remembers_what_was_erased_sends_it_again() {
     assert_eq!(app.log(format!("[{}]", entries.join(","))).await.count("duplicates"), 6);
     assert_eq!(parts(&database, "true").await, 0);
     let later = again("second", "dora").to_string();
-    log(&app, &[later.clone()]).await;
+    log(&app, std::slice::from_ref(&later)).await;
     assert_eq!((parts(&database, "true").await, differing(&database, &[later]).await), (2, vec![]));
 }
 
@@ -353,7 +353,7 @@ async fn clocks_remove_the_content_of_a_day_with_it() {
     assert_eq!(app.database.number(left).await, 2);
     // A row that comes late is stored whole, until the next round.
     let late = entry("late-9", 9);
-    log(&app, &[late.clone()]).await;
+    log(&app, std::slice::from_ref(&late)).await;
     assert_eq!(differing(&app.database, &[late]).await, NONE);
     retention(&["--keep-content-days", "7"]).await;
     assert_eq!(app.database.number(left).await, 2);
