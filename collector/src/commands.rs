@@ -2,6 +2,7 @@
 
 pub mod doctor;
 pub mod erase;
+pub mod feed;
 pub mod healthcheck;
 pub mod import;
 pub mod kong;

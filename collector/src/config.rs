@@ -3,6 +3,7 @@
 #![allow(missing_docs, reason = "a doc comment is help text here; flattened groups of settings have none of their own")]
 
 mod database;
+mod feed;
 mod import;
 mod kong;
 mod models;
@@ -17,6 +18,7 @@ use anyhow::{Context, Result, bail};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 pub use database::{DatabaseArgs, MigrateSettings, SiteArgs};
+pub use feed::{FeedAction, FeedSettings, ParquetSettings};
 pub use import::ImportSettings;
 pub use kong::{AdminArgs, KongAction, KongCommand, KongSettings};
 pub use models::{BalanceWord, ModelsAction, ModelsCommand};
@@ -64,6 +66,8 @@ pub enum Command {
     Retention(RetentionSettings),
     /// Erase what one consumer asked and was answered
     Erase(EraseSettings),
+    /// Copies of calls for years of analysis
+    Feed(FeedSettings),
     /// Kong's configuration, as the settings want it
     Kong(KongCommand),
     /// The people who may call the model, and their keys
@@ -205,6 +209,9 @@ pub struct RetentionClocks {
     /// Days until rows are removed; 0 is never
     #[arg(long, env = "COLLECTOR_KEEP_ROWS_DAYS", default_value_t = 0, value_parser = clap::value_parser!(i32).range(0..=MAX_DAYS))]
     pub keep_rows_days: i32,
+    /// Feed that has to have a day as it is before its rows are removed, as parquet; empty is none
+    #[arg(long, env = "COLLECTOR_KEEP_ROWS_AFTER_FEED", default_value = "")]
+    pub keep_rows_after_feed: String,
 }
 
 /// Two store more than ten thousand entries a second. Never the number of cores: of a machine with hundreds of them a container allows
@@ -396,7 +403,12 @@ impl DoctorSettings {
 impl RetentionClocks {
     /// The same as the store knows it.
     pub fn clocks(&self) -> Clocks {
-        Clocks { content_days: self.keep_content_days, rows_days: self.keep_rows_days }
+        let feed = self.keep_rows_after_feed.trim();
+        Clocks {
+            content_days: self.keep_content_days,
+            rows_days: self.keep_rows_days,
+            rows_after_feed: (!feed.is_empty()).then(|| feed.to_owned()),
+        }
     }
 }
 

@@ -6,7 +6,8 @@ use anyhow::{Context, Result};
 use clap::Parser;
 use llm_collector::commands::say::print;
 use llm_collector::commands::{
-    self, doctor, erase, healthcheck, import, kong, models, prices, quota, rejected, replay, report, retention, upkeep, users,
+    self, doctor, erase, feed, healthcheck, import, kong, models, prices, quota, rejected, replay, report, retention, upkeep,
+    users,
 };
 use llm_collector::config::{Cli, Command, ServeSettings};
 use llm_collector::counted::counted;
@@ -92,6 +93,7 @@ async fn run(command: &Command) -> Result<()> {
         Command::Upkeep(settings) => upkeep::run(settings).await,
         Command::Retention(settings) => print(retention::run(settings).await?),
         Command::Erase(settings) => print(erase::run(settings).await?),
+        Command::Feed(settings) => print(feed::run(settings).await?),
         Command::Doctor(settings) => {
             let report = doctor::run(settings).await?;
             print(if settings.json { report.json()? } else { report.text() })?;

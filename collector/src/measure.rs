@@ -4,6 +4,7 @@
 //! collector that restarts begins at zero, as Prometheus expects. The collector itself is measured where things happen.
 //! Every label is bounded: see [`labels`].
 
+pub mod feeds;
 pub mod labels;
 pub mod limits;
 pub mod nodes;
@@ -25,6 +26,7 @@ use prometheus_client::registry::{Registry, Unit};
 
 use crate::call::{Call, Unread};
 use crate::store::state::State;
+use feeds::Feeds;
 use labels::{Bounded, OTHER};
 use limits::Limits;
 use nodes::Nodes;
@@ -169,6 +171,8 @@ pub struct Metrics {
     state: StateGauges,
     /// What Kong's nodes tell.
     pub nodes: Nodes,
+    /// How far feeds are.
+    pub feeds: Feeds,
     /// How far limits are used.
     pub limits: Limits,
     /// What PostgreSQL knows of upkeep.
@@ -299,6 +303,7 @@ impl Metrics {
         registry.register("collector_retention_partitions", "Day partitions that retention was done with", actions);
         let state = StateGauges::register(&mut registry);
         let nodes = Nodes::register(&mut registry);
+        let feeds = Feeds::register(&mut registry);
         let limits = Limits::register(&mut registry);
         let upkeep = Arc::new(Upkeep::default());
         registry.register_collector(Box::new(Arc::clone(&upkeep)));
@@ -321,6 +326,7 @@ impl Metrics {
             retention,
             state,
             nodes,
+            feeds,
             limits,
             upkeep,
             store_duration,

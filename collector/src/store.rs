@@ -15,6 +15,7 @@ mod content;
 pub mod conversations;
 pub mod erase;
 mod error;
+pub mod feed;
 pub mod gaps;
 pub mod insert;
 pub mod inspect;

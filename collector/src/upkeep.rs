@@ -15,6 +15,7 @@ use crate::counted::counted;
 use crate::measure::{MAX_CONSUMERS, Metrics};
 use crate::notices::Poster;
 use crate::store::addresses::Addresses;
+use crate::store::feed::known::{self, Known};
 use crate::store::migrate::{self, Piece};
 use crate::store::partitions::{self, KnownDays};
 use crate::store::pool::{Database, StoreError};
@@ -375,9 +376,10 @@ impl Upkeep {
                 continue;
             }
             match self.seen().await {
-                Ok((state, upkeep)) => {
+                Ok((state, upkeep, feeds)) => {
                     self.metrics.set_state(&state);
                     self.metrics.upkeep.set(upkeep);
+                    self.metrics.feeds.set(&feeds);
                 }
                 Err(error) => warn!("could not look at the state of the database: {error}"),
             }
@@ -385,11 +387,11 @@ impl Upkeep {
         }
     }
 
-    async fn seen(&self) -> Result<(state::State, state::UpkeepState), StoreError> {
+    async fn seen(&self) -> Result<(state::State, state::UpkeepState, Vec<Known>), StoreError> {
         let connection = self.database.connection().await?;
         self.addresses.flush(&connection).await?;
         let seen = state::read(&connection, i64::try_from(MAX_CONSUMERS).unwrap_or(i64::MAX)).await?;
-        Ok((seen, state::upkeep(&connection).await?))
+        Ok((seen, state::upkeep(&connection).await?, known::all(&connection).await?))
     }
 
     /// Removes what is older than it is to be kept.
@@ -411,7 +413,7 @@ impl Upkeep {
             debug!("retention is left to llm-collector upkeep: this role owns no tables");
             return Ok(None);
         }
-        retention::run(&session, self.clocks, &self.metrics, false).await
+        retention::run(&session, &self.clocks, &self.metrics, false).await
     }
 
     /// Indexes the texts of hours and days that are over.

@@ -20,10 +20,10 @@ pub async fn run(settings: &RetentionSettings) -> Result<String> {
     let session = Session::open(&target, settings.database.timeout(), ()).await?;
     const ADVICE: &str = "cannot carry out retention (is the schema current? llm-collector migrate)";
     if settings.dry_run {
-        let steps = retention::plan(&session, clocks).await.context(ADVICE)?;
+        let steps = retention::plan(&session, &clocks).await.context(ADVICE)?;
         return Ok(if steps.is_empty() { "nothing is due\n".to_owned() } else { table(&steps)? });
     }
-    let Some(round) = retention::run(&session, clocks, &Metrics::new(), settings.confirm).await.context(ADVICE)? else {
+    let Some(round) = retention::run(&session, &clocks, &Metrics::new(), settings.confirm).await.context(ADVICE)? else {
         return Ok("another collector is at it\n".to_owned());
     };
     if let Some(reason) = round.held {

@@ -92,12 +92,13 @@ pub async fn find(session: &Session, erasure: &Erasure) -> Result<Found, StoreEr
 pub(super) async fn remove_content(session: &Session) -> Result<(), StoreError> {
     for row in session.client().query("SELECT DISTINCT day FROM llm_erased_content ORDER BY 1", &[]).await? {
         let day: NaiveDate = row.try_get(0)?;
-        let boundary = session.with_short_waits("SELECT llm_content_boundary($1)", &day).await?;
+        let boundary = session.with_short_waits("SELECT llm_content_boundary($1)", &[&day]).await?.unwrap_or_default();
         let keep_others = "DELETE FROM llm_erased_content e WHERE e.day = $1 AND e.sha256 IN (
             SELECT llm_content_hashes(contents) FROM llm_logs WHERE started_at >= $1::date::timestamp AT TIME ZONE 'UTC'
                 AND started_at < ($1::date + 1)::timestamp AT TIME ZONE 'UTC' AND id <= $2 AND contents IS NOT NULL)";
         session.client().execute(keep_others, &[&day, &boundary]).await?;
-        let removed = session.with_short_waits(&format!("SELECT llm_remove_erased_content($1, {boundary})"), &day).await?;
+        let removed =
+            session.with_short_waits("SELECT llm_remove_erased_content($1, $2)", &[&day, &boundary]).await?.unwrap_or_default();
         if removed > 0 {
             session.batch(&format!("VACUUM llm_content_{}", day.format("%Y%m%d"))).await?;
         }

@@ -72,13 +72,15 @@ pub struct Upkeep {
     pub seconds: i64,
     /// Why retention removes nothing until somebody confirms it.
     pub retention_held: Option<String>,
+    /// Which days it keeps because they are not in a feed.
+    pub waits_for_feed: Option<String>,
 }
 
 /// Looks for signs of upkeep. `None` where a schema has no place for them.
 pub async fn upkeep(client: &Client) -> Option<Upkeep> {
-    const QUERY: &str = "SELECT extract(epoch FROM now() - seen_at)::bigint, retention_held FROM llm_upkeep";
+    const QUERY: &str = "SELECT extract(epoch FROM now() - seen_at)::bigint, retention_held, waits_for_feed FROM llm_upkeep";
     let row = one(client, QUERY).await.ok()?;
-    Some(Upkeep { seconds: row.try_get(0).ok()?, retention_held: row.try_get(1).ok()? })
+    Some(Upkeep { seconds: row.try_get(0).ok()?, retention_held: row.try_get(1).ok()?, waits_for_feed: row.try_get(2).ok()? })
 }
 
 /// The site's time zone, and whether this server knows it. `None` where a schema has no place for it.

@@ -32,22 +32,24 @@ pub(super) const HAS_CONTENT: &str =
 const CUTOFF: &str = "(((now() AT TIME ZONE 'UTC')::date - $1::int)::timestamp AT TIME ZONE 'UTC')";
 
 /// How long what is kept. Days count from the end of the day (UTC) that a row belongs to; 0 is for ever.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Clocks {
     /// Days until content goes.
     pub content_days: i32,
     /// Days until rows go.
     pub rows_days: i32,
+    /// The feed that rows wait for: a day goes when that has all of it as it is.
+    pub rows_after_feed: Option<String>,
 }
 
 impl Clocks {
     /// Whether anything is ever to go.
-    pub fn are_set(self) -> bool {
+    pub fn are_set(&self) -> bool {
         self.content_days > 0 || self.rows_days > 0
     }
 
     /// Days until rejected entries go: they are content, and they are rows.
-    fn rejected_days(self) -> i32 {
+    fn rejected_days(&self) -> i32 {
         [self.content_days, self.rows_days].into_iter().filter(|days| *days > 0).min().unwrap_or(0)
     }
 }
@@ -59,6 +61,8 @@ pub enum Action {
     RemoveContent,
     /// The partition is dropped.
     Drop,
+    /// The partition would be dropped, and is not in the feed as it is.
+    WaitForFeed,
     /// Single rows lose their content.
     RemoveContentOfRows,
     /// Single rows are deleted.
@@ -71,6 +75,7 @@ impl Action {
         match self {
             Action::RemoveContent => "remove content",
             Action::Drop => "drop",
+            Action::WaitForFeed => "wait for the feed",
             Action::RemoveContentOfRows => "remove content of single rows",
             Action::DeleteRows => "delete single rows",
         }
@@ -104,17 +109,26 @@ pub struct Round {
 }
 
 /// What is due now. Changes nothing.
-pub async fn plan(session: &Session, clocks: Clocks) -> Result<Vec<Step>, StoreError> {
+pub async fn plan(session: &Session, clocks: &Clocks) -> Result<Vec<Step>, StoreError> {
     let client = session.client();
     let partitions = "WITH today AS (SELECT (now() AT TIME ZONE 'UTC')::date AS today)
         SELECT partition, day, rows_estimate, bytes, content_removed,
-            $1 > 0 AND day < today - $1 AS without_content, $2 > 0 AND day < today - $2 AS gone
+            $1 > 0 AND day < today - $1 AS without_content, $2 > 0 AND day < today - $2 AS gone,
+            $2 > 0 AND day < today - $2 AND $3::text IS NOT NULL AND NOT llm_feed_has_day($3, day) AS waits
         FROM llm_partitions, today WHERE day IS NOT NULL ORDER BY day";
     let mut steps = Vec::new();
     let mut done = Vec::new();
-    for row in client.query(partitions, &[&clocks.content_days, &clocks.rows_days]).await? {
+    for row in client.query(partitions, &[&clocks.content_days, &clocks.rows_days, &clocks.rows_after_feed]).await? {
+        let step = |action| -> Result<Step, StoreError> {
+            let (rows, bytes) = (row.try_get(2)?, Some(row.try_get(3)?));
+            Ok(Step { table: row.try_get(0)?, day: row.try_get(1)?, rows, bytes, action })
+        };
         let (content_removed, without_content, gone): (bool, bool, bool) = (row.try_get(4)?, row.try_get(5)?, row.try_get(6)?);
-        let action = match (gone, without_content) {
+        let waits: bool = row.try_get(7)?;
+        if waits {
+            steps.push(step(Action::WaitForFeed)?);
+        }
+        let action = match (gone && !waits, without_content) {
             (true, _) => Action::Drop,
             (false, true) if content_removed => {
                 done.push((row.try_get::<_, String>(0)?, row.try_get(1)?));
@@ -123,8 +137,7 @@ pub async fn plan(session: &Session, clocks: Clocks) -> Result<Vec<Step>, StoreE
             (false, true) => Action::RemoveContent,
             (false, false) => continue,
         };
-        let (rows, bytes) = (row.try_get(2)?, Some(row.try_get(3)?));
-        steps.push(Step { table: row.try_get(0)?, day: row.try_get(1)?, rows, bytes, action });
+        steps.push(step(action)?);
     }
     for (table, day) in done {
         // Rows that came after their day was done; the partition has an index of them.
@@ -144,16 +157,16 @@ pub async fn plan(session: &Session, clocks: Clocks) -> Result<Vec<Step>, StoreE
             steps.push(Step { table: table.to_owned(), day: None, rows: row.try_get(0)?, bytes: row.try_get(1)?, action });
         }
     }
-    steps.retain(|step| step.rows > 0 || matches!(step.action, Action::Drop | Action::RemoveContent));
+    steps.retain(|step| step.rows > 0 || matches!(step.action, Action::Drop | Action::RemoveContent | Action::WaitForFeed));
     Ok(steps)
 }
 
 /// Days that rows of a table without days are kept.
-fn days_of(table: &str, action: Action, clocks: Clocks) -> i32 {
+fn days_of(table: &str, action: Action, clocks: &Clocks) -> i32 {
     match action {
         _ if table == "llm_rejected" => clocks.rejected_days(),
         Action::RemoveContent | Action::RemoveContentOfRows => clocks.content_days,
-        Action::Drop | Action::DeleteRows => clocks.rows_days,
+        Action::Drop | Action::WaitForFeed | Action::DeleteRows => clocks.rows_days,
     }
 }
 
@@ -162,12 +175,28 @@ fn rows_of_default(which: &str) -> String {
     format!("least(started_at, created_at) < {CUTOFF} AND {which}")
 }
 
+/// Deletes rows of the default partition whose days the feed `$2` has, if one is named. From then on the files of feeds are what there is of
+/// them. One statement and so one snapshot: a row that comes meanwhile is neither looked at nor deleted.
+fn delete_from_default() -> String {
+    const DAY: &str = "(started_at AT TIME ZONE 'UTC')::date";
+    format!(
+        "WITH days AS (
+            SELECT day FROM (SELECT DISTINCT {DAY} AS day FROM llm_logs_default WHERE {due}) due
+            WHERE $2::text IS NULL OR llm_feed_has_day($2, day)
+        ), sealed AS (
+            UPDATE llm_feed_slices SET is_sealed = true WHERE (starts_at AT TIME ZONE 'UTC')::date IN (SELECT day FROM days)
+        )
+        DELETE FROM llm_logs_default WHERE {due} AND {DAY} IN (SELECT day FROM days)",
+        due = rows_of_default("true")
+    )
+}
+
 fn rejected() -> String {
     format!("rejected_at < {CUTOFF}")
 }
 
 /// Does what is due; `None` when another collector is at it. What looks like an accident is held until it is `confirmed`.
-pub async fn run(session: &Session, clocks: Clocks, metrics: &Metrics, confirmed: bool) -> Result<Option<Round>, StoreError> {
+pub async fn run(session: &Session, clocks: &Clocks, metrics: &Metrics, confirmed: bool) -> Result<Option<Round>, StoreError> {
     if !session.try_lock(Work::Retention).await? {
         return Ok(None);
     }
@@ -182,14 +211,19 @@ pub async fn run(session: &Session, clocks: Clocks, metrics: &Metrics, confirmed
         // Without them the days are read whole.
         index_errors(session).await.unwrap_or_else(|error| warn!("retention could not index what is left of days: {error}"));
     }
-    let steps = plan(session, clocks).await?;
+    let (waiting, steps): (Vec<Step>, Vec<Step>) =
+        plan(session, clocks).await?.into_iter().partition(|step| step.action == Action::WaitForFeed);
+    let waits = waits(&waiting, clocks);
+    if let Some(waits) = &waits {
+        warn!("retention leaves rows: {waits}");
+    }
     let amount = brake::Amount::of(&steps);
     let held = if confirmed { None } else { brake::reason(session.client(), amount).await? };
     if let Some(reason) = &held {
         error!("retention removes nothing: {reason}");
     }
     // Told where doctor and alerts look, too: who runs this may never read its log.
-    session.client().execute("UPDATE llm_upkeep SET retention_held = $1", &[&held]).await?;
+    session.client().execute("UPDATE llm_upkeep SET retention_held = $1, waits_for_feed = $2", &[&held, &waits]).await?;
     if held.is_some() {
         return Ok(Some(Round { held, ..Round::default() }));
     }
@@ -210,6 +244,13 @@ pub async fn run(session: &Session, clocks: Clocks, metrics: &Metrics, confirmed
     Ok(Some(round))
 }
 
+/// Which days are kept for the feed, in words.
+fn waits(waiting: &[Step], clocks: &Clocks) -> Option<String> {
+    let (oldest, feed) = (waiting.iter().find_map(|step| step.day)?, clocks.rows_after_feed.as_deref()?);
+    let days = counted(waiting.len(), "day is", "days are");
+    Some(format!("{days} older than rows are to be kept and not in the feed {feed} as they are, the oldest {oldest}"))
+}
+
 /// The log line and the count of a step.
 fn report(step: &Step, freed: i64, metrics: &Metrics) {
     info!(
@@ -219,7 +260,7 @@ fn report(step: &Step, freed: i64, metrics: &Metrics) {
     match step.action {
         Action::RemoveContent => metrics.retention.content_removed.inc(),
         Action::Drop => metrics.retention.dropped.inc(),
-        Action::RemoveContentOfRows | Action::DeleteRows => 0,
+        Action::RemoveContentOfRows | Action::DeleteRows | Action::WaitForFeed => 0,
     };
 }
 
@@ -251,7 +292,7 @@ async fn index_errors(session: &Session) -> Result<(), StoreError> {
 }
 
 /// Does a step; returns the bytes that came back.
-async fn carry_out(session: &Session, clocks: Clocks, step: &Step) -> Result<i64, StoreError> {
+async fn carry_out(session: &Session, clocks: &Clocks, step: &Step) -> Result<i64, StoreError> {
     let table = &step.table;
     match (step.action, step.day) {
         (Action::RemoveContent, Some(day)) => {
@@ -261,7 +302,11 @@ async fn carry_out(session: &Session, clocks: Clocks, step: &Step) -> Result<i64
             }
             result
         }
-        (Action::Drop, Some(day)) => session.with_short_waits("SELECT llm_drop_day($1)", &day).await,
+        (Action::Drop, Some(day)) => {
+            let freed =
+                session.with_short_waits("SELECT llm_drop_day_after_feed($1, $2)", &[&day, &clocks.rows_after_feed]).await?;
+            freed.ok_or_else(|| StoreError::Unavailable("rows came that the feed has not".to_owned()))
+        }
         (Action::RemoveContentOfRows, day) => {
             let statement = format!("UPDATE {table} {WITHOUT_CONTENT} WHERE ");
             match day {
@@ -273,13 +318,16 @@ async fn carry_out(session: &Session, clocks: Clocks, step: &Step) -> Result<i64
             Ok(0)
         }
         (Action::DeleteRows, _) => {
-            let which = if table == "llm_rejected" { rejected() } else { rows_of_default("true") };
-            let statement = format!("DELETE FROM {table} WHERE {which}");
-            session.client().execute(&statement, &[&days_of(table, step.action, clocks)]).await?;
+            let days = days_of(table, step.action, clocks);
+            if table == "llm_rejected" {
+                session.client().execute(&format!("DELETE FROM {table} WHERE {}", rejected()), &[&days]).await?;
+            } else {
+                session.client().execute(&delete_from_default(), &[&days, &clocks.rows_after_feed]).await?;
+            }
             session.batch(&format!("VACUUM {table}")).await?;
             Ok(0)
         }
-        (Action::RemoveContent | Action::Drop, None) => Ok(0),
+        (Action::RemoveContent | Action::Drop, None) | (Action::WaitForFeed, _) => Ok(0),
     }
 }
 
@@ -292,6 +340,6 @@ async fn rewrite(session: &Session, table: &str, day: NaiveDate) -> Result<i64, 
     // Then llm_swap_day, which makes late rows wait, compares keys in indexes alone.
     session.batch(&format!("VACUUM (ANALYZE) {table}_rewrite")).await?;
     let before = size().await?;
-    session.with_short_waits("SELECT llm_swap_day($1)", &day).await?;
+    session.with_short_waits("SELECT llm_swap_day($1)", &[&day]).await?;
     Ok(before - size().await?)
 }

@@ -13,7 +13,7 @@ DECLARE
     -- The record: calls, what they cost, what could not be stored and what was lost.
     record  CONSTANT text[] := ARRAY['llm_rejected', 'llm_usage', 'llm_usage_days', 'llm_usage_of_teams', 'llm_usage_days_of_teams',
         'llm_usage_deltas', 'llm_usage_models', 'llm_usage_compacted', 'llm_model_prices', 'llm_site', 'llm_quotas', 'llm_quota_revision',
-        'llm_sequence_gaps', 'llm_content', 'llm_content_state', 'llm_erased_content', 'llm_usage_backlog', 'llm_retention_rounds', 'llm_partition_moves', 'llm_upkeep', 'refinery_schema_history'];
+        'llm_sequence_gaps', 'llm_content', 'llm_content_state', 'llm_erased_content', 'llm_usage_backlog', 'llm_retention_rounds', 'llm_partition_moves', 'llm_upkeep', 'llm_feeds', 'llm_feed_slices', 'refinery_schema_history'];
     own     CONSTANT text   := current_schema();
     name    text;
 BEGIN
@@ -35,5 +35,5 @@ BEGIN
     GRANT INSERT, SELECT (request_id, started_at, consumer_username, client_ip, contents) ON llm_logs TO llm_writer;
     GRANT INSERT, SELECT (id, raw_sha256) ON llm_rejected TO llm_writer;
     GRANT INSERT ON llm_content TO llm_writer;
-    GRANT SELECT ON llm_content_state, llm_content_days, llm_sequence_gaps, llm_upkeep, refinery_schema_history, llm_partitions, llm_partition_days TO llm_writer;
+    GRANT SELECT ON llm_content_state, llm_content_days, llm_sequence_gaps, llm_upkeep, llm_feeds, refinery_schema_history, llm_partitions, llm_partition_days TO llm_writer;
 END $$;

@@ -87,16 +87,17 @@ impl Session {
         }
     }
 
-    /// Carries out a statement that locks tables which others use: it waits for them shortly, and often. The statement has one
-    /// parameter and returns one number.
-    pub async fn with_short_waits<P>(&self, statement: &str, parameter: &P) -> Result<i64, StoreError>
-    where
-        P: tokio_postgres::types::ToSql + Sync,
-    {
+    /// Carries out a statement that locks tables which others use: it waits for them shortly, and often. It returns one row
+    /// with one number, or null.
+    pub async fn with_short_waits(
+        &self,
+        statement: &str,
+        parameters: &[&(dyn tokio_postgres::types::ToSql + Sync)],
+    ) -> Result<Option<i64>, StoreError> {
         let mut attempt = 1;
         loop {
             self.client.batch_execute(&format!("SET lock_timeout = '{LOCK_WAIT}'")).await?;
-            let result = self.client.query_one(statement, &[parameter]).await;
+            let result = self.client.query_one(statement, parameters).await;
             self.client.batch_execute("SET lock_timeout = 0").await?;
             match result {
                 Ok(row) => return Ok(row.try_get(0)?),

@@ -13,6 +13,7 @@ mod connect;
 mod content;
 mod conversations;
 mod erase;
+mod feed;
 mod import;
 mod metrics;
 mod privacy;

@@ -17,10 +17,11 @@ const MAY_BE_EMPTY: [(&str, &str); 5] = [
 ];
 
 /// Metrics that the recordings do not have, and why.
-const NOT_RECORDED: [(&str, &str); 6] = [
+const NOT_RECORDED: [(&str, &str); 7] = [
     ("ALERTS", "made by Prometheus while an alert is pending or firing"),
     ("llm_collector_upkeep_age_seconds", "told where another process does the upkeep"),
     ("llm_collector_retention_held", "begins when retention is held"),
+    ("llm_feed_lag_seconds", "has feeds that somebody began"),
     ("llm_masked_total", "begins with the first match"),
     ("llm_consumer_addresses", "has consumers of the last hour alone"),
     ("llm_quota_used_ratio", "has limits that somebody set"),

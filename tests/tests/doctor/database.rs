@@ -196,6 +196,24 @@ async fn upkeep_that_does_not_work_and_retention_that_waits_for_somebody_are_pro
 }
 
 #[tokio::test]
+async fn a_feed_that_is_late_or_failed_or_keeps_rows_is_a_problem() {
+    let mut site = Site::healthy().await;
+    let database = site.own_database().await;
+    let feed = "INSERT INTO llm_feeds (name, kind, target, slice_hours, has_content, covered_until)
+        VALUES ('parquet', 'parquet', 'id', 24, true, now() - interval '20 hours')";
+    execute(&database, feed).await;
+    site.doctor().await.assert_quiet("feed");
+    execute(&database, "UPDATE llm_feeds SET covered_until = now() - interval '4 days'").await;
+    site.doctor().await.assert_problem("feed", &["parquet", "the last 4 days"]);
+    let failed = "UPDATE llm_feeds SET covered_until = now(), failure = 'day=2026-11-26: no space';
+        UPDATE llm_upkeep SET waits_for_feed = '3 days are not in the feed parquet'";
+    execute(&database, failed).await;
+    let said = site.doctor().await;
+    said.assert_problem("feed", &["no space"]);
+    said.assert_problem("retention.feed", &["3 days are not in the feed parquet"]);
+}
+
+#[tokio::test]
 async fn a_collector_that_is_not_logged_in_as_the_role_that_can_only_add_is_a_problem_beside_upkeep() {
     let mut site = Site::healthy().await;
     site.own_database().await;

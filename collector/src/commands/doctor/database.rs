@@ -6,6 +6,7 @@ use tokio_postgres::{Client, Config};
 use super::{Report, quotas};
 use crate::config::DoctorSettings;
 use crate::counted::counted;
+use crate::store::feed::known::{self, Known};
 use crate::store::inspect::{self, Contents, Recent, Upkeep};
 use crate::store::quota_facts;
 use crate::store::workers::{self, Standing};
@@ -16,6 +17,8 @@ const STANDING_SECONDS: i64 = 120;
 const SECOND_LOOK: std::time::Duration = std::time::Duration::from_secs(3);
 /// Upkeep says that it is at work once a minute.
 const MAX_UPKEEP_SECONDS: i64 = 600;
+/// A feed has a day some minutes after its end; whoever runs it once a day is up to a day later, and may miss one.
+const MAX_FEED_LAG_SECONDS: i64 = 3 * 86_400;
 /// Days of growth that should fit on the disk.
 const DISK_DAYS: f64 = 14.0;
 /// A largest day below this says nothing about growth: then a full disk is not the database's doing.
@@ -70,6 +73,7 @@ pub(super) async fn examine(settings: &DoctorSettings, report: &mut Report) -> F
     if let Some(upkeep) = inspect::upkeep(&client).await {
         owners_work(&upkeep, report);
     }
+    feeds(&known::look(&client).await.unwrap_or_default(), report);
     match inspect::zone(&client).await {
         Some((zone, true)) => report.good("clock", format!("hours and days of usage are those of {zone}")),
         Some((zone, false)) => report.problem(
@@ -129,6 +133,29 @@ fn owners_work(upkeep: &Upkeep, report: &mut Report) {
             "what is too old stays, and the disk fills",
             "llm-collector retention --dry-run; if that is right: llm-collector retention --confirm, once",
         );
+    }
+    if let Some(reason) = &upkeep.waits_for_feed {
+        report.problem(
+            "retention.feed",
+            reason,
+            "these rows stay until the feed has them, and the disk fills",
+            "llm-collector feed status; then run the feed (llm-collector feed parquet), or see its name in KEEP_ROWS_AFTER_FEED",
+        );
+    }
+}
+
+/// How far feeds are. Where the schema is too old to know of any, that was said.
+fn feeds(feeds: &[Known], report: &mut Report) {
+    for Known { name, lag_seconds, failure, .. } in feeds {
+        const WHY: &str = "days that are over are in PostgreSQL alone; rows that wait for the feed stay";
+        if let Some(failure) = failure {
+            report.problem("feed", format!("the last round of {name} failed: {failure}"), WHY, "mend that, and run it again");
+        } else if *lag_seconds > MAX_FEED_LAG_SECONDS {
+            let what = format!("{name} has copied nothing of the last {}", duration(*lag_seconds));
+            report.problem("feed", what, WHY, "run it, every hour for instance: llm-collector feed parquet (docs/feed.md)");
+        } else {
+            report.good("feed", format!("{name} has copied all but the last {}", duration(*lag_seconds)));
+        }
     }
 }
 
