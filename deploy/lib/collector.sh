@@ -39,6 +39,14 @@ with_input_on_demand() {
   for word in "$@"; do [[ $word != - && $word != --*=- ]] || flags=(-i); done
   collector_command "${flags[@]}" "$@"
 }
+
+# The folder is in the container that nobody sends anything to, and in no other: whoever takes over the one that reads what anybody sends
+# could remove years.
+feed() {
+  [ "${setting[WRITER_ROLE]}" = on ] || fatal "the feed works in the service upkeep, which WRITER_ROLE=off leaves out" \
+    "Set WRITER_ROLE=on in gateway.env and gateway apply, or run llm-collector feed yourself."
+  collector_command feed "$@"
+}
 users() { with_input_on_demand users "$@"; }
 models() { with_input_on_demand models "$@"; }
 

@@ -129,6 +129,12 @@ make_folders() {
   for pair in postgresql:POSTGRES collector:COLLECTOR prometheus:PROMETHEUS grafana:GRAFANA; do
     own_folder "$data_dir/${pair%:*}" "${image_user[${pair#*:}]}"
   done
+  # Whoever reads the files may be given the right to: a folder that has some stays as it is.
+  mkdir -p "$feed_dir"
+  if [ -z "$(ls -A "$feed_dir")" ]; then
+    chown "${image_user[COLLECTOR]}" "$feed_dir"
+    chmod 700 "$feed_dir"
+  fi
 }
 
 # Services whose files this run gave to another user.

@@ -79,6 +79,7 @@ check_settings() {
   for name in KEEP_CONTENT_DAYS KEEP_ROWS_DAYS; do
     is_number "${setting[$name]}" 0 365000 || wrong $name "a number of days, 0 for ever"
   done
+  [[ ${setting[KEEP_ROWS_AFTER_FEED]} =~ ^([a-z][a-z0-9_-]{0,39})?$ ]] || wrong KEEP_ROWS_AFTER_FEED "the name of a feed, as parquet, or empty"
   for name in POSTGRES_MEMORY_MB KONG_MEMORY_MB COLLECTOR_MEMORY_MB PROMETHEUS_MEMORY_MB GRAFANA_MEMORY_MB; do
     is_number "${setting[$name]}" 64 10000000 || wrong $name "a number of megabytes from 64"
   done
@@ -98,7 +99,7 @@ check_settings() {
   [[ ${setting[POSTGRES_ALLOW_FROM]} =~ ^[0-9./\ ]*$ ]] || wrong POSTGRES_ALLOW_FROM "networks like 10.0.0.0/24"
   [[ ${setting[VLLM_URL]} =~ ^https?://[^/]+/?$ ]] || wrong VLLM_URL "http://host:port without a path (clients' paths are passed on as they are)"
   [[ ${setting[QUOTA_WEBHOOK_URL]} =~ ^(https?://[^/[:space:]@]+(/[^[:space:]]*)?)?$ ]] || wrong QUOTA_WEBHOOK_URL "http(s)://host/path"
-  for name in DATA_DIR BACKUP_DIR VLLM_API_KEY_FILE QUOTA_WEBHOOK_CA_FILE; do
+  for name in DATA_DIR BACKUP_DIR FEED_DIR VLLM_API_KEY_FILE QUOTA_WEBHOOK_CA_FILE; do
     [[ ${setting[$name]} =~ ^(/[A-Za-z0-9._/-]*)?$ ]] || wrong $name "an absolute path without blanks"
   done
   check_ports "$file"
@@ -243,6 +244,7 @@ runs_postgresql() { [ "${setting[POSTGRES_HOST]}" = 127.0.0.1 ]; }
 
 derive() {
   data_dir=${setting[DATA_DIR]:-$home/data}
+  feed_dir=${setting[FEED_DIR]:-$data_dir/feed}
   backup_dir=${setting[BACKUP_DIR]:-$home/backups}
   project=${setting[PROJECT]}
   local per_host=$((${setting[KONG_WORKERS]} * kong_connections_per_worker + collector_connections + upkeep_connections))
@@ -336,6 +338,7 @@ collector_environment() {
   echo "QUOTA_WEBHOOK_URL=${setting[QUOTA_WEBHOOK_URL]}"
   [ "${setting[KEEP_CONTENT_DAYS]}" = 0 ] || echo "COLLECTOR_KEEP_CONTENT_DAYS=${setting[KEEP_CONTENT_DAYS]}"
   [ "${setting[KEEP_ROWS_DAYS]}" = 0 ] || echo "COLLECTOR_KEEP_ROWS_DAYS=${setting[KEEP_ROWS_DAYS]}"
+  [ -z "${setting[KEEP_ROWS_AFTER_FEED]}" ] || echo "COLLECTOR_KEEP_ROWS_AFTER_FEED=${setting[KEEP_ROWS_AFTER_FEED]}"
 }
 
 # Certificates by which the webhook is believed: the collector's image has none.
@@ -399,6 +402,7 @@ write_compose_env() {
     done
     cat <<LINES
 DATA_DIR=$data_dir
+FEED_DIR=$feed_dir
 CONFIG_DIR=$config_dir
 SECRETS_DIR=$secrets_dir
 RELEASE_DIR=$release_dir

@@ -24,7 +24,7 @@ load scripts
 @test "wrong settings are refused by name" {
   for line in PROXY_PORT=0 PROXY_PORT=65536 PROXY_PORT= KONG_WORKERS=0 KONG_WORKERS=384 MAX_REQUEST_MB=0 MAX_REQUEST_MB=64m REQUEST_BODY_SECONDS=86401 REQUEST_BODY_SECONDS=1m PROXY_ADDRESS=here PROJECT=A \
     FIRST_USER='a b' DATA_DIR=relative VLLM_URL=127.0.0.1:8000 VLLM_URL=http://127.0.0.1:8000/v1 TRUSTED_PROXIES=proxy TRUSTED_PROXIES=0.0.0.0/0 \
-    TRUSTED_PROXIES='10.0.0.1 ::/0' USERS=0 KONG_MANAGER=yes WRITER_ROLE=true CONTAINER_UIDS=0 KEEP_ROWS_DAYS=-1 QUEUE_IN_FLIGHT=many QUEUE_IN_FLIGHT=0 QUEUE_MAX_WAITING=0 VLLM_PRIORITY=on SITE_TIME_ZONE= SITE_TIME_ZONE='a b' QUOTA_WEBHOOK_URL=host QUOTA_WEBHOOK_URL=https://u:p@host/ QUOTA_WEBHOOK_CA_FILE=relative POSTGRES_ALLOW_FROM=everyone; do
+    TRUSTED_PROXIES='10.0.0.1 ::/0' USERS=0 KONG_MANAGER=yes WRITER_ROLE=true CONTAINER_UIDS=0 KEEP_ROWS_DAYS=-1 KEEP_ROWS_AFTER_FEED=Par FEED_DIR=relative QUEUE_IN_FLIGHT=many QUEUE_IN_FLIGHT=0 QUEUE_MAX_WAITING=0 VLLM_PRIORITY=on SITE_TIME_ZONE= SITE_TIME_ZONE='a b' QUOTA_WEBHOOK_URL=host QUOTA_WEBHOOK_URL=https://u:p@host/ QUOTA_WEBHOOK_CA_FILE=relative POSTGRES_ALLOW_FROM=everyone; do
     run settings "$line"
     [ "$status" = 1 ]
     says "${line%%=*} must be"
@@ -44,8 +44,10 @@ load scripts
   grep -qx QUOTA_WEBHOOK_URL=https://chat.example/hook "$WORK/collector"
   no grep -q KEEP_CONTENT "$WORK/collector"
   [[ $passed_on == *GF_SERVER_ROOT_URL=https://x/* && $passed_on == *KONG_LOG_LEVEL=info* ]]
-  settings KEEP_CONTENT_DAYS=7
+  no grep -q FEED "$WORK/collector"
+  settings KEEP_CONTENT_DAYS=7 KEEP_ROWS_AFTER_FEED=parquet
   collector_environment >"$WORK/collector"
+  grep -qx COLLECTOR_KEEP_ROWS_AFTER_FEED=parquet "$WORK/collector"
   grep -qx COLLECTOR_KEEP_CONTENT_DAYS=7 "$WORK/collector"
   run settings KONG_PG_HOST=elsewhere
   says 'derived from other settings'
