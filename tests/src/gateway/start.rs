@@ -104,6 +104,13 @@ pub(crate) fn settings(admin_url: &str, proxy_url: &str, vllm_url: &str, collect
     .into()
 }
 
+/// Sizes of nginx's buffers, as deploy/compose.yaml has them.
+const SHIPPED_BUFFERS: [(&str, &str); 3] = [
+    ("KONG_NGINX_HTTP_CLIENT_BODY_BUFFER_SIZE", "1m"),
+    ("KONG_NGINX_PROXY_PROXY_BUFFER_SIZE", "32k"),
+    ("KONG_NGINX_PROXY_PROXY_BUFFERS", "4 32k"),
+];
+
 /// What serves as the gateway.
 enum Host {
     Running { proxy_url: String, admin_url: String },
@@ -147,7 +154,7 @@ pub(crate) async fn start_script(script: &str, prefix: &Path, database: &Databas
         .env("KONG_TEST_DATABASE_URL", &database.url)
         // As deploy/compose.yaml has it with the shipped settings.
         .env("KONG_NGINX_HTTP_CLIENT_MAX_BODY_SIZE", "64m")
-        .env("KONG_NGINX_HTTP_CLIENT_BODY_BUFFER_SIZE", "1m")
+        .envs(SHIPPED_BUFFERS)
         .env("KONG_NGINX_PROXY_PROXY_NEXT_UPSTREAM", "error timeout non_idempotent")
         .env("KONG_NGINX_PROXY_PROXY_NEXT_UPSTREAM_TIMEOUT", format!("{READ_TIMEOUT_MS}ms"))
         .env("NGINX_HOST_WATCH_PID", std::process::id().to_string())
@@ -215,4 +222,18 @@ fn cleanup(folder: &Path, host: &Host) -> String {
         Host::Script { script, .. } => format!("{} stop --prefix {folder}/gateway", project().join(script).display()),
     };
     format!("{gateway}; [ ! -s {folder}/collector.pid ] || kill $(cat {folder}/collector.pid); rm -rf {folder}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_gateway_of_the_tests_has_the_buffers_that_are_shipped() {
+        let compose = std::fs::read_to_string(project().join("deploy/compose.yaml")).expect("a file");
+        let lines: Vec<&str> = compose.lines().map(str::trim).collect();
+        for (name, value) in SHIPPED_BUFFERS {
+            assert!(lines.contains(&format!("{name}: {value}").as_str()), "{name}: {value} is not in deploy/compose.yaml");
+        }
+    }
 }
