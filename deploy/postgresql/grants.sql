@@ -69,7 +69,7 @@ SELECT format('GRANT SELECT ON %I TO llm_grafana', relname)
 FROM pg_class
 WHERE relnamespace = 'public'::regnamespace
   AND relname IN ('llm_logs', 'llm_content', 'llm_usage_hourly', 'llm_usage_daily', 'llm_usage_costs', 'llm_usage_counts', 'llm_usage_day_costs', 'llm_model_prices',
-      'llm_partitions', 'llm_searchable', 'llm_sequence_gaps', 'llm_retention_rounds', 'llm_upkeep')
+      'llm_partitions', 'llm_searchable', 'llm_sequence_gaps', 'llm_retention_rounds', 'llm_upkeep', 'llm_refused_users')
   AND NOT has_table_privilege('llm_grafana', oid, 'SELECT') \gexec
 
 SELECT 'GRANT EXECUTE ON FUNCTION public.llm_quota_overview() TO llm_grafana'

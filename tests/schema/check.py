@@ -50,6 +50,7 @@ REQUEST = {
     "v": 1, "node": "gateway-1:8111",
     "workers": [{"worker": "4711-1-ab", "seq": 204, "done": 198, "ended": False}],
     "refused_calls": [{"client_ip": "192.0.2.7", "minute": 1795716240, "status": 401, "count": 40}],
+    "refused_users": [{"user": "alice", "refused_by": "quota", "minute": 1795716240, "status": 429, "count": 7000}],
     "responses_made": [{"id": "resp_9f3c", "maker": "5c9f", "counted": False}],
     "responses_asked": ["resp_77aa"],
     "gauges": {"in_flight": 3, "queue_entries": 6, "queue_bytes": 120000, "queue_stalled_seconds": 0, "entries_left_out": 0, "quota_pending": 4,

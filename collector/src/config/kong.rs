@@ -145,6 +145,10 @@ pub struct KongSettings {
     /// Refused calls without a valid key a minute from one address; further ones are only counted, and have to wait; 0 is no limit [default: 60]
     #[arg(long, env = "ANONYMOUS_PER_MINUTE")]
     pub anonymous_per_minute: Option<String>,
+    /// Calls of a user with a valid key that the gateway may refuse in a minute until they are counted only; 0 is no limit
+    /// [default: 60]
+    #[arg(long, env = "REFUSED_PER_MINUTE")]
+    pub refused_per_minute: Option<String>,
     /// true: the plugin llm-quota enforces the limits that `quota` sets; false: nothing enforces them [default: true]
     #[arg(long, env = "QUOTAS")]
     pub quotas: Option<String>,

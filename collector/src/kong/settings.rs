@@ -51,6 +51,7 @@ pub struct Settings {
     pub strict_requests: bool,
     pub openai_errors: bool,
     pub anonymous_per_minute: u64,
+    pub refused_per_minute: u64,
     pub quotas: bool,
     pub quota_fail_closed: bool,
     pub quota_default_max_tokens: u64,
@@ -116,6 +117,7 @@ impl Settings {
             strict_requests: switch("STRICT_REQUESTS", &given.strict_requests)?,
             openai_errors: switch("AUDIT_OPENAI_ERRORS", &given.audit_openai_errors)?,
             anonymous_per_minute: number("ANONYMOUS_PER_MINUTE", &given.anonymous_per_minute, "60", 0, 1_000_000)?,
+            refused_per_minute: number("REFUSED_PER_MINUTE", &given.refused_per_minute, "60", 0, 1_000_000)?,
             quotas: switch("QUOTAS", &given.quotas)?,
             quota_fail_closed: switch_or("QUOTA_FAIL_CLOSED", &given.quota_fail_closed, "false")?,
             quota_default_max_tokens: number(

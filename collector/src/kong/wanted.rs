@@ -206,6 +206,7 @@ fn plugins(settings: &Settings, batch: &Batch, is_shared: bool) -> Vec<Part> {
                 "strict_requests": settings.strict_requests,
                 "openai_errors": settings.openai_errors,
                 "anonymous_per_minute": settings.anonymous_per_minute,
+                "refused_per_minute": settings.refused_per_minute,
             })),
         ),
         plugin(

@@ -86,6 +86,17 @@ impl Limits {
         self.refused.get_or_create_owned(&RefusedLabels { by, model: model.to_owned() }).inc();
     }
 
+    /// Counts calls of which a node of Kong tells that it refused them, and no more.
+    pub fn observe_refused_unseen(&self, by: &str, calls: u64) {
+        // What Kong's own plugins refuse is not among the calls of this series.
+        if let Some(by) = REFUSERS.into_iter().find(|refuser| *refuser == by)
+            && calls > 0
+        {
+            let labels = RefusedLabels { by, model: super::UNKNOWN.to_owned() };
+            self.refused.get_or_create_owned(&labels).inc_by(calls);
+        }
+    }
+
     /// Counts notices.
     pub fn observe_notices(&self, outcome: Outcome, number: usize) {
         if number > 0 {

@@ -20,6 +20,7 @@ use serde_json::value::RawValue;
 use super::{BODY_TIMEOUT, Receiver, Refusal, is_authorized};
 use crate::measure::nodes::Gauges;
 use crate::store::pool::StoreError;
+use crate::store::refused::users::{self, RefusedUser};
 use crate::store::refused::{self, Refused};
 use crate::store::responses::{self, Response};
 use crate::store::workers::{self, Worker};
@@ -32,10 +33,12 @@ const VERSION: u64 = 1;
 const MAX_NAME_BYTES: usize = 128;
 /// Workers that are taken from one body; the plugin tells of 256 at most.
 const MAX_WORKERS: usize = 1_024;
-/// Counts of refused calls that are taken from one body; the plugin sends 500.
+/// Counts of refused calls that are taken from one body, by address and by user; the plugin sends 500 and 200.
 const MAX_COUNTS: usize = 1_000;
 /// Stored responses that are taken from one body; the plugin sends 300, and asks for 100.
 const MAX_RESPONSES: usize = 1_000;
+/// What refuses calls of users: plugins of the gateway's, and all else.
+const REFUSERS: [&str; 4] = ["router", "quota", "queue", "kong"];
 /// Numbers beyond this are no counts: 2^53, the last that every JSON reader holds exactly.
 const MAX_NUMBER: i64 = 1 << 53;
 /// Minutes that are older are not what a node can have kept.
@@ -48,6 +51,7 @@ struct Told {
     node: String,
     workers: Vec<ToldWorker>,
     refused_calls: Vec<ToldCount>,
+    refused_users: Vec<ToldUserCount>,
     responses_made: Vec<ToldResponse>,
     responses_asked: Vec<String>,
     gauges: Gauges,
@@ -63,6 +67,7 @@ impl Default for Told {
             node: String::new(),
             workers: Vec::new(),
             refused_calls: Vec::new(),
+            refused_users: Vec::new(),
             responses_made: Vec::new(),
             responses_asked: Vec::new(),
             gauges: Gauges::default(),
@@ -100,15 +105,41 @@ struct ToldCount {
 
 impl ToldCount {
     fn checked(&self, now: DateTime<Utc>) -> Option<(Refused, i64)> {
-        let minute = refused::minute_of(DateTime::from_timestamp(self.minute, 0)?);
-        let is_sound = (100..=599).contains(&self.status)
-            && (1..=MAX_NUMBER).contains(&self.count)
-            && minute > now - MAX_AGE
-            && minute < now + Duration::from_secs(3_600);
+        let minute = sound_minute(self.minute, self.status, self.count, now)?;
         // What is no address, and "other" is none, is counted together.
         let address = refused::network(self.client_ip.parse::<IpAddr>().ok());
-        is_sound.then_some((Refused { minute, address, status: self.status }, self.count))
+        Some((Refused { minute, address, status: self.status }, self.count))
     }
+}
+
+/// The same of a user with a valid key.
+#[derive(Debug, Deserialize)]
+struct ToldUserCount {
+    user: String,
+    refused_by: String,
+    minute: i64,
+    status: i32,
+    count: i64,
+}
+
+impl ToldUserCount {
+    fn checked(self, now: DateTime<Utc>) -> Option<(RefusedUser, i64)> {
+        let minute = sound_minute(self.minute, self.status, self.count, now)?;
+        let Self { user: username, refused_by, status, count, .. } = self;
+        // Nobody's name is empty: that is who is left where there are too many.
+        let is_sound = (username.is_empty() || is_name(&username)) && REFUSERS.contains(&refused_by.as_str());
+        is_sound.then_some((RefusedUser { minute, username, refused_by, status }, count))
+    }
+}
+
+/// The minute of a count, where it is one that can be.
+fn sound_minute(minute: i64, status: i32, count: i64, now: DateTime<Utc>) -> Option<DateTime<Utc>> {
+    let minute = refused::minute_of(DateTime::from_timestamp(minute, 0)?);
+    let is_sound = (100..=599).contains(&status)
+        && (1..=MAX_NUMBER).contains(&count)
+        && minute > now - MAX_AGE
+        && minute < now + Duration::from_secs(3_600);
+    is_sound.then_some(minute)
 }
 
 /// A stored response and who made it; what a node is told of one looks alike.
@@ -151,7 +182,7 @@ fn read(body: &[u8]) -> Result<Told, Refusal> {
     if !is_name(&told.node) {
         return Err(Refusal::NotABatch(format!("the node has no name, or one of more than {MAX_NAME_BYTES} bytes")));
     }
-    if told.workers.len() > MAX_WORKERS || told.refused_calls.len() > MAX_COUNTS {
+    if told.workers.len() > MAX_WORKERS || told.refused_calls.len() > MAX_COUNTS || told.refused_users.len() > MAX_COUNTS {
         return Err(Refusal::NotABatch(format!("more than {MAX_WORKERS} workers or {MAX_COUNTS} counts in one report")));
     }
     if told.responses_made.len() > MAX_RESPONSES || told.responses_asked.len() > MAX_RESPONSES {
@@ -183,16 +214,21 @@ pub(super) async fn tell(request: HttpRequest, payload: Payload, receiver: Data<
 /// Returns what the node asks for.
 async fn note(receiver: &Receiver, told: Told) -> Result<Answer, StoreError> {
     let now = Utc::now();
-    let (all_workers, all_counts) = (told.workers.len(), told.refused_calls.len());
+    let (all_workers, all_counts) = (told.workers.len(), told.refused_calls.len() + told.refused_users.len());
     let sound: Vec<Worker> = told.workers.into_iter().filter_map(ToldWorker::checked).collect();
     let counts: Vec<(Refused, i64)> = told.refused_calls.iter().filter_map(|count| count.checked(now)).collect();
-    if (sound.len(), counts.len()) != (all_workers, all_counts) {
-        let (workers, counts) = (all_workers - sound.len(), all_counts - counts.len());
+    let user_counts: Vec<(RefusedUser, i64)> = told.refused_users.into_iter().filter_map(|count| count.checked(now)).collect();
+    let all_sound = counts.len() + user_counts.len();
+    if (sound.len(), all_sound) != (all_workers, all_counts) {
+        let (workers, counts) = (all_workers - sound.len(), all_counts - all_sound);
         warn!(workers = workers, counts = counts; "passed over {workers} workers and {counts} counts that make no sense in the report of a node");
     }
     let connection = receiver.pipeline.store.database().connection().await?;
     workers::note(&connection, &told.node, &sound).await?;
     refused::report(&connection, &told.node, &counts).await?;
+    for (by, calls) in users::report(&connection, &told.node, &user_counts).await? {
+        receiver.pipeline.metrics.limits.observe_refused_unseen(&by, calls);
+    }
     // A node that asks for what it tells in the same report is answered with it.
     let made: Vec<Response> = told.responses_made.into_iter().filter_map(ToldResponse::checked).collect();
     responses::note(&connection, &made).await?;
@@ -275,6 +311,18 @@ mod tests {
         let (refused, calls) = count("2001:db8:1:2::", 1_795_716_259, 401, 7).unwrap();
         assert_eq!((refused.address.as_str(), refused.minute.timestamp(), calls), ("2001:db8:1:2::/64", 1_795_716_240, 7));
         assert_eq!(count("other", 1_795_716_240, 401, 1).unwrap().0.address, "other");
+        let of_user = |user: &str, refused_by: &str, minute: i64| {
+            let (user, refused_by) = (user.to_owned(), refused_by.to_owned());
+            ToldUserCount { user, refused_by, minute, status: 429, count: 9 }.checked(now)
+        };
+        let (refused, calls) = of_user("alice", "quota", 1_795_716_259).unwrap();
+        assert_eq!((refused.username.as_str(), refused.refused_by.as_str(), refused.status), ("alice", "quota", 429));
+        assert_eq!((refused.minute.timestamp(), calls), (1_795_716_240, 9));
+        assert_eq!(of_user("", "kong", 1_795_716_240).unwrap().0.username, "");
+        for (user, by, minute) in [("a\0", "quota", 1_795_716_240), ("a", "nobody", 1_795_716_240), ("a", "quota", 0)] {
+            assert_eq!(of_user(user, by, minute), None, "{user:?} {by} {minute}");
+        }
+        assert_eq!(of_user(&"u".repeat(MAX_NAME_BYTES + 1), "quota", 1_795_716_240), None);
         for (minute, status, calls) in
             [(0, 401, 1), (i64::MAX, 401, 1), (1_795_726_240, 401, 1), (1_795_716_240, 99, 1), (1_795_716_240, 401, 0)]
         {

@@ -14,6 +14,7 @@ use super::pool::{PooledConnection, StoreError};
 use crate::call::Call;
 
 pub mod limit;
+pub mod users;
 
 /// What stands for the address where there are too many, or none is known.
 pub const OTHER: &str = "other";
@@ -81,6 +82,11 @@ pub fn minute_of(moment: DateTime<Utc>) -> DateTime<Utc> {
     DateTime::from_timestamp(seconds - seconds.rem_euclid(60), 0).unwrap_or(moment)
 }
 
+/// The name under which the counts of a node are kept.
+fn kept_source(node: &str) -> String {
+    node.chars().filter(|c| *c != '\0').take(MAX_SOURCE_CHARS).collect()
+}
+
 /// Notes what a node of Kong counted by itself. `count` is the node's total for that address, minute and status so far: the greatest
 /// total that was ever reported stands, so a report may come again. Addresses that stand for the same network have to be added up
 /// before ([`network`]); of several totals for the same one the greatest counts.
@@ -99,7 +105,7 @@ pub async fn report(connection: &PooledConnection<'_>, node: &str, totals: &[(Re
     if sorted.is_empty() {
         return Ok(());
     }
-    let source: String = node.chars().filter(|c| *c != '\0').take(MAX_SOURCE_CHARS).collect();
+    let source = kept_source(node);
     let (minutes, addresses, statuses) = columns(sorted.keys().copied());
     let totals: Vec<i64> = sorted.into_values().collect();
     let parameters: [(&(dyn ToSql + Sync), Type); 5] = [
@@ -165,9 +171,9 @@ pub async fn counted(connection: &PooledConnection<'_>, entries: &[&Entry]) -> R
 
 /// Removes what is too old, a piece at a time; `true` while there is more. `keep_days` 0 keeps counts for ever.
 pub async fn trim(connection: &PooledConnection<'_>, keep_days: i32) -> Result<bool, StoreError> {
-    let query = "SELECT llm_trim_refused_calls($1)";
+    let query = "SELECT llm_trim_refused_calls($1), llm_trim_refused_users($1)";
     let row = connection.bounded(connection.client().query_one(query, &[&keep_days])).await?;
-    Ok(row.try_get(0)?)
+    Ok(row.try_get(0)? || row.try_get(1)?)
 }
 
 fn columns<'a>(refused: impl Iterator<Item = &'a Refused>) -> (Vec<DateTime<Utc>>, Vec<&'a str>, Vec<i32>) {

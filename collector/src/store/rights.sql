@@ -7,7 +7,7 @@ DECLARE
     works   CONSTANT text[] := ARRAY['llm_create_partition', 'llm_fill_partition', 'llm_missing_partitions', 'llm_count_usage', 'llm_count_usage_backlog',
         'llm_has_usage_backlog', 'llm_compact_usage', 'llm_compact_usage_piece', 'llm_find_sequence_gaps',
         'llm_close_sequence_gaps', 'llm_forget_sequences', 'llm_note_workers', 'llm_note_response_makers', 'llm_find_tail_gaps',
-        'llm_trim_refused_calls', 'llm_merge_counted_ranges', 'llm_forget_counted_ranges', 'llm_know_cluster', 'llm_quota_used',
+        'llm_trim_refused_calls', 'llm_trim_refused_users', 'llm_merge_counted_ranges', 'llm_forget_counted_ranges', 'llm_know_cluster', 'llm_quota_used',
         'llm_quota_state', 'llm_quota_sync', 'llm_site_zone', 'llm_own_usage', 'llm_own_calls', 'llm_create_content', 'llm_join_conversations',
         'llm_forget_turns'];
     -- The record: calls, what they cost, what could not be stored and what was lost.

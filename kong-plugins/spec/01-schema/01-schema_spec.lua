@@ -45,6 +45,7 @@ describe("schema", function()
       strict_requests = true,
       openai_errors = true,
       anonymous_per_minute = 60,
+      refused_per_minute = 60,
     }, defaults)
 
     local here = debug.getinfo(1, "S").source:match("^@(.*)/[^/]*$")

@@ -45,6 +45,31 @@ describe("llm-audit", function()
     end)
   end)
 
+  it("keeps out refused calls that are only counted", function()
+    running = gateway.new({ capture = "full" })
+    local found = "user"
+    package.loaded["kong.plugins.llm-audit.refused"].look = function()
+      return found
+    end
+    local function refuse()
+      return running:call({ request = { headers = {
+                              ["X-Padding"] = ("p"):rep(257),
+                              ["X-Program"] = "nightly",
+                              ["Authorization"] = "Basic c2VjcmV0",
+                            } },
+                            refused = true, asked = { refused_by = "quota" },
+                            response = kong_error(429, "slow down") })
+    end
+
+    local small = refuse()
+    assert.equal("quota", small.llm.refused_by)
+    assert.same({ ["x-program"] = "nightly" }, small.entry.request.headers)
+    assert.is_false(kong.ctx.shared.llm_audit_entry.refused)
+    found = "counted"
+    assert.same({ request = {}, response = {} }, refuse().entry)
+    assert.same({ kept_out = true }, kong.ctx.shared.llm_audit_entry)
+  end)
+
   describe("capture = metadata", function()
     before_each(function()
       running = gateway.new({ capture = "metadata", include_usage = false })

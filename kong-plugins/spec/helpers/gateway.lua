@@ -15,6 +15,7 @@ local DEFAULTS = {
   strict_requests = true,
   openai_errors = true,
   anonymous_per_minute = 60,
+  refused_per_minute = 60,
   upload_room_mb = 0,
   body_seconds = 60,
 }

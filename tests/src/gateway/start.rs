@@ -99,6 +99,8 @@ pub(crate) fn settings(admin_url: &str, proxy_url: &str, vllm_url: &str, collect
         ("AUDIT_BATCH_SECONDS", "0.1"),
         // All tests call from one address, and many without a key.
         ("ANONYMOUS_PER_MINUTE", "0"),
+        // And some users are refused in many tests.
+        ("REFUSED_PER_MINUTE", "0"),
     ]
     .map(|(name, value)| (name.to_owned(), value.to_owned()))
     .into()

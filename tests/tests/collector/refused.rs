@@ -69,8 +69,14 @@ async fn old_counts_go_and_recent_ones_stay() {
     let counts = "INSERT INTO llm_refused_calls SELECT now() - days * interval '1 day', 'other', 401, '', 1
         FROM generate_series(1, 20) days";
     client.execute(counts, &[]).await.unwrap();
+    let of_users = "INSERT INTO llm_refused_users SELECT now() - days * interval '1 day', n::text, 'quota', 429, '', 1
+        FROM generate_series(1, 600) n, generate_series(1, 20) days WHERE days > 1 OR n = 1";
+    client.execute(of_users, &[]).await.unwrap();
     assert!(refused::trim(&connection, 0).await.unwrap(), "there is more than one piece");
+    assert_eq!(database.number("SELECT count(*) FROM llm_refused_users").await, 19 * 600 + 1);
     assert!(!refused::trim(&connection, 10).await.unwrap());
+    assert_eq!(database.number("SELECT count(*) FROM llm_refused_users").await, 8 * 600 + 1);
+    assert!(refused::trim(&connection, 0).await.is_ok_and(|more| !more), "for ever");
     assert_eq!(database.number("SELECT count(*) FROM llm_refused_seen").await, 1);
     assert_eq!(database.number("SELECT count(*) FROM llm_refused_calls").await, 9);
 }

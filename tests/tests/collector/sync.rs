@@ -113,6 +113,31 @@ async fn refused_calls_are_counted_once_however_often_they_are_told() {
 }
 
 #[tokio::test]
+async fn refused_calls_of_users_are_counted_once_and_by_what_refused_them() {
+    let app = TestApp::start().await;
+    let minute = Utc::now().timestamp() / 60 * 60 - 120;
+    let count = |user: &str, by: &str, count: i64| json!({"user": user, "refused_by": by, "minute": minute, "status": 429, "count": count});
+    let report = json!({"node": "n", "refused_users": [count("alice", "quota", 7000), count("alice", "kong", 40),
+        count("", "queue", 3), count("mallory", "nobody", 9)]});
+    told(&app, &report).await;
+    told(&app, &report).await;
+    told(&app, &json!({"node": "o", "refused_users": [count("alice", "quota", 5)]})).await;
+    let of = |user: &str, by: &str| {
+        format!(
+            "SELECT coalesce(sum(count), 0)::bigint FROM llm_refused_users
+             WHERE username = '{user}' AND refused_by = '{by}' AND status = 429 AND minute = to_timestamp({minute})"
+        )
+    };
+    for (user, by, calls) in [("alice", "quota", 7005), ("alice", "kong", 40), ("", "queue", 3), ("mallory", "nobody", 0)] {
+        assert_eq!(app.database.number(&of(user, by)).await, calls, "{user:?} {by}");
+    }
+    assert_eq!(app.database.number("SELECT count(*) FROM llm_refused_calls").await, 0);
+    assert_eq!(app.metric("llm_refused_total{by=\"quota\",model=\"unknown\"}").await, 7005.0);
+    assert_eq!(app.metric("llm_refused_total{by=\"queue\",model=\"unknown\"}").await, 3.0);
+    app.stop().await;
+}
+
+#[tokio::test]
 async fn gauges_of_a_node_are_series() {
     let app = TestApp::start().await;
     told(

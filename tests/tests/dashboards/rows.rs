@@ -50,6 +50,8 @@ impl Grafana {
         let refused = "UPDATE llm_logs SET refused_by = 'quota' WHERE id IN (
             SELECT id FROM llm_logs WHERE started_at < '2027-01-01' ORDER BY started_at DESC LIMIT 3)";
         owner.batch_execute(refused).await.expect("refused calls");
+        let counted = "INSERT INTO llm_refused_users SELECT date_trunc('minute', to_timestamp($1::float8 / 1000)), 'alice', 'queue', 429, 'n', 40";
+        owner.execute(counted, &[&(end_ms as f64)]).await.expect("counted calls");
         Self { client: as_grafana(&database).await, owner, end_ms }
     }
 
@@ -223,7 +225,9 @@ async fn limits_are_listed_with_the_fullest_first() {
     assert_eq!(ask("quotas: Limits from 95 %: A").await.rows, [[Some("1".to_owned())]]);
     let refused = ask("quotas: Refused most: A").await;
     let calls: i64 = refused.column("Calls").iter().map(|calls| calls.parse::<i64>().unwrap()).sum();
-    assert_eq!((calls, refused.column("Refused by")[0]), (3, "quota"));
+    assert_eq!(calls, 3 + 40);
+    assert_eq!(refused.column("Refused by")[..2], ["queue", "quota"]);
+    assert_eq!((refused.column("User")[0], refused.column("Calls")[0]), ("alice", "40"));
 }
 
 #[tokio::test]

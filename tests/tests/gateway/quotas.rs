@@ -131,3 +131,48 @@ async fn a_hard_limit_holds_for_many_calls_at_once() {
     assert_eq!(answered, 20);
     execute(&session, &format!("DELETE FROM llm_quotas WHERE subject_name IN ('{}', '{}')", user.name, other.name)).await;
 }
+
+/// A script that does not wait as its answer asks leaves a few small rows and a count, and no other caller of its address pays for it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_script_that_ignores_its_429_is_counted() {
+    const CALLS: usize = 300;
+    const ROWS: i64 = 5;
+    let session = Session::alone().await;
+    switch_on(&session).await;
+    session.change(&[("REFUSED_PER_MINUTE", "5")]).await;
+    let (user, neighbour) = (session.user().await, session.user().await);
+    limit(&session, &user, "calls", 0).await;
+    let body = json!({"model": "m", "messages": [{"role": "user", "content": "again"}]}).to_string();
+    let call = || async {
+        let padding = "p".repeat(7_000);
+        session.call(CHAT).key(&user.key).body(body.clone()).header("x-padding", &padding).send().await
+    };
+    session.settled("the limit is in effect", || async { call().await.status == 429 }).await;
+    // Whatever came before, and the limit itself, belongs to the time before these calls.
+    let rows = "SELECT count(*) FROM llm_logs WHERE consumer_username = $1 AND started_at >= $2";
+    let counts = "SELECT coalesce(sum(count), 0)::bigint FROM llm_refused_users
+        WHERE username = $1 AND refused_by = 'quota' AND status = 429 AND source <> ''";
+    let began = std::time::SystemTime::now();
+    for _ in 0..CALLS / 10 {
+        let statuses = join_all((0..10).map(|_| call())).await;
+        assert!(statuses.iter().all(|reply| reply.status == 429));
+    }
+    assert_eq!(ask(&session, &neighbour, false).await.status, 200, "from the same address");
+
+    let database = session.rows().await;
+    let number = async |query: &str| database.query_one(query, &[&user.name]).await.unwrap().get::<_, i64>(0);
+    let started = Instant::now();
+    let kept = loop {
+        let kept: i64 = database.query_one(rows, &[&user.name, &began]).await.unwrap().get(0);
+        // Minutes are told once they are over.
+        if kept + number(counts).await >= i64::try_from(CALLS).unwrap() {
+            break kept;
+        }
+        assert!(started.elapsed() < Duration::from_secs(90), "{kept} rows and {} counted", number(counts).await);
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    };
+    // The calls may have begun in one minute and ended in the next.
+    assert!(kept <= 2 * ROWS, "{kept} rows");
+    let large = "SELECT count(*) FROM llm_logs WHERE consumer_username = $1 AND raw_log::text LIKE '%pppppppp%'";
+    assert_eq!(number(large).await, 0);
+}

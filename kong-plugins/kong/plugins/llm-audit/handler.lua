@@ -14,7 +14,7 @@
 --
 -- Not here: sending the entry (http-log does), keeping its queue alive
 -- (log_queue.lua), telling the collector what no entry can (sync.lua), bounding
--- what calls without a key leave (refused.lua), reading what the bodies mean
+-- what refused calls leave (refused.lua), reading what the bodies mean
 -- (the collector), removing keys from headers (key-auth and the collector).
 --
 -- Phases that may be missing: `access` does not run for calls that match no
@@ -134,19 +134,6 @@ end
 local function is_event_stream(content_type)
   return content_type ~= nil
          and find(lower(content_type), "text/event-stream", 1, true) == 1
-end
-
-
--- Counts a call that nobody is known to have made.
--- @return "counted" or, beyond the limit, "over"; nil for other calls
-local function look_at_refused(conf, status)
-  if not refused.is_refused(status) then
-    return nil
-  end
-
-  -- Without its queue nobody keeps the entry out.
-  return log_queue.is_installed() and refused.is_over(conf.anonymous_per_minute)
-         and "over" or "counted"
 end
 
 
@@ -349,20 +336,17 @@ local function log(call, conf)
   end
 
   local status = kong.response.get_status()
-  local refusal = look_at_refused(conf, status)
-  if refusal == "over" then
-    refused.note(status)
-  end
-  if refusal == "over" or not refusal and conf.capture == "none" then
+  local asked = call.asked or shared_reading.of_call()
+  local refusal = refused.look(conf, status, asked)
+  if refusal == "counted" or not refusal and conf.capture == "none" then
     log_queue.expect({ kept_out = true })
     return
   end
   if refusal then
-    refused.shorten()
+    refused.shorten(refusal)
   end
 
   local request = call.request_body
-  local asked = call.asked or shared_reading.of_call()
   local request_bytes = asked.request_bytes or request_body.declared_size() or 0
   local content, answer
 
@@ -414,8 +398,8 @@ local function log(call, conf)
   set_value("llm", llm)
 
   request = is_full and request ~= "" and request or nil
-  local entry = entry_bodies.new(llm.seq, refusal ~= nil, request, content,
-                                 call.is_encoded)
+  local entry = entry_bodies.new(llm.seq, refusal == "anonymous", request,
+                                 content, call.is_encoded)
   if asked.limited then
     entry.limited, entry.llm = asked.limited, llm
     entry.hides_usage = call.is_encoded or call.meter and call.meter.has_usage
@@ -483,7 +467,8 @@ end)
 -- For a plugin in front of this one, while whose access the client went away:
 -- then Kong comes to no phase of this one. What is known goes into the entry.
 LlmAudit.log_unreached = guarded("log", function()
-  log(call_at_hand(), { capture = "metadata", anonymous_per_minute = 0 })
+  log(call_at_hand(), { capture = "metadata", anonymous_per_minute = 0,
+                        refused_per_minute = 0 })
 end)
 
 -- What was kept is let go even when the entry could not be made.

@@ -94,6 +94,14 @@ return {
               required = true,
               default = 60,
               between = { 0, 1000000 }, }, },
+          { refused_per_minute = {
+              description = "How many calls of a user with a valid key the "
+                            .. "gateway may refuse in a minute until they are "
+                            .. "only counted. 0: no limit.",
+              type = "integer",
+              required = true,
+              default = 60,
+              between = { 0, 1000000 }, }, },
         }, }, },
   },
 }

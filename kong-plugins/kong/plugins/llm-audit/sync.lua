@@ -39,9 +39,10 @@ local INTERVAL_SECONDS = 1
 local LEASE_SECONDS = 10
 local TIMEOUT_MS = 9000
 
--- Counts of refused calls in one request: some 60 KB. And stored responses, of
--- which none takes more than 250 bytes.
+-- Counts of refused calls in one request: some 60 KB. And those of users, and
+-- stored responses, of which none takes more than 250 bytes.
 local MAX_REFUSED = 500
+local MAX_REFUSED_USERS = 200
 local MAX_RESPONSES = 300
 
 -- An answer to a node's 5,000 users with some limits each has a megabyte.
@@ -156,6 +157,7 @@ local function make_body(shared)
 
   local taken = {
     refused = refused.take(MAX_REFUSED),
+    users = refused.take_users(MAX_REFUSED_USERS),
     news = stored_responses.owners:take_news(MAX_RESPONSES),
     asked = stored_responses.owners:take_asked(),
   }
@@ -164,9 +166,16 @@ local function make_body(shared)
     refused_calls[i] = { client_ip = count.client_ip, minute = count.minute,
                          status = count.status, count = count.count }
   end
+  local refused_users = {}
+  for i, count in ipairs(taken.users) do
+    refused_users[i] = { user = count.user, refused_by = count.refused_by,
+                         minute = count.minute, status = count.status,
+                         count = count.count }
+  end
 
   local told = { v = VERSION, node = node_name(), workers = list(workers),
                  refused_calls = list(refused_calls),
+                 refused_users = list(refused_users),
                  responses_made = list(taken.news),
                  responses_asked = list(taken.asked), gauges = gauges }
   for name, member in pairs(sync_members.all()) do
@@ -266,12 +275,14 @@ local function send(shared)
   local called, answer, err = pcall(post, endpoint, body)
   if not called or not answer then
     refused.give_back(taken.refused)
+    refused.give_back(taken.users)
     stored_responses.owners:give_back(taken.news, taken.asked)
     report(not called and answer or err)
     return
   end
 
   refused.forget(taken.refused)
+  refused.forget(taken.users)
   learn(taken.asked, answer.responses)
   learn_members(answer, taken.told)
   for slot, name in pairs(ended) do
