@@ -67,9 +67,7 @@ end
 -- @return nil, or how to answer
 function M.once(asked)
   local expected = reading.expected_body(asked.api)
-  if asked.found or not expected or reading.is_encoded()
-    or reading.hides_length()
-  then
+  if asked.found or not expected or reading.is_encoded() then
     return nil
   end
 

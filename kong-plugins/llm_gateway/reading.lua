@@ -143,15 +143,15 @@ function M.await_turn()
 end
 
 
--- Room for the body of the call, unless it has it already.
--- @param room bytes for all bodies of this worker, 0: as many as they like
--- @return nil, or how to answer: { status, headers, message }
-function M.take_room(asked, room)
-  local size = request_body.declared_size()
-  if asked.holding or not size and not ngx.var.http_transfer_encoding then
-    return nil
-  end
+-- Of what comes over HTTP/2 without a length only POST has a body as a rule.
+local function may_be_empty()
+  return not ngx.var.http_transfer_encoding
+         and kong.request.get_method() ~= "POST"
+end
 
+
+-- @param size nil where it is hidden
+local function take_room(asked, size, room)
   local holding, lacking = upload_room.take(M.caller(), size, room)
   asked.holding = holding
   if not lacking then
@@ -166,6 +166,21 @@ function M.take_room(asked, room)
                   .. "until they have ended"
               or "Too many large requests are on their way",
   }
+end
+
+
+-- Room for the body of the call, unless it has it already.
+-- @param room bytes for all bodies of this worker, 0: as many as they like
+-- @return nil, or how to answer: { status, headers, message }
+function M.take_room(asked, room)
+  local size = request_body.declared_size()
+  if asked.holding or not size and not request_body.hides_size()
+    or not size and may_be_empty()
+  then
+    return nil
+  end
+
+  return take_room(asked, size, room)
 end
 
 
@@ -187,28 +202,24 @@ function M.is_encoded()
 end
 
 
--- HTTP/2 and later may carry a body without telling its length, which nginx's
--- Lua module refuses to read.
-function M.hides_length()
-  return kong.request.get_http_version() >= 2
-         and not request_body.declared_size()
-         and not find(forwarded.path(), "/cancel/?$")
-end
-
-
--- Waits until the body is there. Raises when it cannot be had, and M.LATE when
--- it does not come.
+-- Waits until the body is there. Raises when it cannot be had; where there is
+-- no room for it a table that says how to answer; M.LATE when it does not come.
 -- @return the body
 function M.open(asked)
   if asked.body then
     return asked.body
   end
 
+  local function on_wait()
+    return not asked.holding and request_body.hides_size()
+           and take_room(asked, nil, upload_room.size())
+  end
+
   -- nginx ends a call whose client goes away while its body is read: what
   -- stands behind the read never runs, and neither does http-log, which Kong
   -- had not come to. `log` has to know.
   asked.is_reading = true
-  local ok, body, err = pcall(request_body.open)
+  local ok, body, err = pcall(request_body.open, on_wait)
   asked.is_reading = nil
   if not ok then
     error(body)

@@ -61,7 +61,6 @@ local REASONS = {
   encoded = "a request with Content-Encoding is not read; send it as it is",
   odd_path = "the path has an escaped slash, backslash, percent sign or zero "
              .. "byte",
-  no_length = "an HTTP/2 request has to tell its Content-Length",
 }
 
 -- What pydantic takes for true and false, in any case.

@@ -88,8 +88,22 @@ local function sleep(seconds)
 end
 
 
--- @return whether the body came in time; raises when it cannot be read
-local function await_body(seconds)
+-- HTTP/2 may carry a body without a word of it in the head, neither a length
+-- nor a Transfer-Encoding.
+-- @return whether the request may have a body of which it does not say how long
+-- it is
+function M.hides_size()
+  return not M.declared_size()
+         and (ngx.var.http_transfer_encoding ~= nil
+              or kong.request.get_http_version() >= 2)
+end
+
+
+-- @param seconds at most; 0: for ever
+-- @param on_wait see M.open
+-- @return whether the body came in time; false and what on_wait gave; raises
+-- when it cannot be read
+local function await_body(seconds, on_wait)
   local thread = ngx.thread
   local progress = { is_there = false }
 
@@ -99,9 +113,20 @@ local function await_body(seconds)
     return true
   end
 
-  local clock = thread.spawn(sleep, seconds)
-  local ok, err = thread.wait(reader, clock)
-  thread.kill(clock)
+  local refusal = on_wait and on_wait()
+  if refusal then
+    thread.kill(reader)
+    return false, refusal
+  end
+
+  local ok, err
+  if seconds == 0 then
+    ok, err = thread.wait(reader)
+  else
+    local clock = thread.spawn(sleep, seconds)
+    ok, err = thread.wait(reader, clock)
+    thread.kill(clock)
+  end
   thread.kill(reader)
   if not ok then
     error(err)
@@ -113,22 +138,23 @@ end
 
 -- Waits until nginx has the whole body; Kong does so anyway before it calls
 -- the upstream server, unless the route has request_buffering off.
--- @return the body, with its true `size`; nil and an error; nil and nil when it
--- did not come in time
-function M.open()
+-- @param on_wait called when the body is not there at once, if it is given; its
+-- result, if it has one, is returned in place of a body
+-- @return the body, with its true `size`; nil and an error, or what on_wait
+-- gave; nil and nil when it did not come in time
+function M.open(on_wait)
   local declared = M.declared_size()
-  if declared == 0 or not (declared or ngx.var.http_transfer_encoding) then
-    -- HTTP/2 may carry a body without saying so, but nginx's Lua module
-    -- refuses to read such a one.
+  if declared == 0 or not declared and not M.hides_size() then
     return setmetatable({ data = "", size = 0 }, Body)
   end
 
-  if seconds_of_all == 0 then
-    ngx.req.read_body()
-  elseif not await_body(seconds_of_all
-                        + (declared or HIDDEN_BYTES) / BYTES_A_SECOND)
-  then
-    return nil
+  local seconds = seconds_of_all
+  if seconds > 0 then
+    seconds = seconds + (declared or HIDDEN_BYTES) / BYTES_A_SECOND
+  end
+  local is_there, refusal = await_body(seconds, on_wait)
+  if not is_there then
+    return nil, refusal
   end
 
   local data = ngx.req.get_body_data()

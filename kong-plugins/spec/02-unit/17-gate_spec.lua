@@ -72,6 +72,34 @@ describe("llm-audit", function()
     assert.is_nil(call(ALICE).answer)
   end)
 
+  it("has room for what HTTP/2 brings where nothing was announced", function()
+    running = gateway.new({ upload_room_mb = 16 })
+    running.handler:configure({ running.conf })
+    running.consumer = ALICE
+    local function get(has_body)
+      return running:call({
+        request = { method = "GET", path = "/v1/models", http_version = 2,
+                    never_comes = has_body },
+        response = {},
+      }).answer
+    end
+
+    local late = get(true)
+    local log, inner = running.handler.log, nil
+    running.handler.log = function(...)
+      running.handler.log = log
+      local of_call, shared = kong.ctx.plugin, kong.ctx.shared
+      inner = { get(true), get(false) }
+      kong.ctx.plugin, kong.ctx.shared = of_call, shared
+      return log(...)
+    end
+    running:call({ request = { body = ("x"):rep(8000000) }, response = {} })
+
+    assert.equal(400, late.status)
+    assert.equal(429, inner[1].status)
+    assert.is_nil(inner[2])
+  end)
+
   describe("gives a stored response", function()
     local ANSWER = '{"id":"resp_1a","object":"response","status":"queued"}'
     local STREAM = 'event: response.created\ndata: {"response":{"id":"resp_2b"'

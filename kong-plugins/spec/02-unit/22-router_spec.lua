@@ -151,7 +151,12 @@ describe("llm-router", function()
       local err = error_of(chat(request.body, BOB, request), 400)
       assert.equal("invalid_request_error", err.error.type)
     end
-    error_of(chat(nil, BOB, { http_version = 2 }), 411)
+  end)
+
+  it("reads a body of which HTTP/2 says nothing before it comes", function()
+    local hidden = { http_version = 2, hides_length = true }
+    assert.equal("llm-small", chat('{"model":"small"}', BOB, hidden).upstream)
+    error_of(chat('{"model":"nobody"}', BOB, hidden), 404)
   end)
 
   it("waits for no body for ever", function()

@@ -140,7 +140,8 @@ local function body_in_file(body)
 end
 
 
--- @param request { method, path, headers, body, in_file, chunked }
+-- @param request { method, path, headers, body, in_file, chunked, http_version,
+-- never_comes }; HTTP/2 says nothing of a body that is `chunked`
 -- @return what the service gets to see
 local function serve_request(gateway, request)
   local headers, lowered = header_table(request.headers)
@@ -149,7 +150,7 @@ local function serve_request(gateway, request)
 
   if body and not request.chunked and not lowered["content-length"] then
     lowered["content-length"] = tostring(#body)
-  elseif request.chunked then
+  elseif request.chunked and (request.http_version or 1.1) < 2 then
     lowered["transfer-encoding"] = "chunked"
   end
 

@@ -95,14 +95,16 @@ end
 
 
 -- @param request { method, path, headers, body, in_file, never_comes, consumer,
--- http_version }
+-- http_version, hides_length }
 -- @return table: exit (status, body, headers) when the plugin answered,
 -- upstream or target, body and headers as they go to the server, asked
 function M:call(request)
   local headers = lowered(request.headers)
   local sent = { body = request.body, headers = {} }
   headers["content-type"] = headers["content-type"] or "application/json"
-  if request.body and headers["content-length"] == nil then
+  if request.body and headers["content-length"] == nil
+    and not request.hides_length
+  then
     headers["content-length"] = tostring(#request.body)
   end
 

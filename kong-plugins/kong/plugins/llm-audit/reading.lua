@@ -39,7 +39,7 @@ local function refusal(conf, reason)
     return nil
   end
 
-  return { status = reason == "no_length" and 411 or 400,
+  return { status = 400,
            message = request.REASONS[reason] or form.REASONS[reason] }
 end
 
@@ -87,10 +87,6 @@ end
 
 -- @return refusal, and what was not read
 local function read_body(conf, call, asked, is_coded)
-  if shared_reading.hides_length() then
-    return refusal(conf, "no_length"), "no_length"
-  end
-
   shared_reading.open(asked)
   local found = call.expects == "form" and shared_reading.read_form(asked)
                 or call.expects == "json" and shared_reading.read_json(asked)
@@ -182,7 +178,7 @@ function M.read(conf, call, asked)
 
   local ok, answer = pcall(read, conf, call, asked)
   if not ok then
-    if answer ~= shared_reading.LATE then
+    if type(answer) ~= "table" then
       error(answer, 0)
     end
     -- nobody got it, unread or not

@@ -72,12 +72,6 @@ local function refusal(asked)
     return answers.bad_request(request.REASONS.encoded .. ".")
   end
 
-  if reading.hides_length() then
-    local err = answers.bad_request(request.REASONS.no_length .. ".")
-    err.status = 411
-    return err
-  end
-
   return nil
 end
 
