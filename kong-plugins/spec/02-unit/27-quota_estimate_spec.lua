@@ -243,6 +243,10 @@ describe("a refusal", function()
                  message({ subject = "user", name = "bob", unit = "calls",
                            per = "hour", most = 5, mode = "hard", used = 5,
                            stop = NOW + 1 }))
+    assert.matches("each user may use 1 call per day (limit 7); 1 is used.",
+                   message({ unit = "calls", most = 1, used = 1 }), 1, true)
+    assert.matches("may use 1 token of models x per day (limit 7); 2 are used.",
+                   message({ most = 1, models = "x", used = 2 }), 1, true)
     assert.matches("all users together may use 123 tokens",
                    message({ subject = "everybody", most = 123 }))
   end)

@@ -108,8 +108,17 @@ local SUBJECTS = {
 }
 
 
+-- Whether the amount is one of what is counted.
+local function is_one(limit, amount)
+  return limit.unit ~= "cost" and amount == 1
+end
+
+
 local function what_of(limit)
   local unit = limit.unit == "cost" and "" or " " .. limit.unit
+  if is_one(limit, limit.most) then
+    unit = sub(unit, 1, -2)
+  end
   local models = limit.models == "%" and ""
                  or " of models " .. limit.models
 
@@ -121,13 +130,13 @@ end
 local function message_of(refusal, now, contact)
   local limit = refusal.limit
   local is_hard = limit.mode == "hard"
+  local are = is_one(limit, refusal.used) and " is" or " are"
   local parts = {
     format("Quota exceeded: %s may use %s per %s (limit %.0f); ",
            SUBJECTS[limit.subject](limit), what_of(limit), limit.per,
            limit.id),
     amount_of(limit, refusal.used),
-    is_hard and " are used or reserved by calls under way"
-    or " are used",
+    are, is_hard and " used or reserved by calls under way" or " used",
   }
   if is_hard and limit.unit ~= "calls" then
     parts[#parts + 1] = format(", and this call may take %s",
