@@ -10,7 +10,9 @@
 #
 # Options, each with an environment variable of the same meaning:
 #   --prefix DIR    KONG_PREFIX         folder for all it writes (default: a new one)
-#   --proxy A:P     KONG_PROXY_LISTEN   default 127.0.0.1:8111
+#   --proxy LIST    KONG_PROXY_LISTEN   default 127.0.0.1:8111; several with commas
+#                                       between them
+#                   KONG_SSL_CERT, KONG_SSL_CERT_KEY  PEM files for those with `ssl`
 #   --admin A:P     KONG_ADMIN_LISTEN   default 127.0.0.1:8001
 #   --status A:P    KONG_STATUS_LISTEN  default 127.0.0.1:8100
 #                   port 0 takes a free one
@@ -23,7 +25,7 @@
 # Docker with the image comes first, then a `kong` command.
 #
 # Prints the same lines as ../nginx-host/run.sh and writes them to PREFIX/host.env:
-#   PREFIX=…  PROXY_URL=…  ADMIN_URL=…  STATUS_URL=…
+#   PREFIX=…  PROXY_URL=…  PROXY_TLS_URL=…  ADMIN_URL=…  STATUS_URL=…
 # Kong's log is in PREFIX/logs.
 
 set -euo pipefail
@@ -68,7 +70,7 @@ read_settings() {
       *) say "unknown option $1"; usage ;;
     esac
   done
-  proxy=${proxy%%[, ]*} admin=${admin%%[, ]*} status=${status%%[, ]*}
+  admin=${admin%%[, ]*} status=${status%%[, ]*}
 }
 
 listens() { (exec 3<>"/dev/tcp/${1%:*}/${1##*:}") 2>/dev/null; }
@@ -87,7 +89,20 @@ url() {
 
 DATABASE_PATTERN='^postgres(ql)?://([^:@/]+)(:([^@/]*))?@([^:/]+)(:([0-9]+))?/([^?]+)'
 
-# Kong's properties, as NAME=value lines. What differs from a production Kong: ports, and
+# Sets proxy_at (the first), tls_at (the first with TLS, or nothing) and proxy_listen, in which ports are chosen.
+choose_listeners() {
+  local entry at
+  proxy_at='' tls_at='' proxy_listen=''
+  while IFS= read -r entry; do
+    read -r at entry <<<"$entry"
+    at=$(with_port "$at")
+    proxy_listen+="${proxy_listen:+, }$at ${entry:-reuseport backlog=16384}"
+    [[ " $entry " != *' ssl '* ]] || tls_at=${tls_at:-$at}
+    proxy_at=${proxy_at:-$at}
+  done < <(tr , '\n' <<<"$proxy")
+}
+
+# properties PLUGINS [CERTIFICATE KEY] - Kong's properties, as NAME=value lines. What differs from a production Kong: ports, and
 # an access log without queries, since a client may put a key there.
 properties() {
   local plugins=$1
@@ -106,7 +121,9 @@ KONG_NGINX_HTTP_LUA_SHARED_DICT=llm_gateway 16m; lua_shared_dict llm_quota 16m; 
 KONG_ANONYMOUS_REPORTS=off
 KONG_NGINX_WORKER_PROCESSES=$workers
 $(printenv | grep -E '^KONG_NGINX_(HTTP_CLIENT|PROXY)_[A-Z_]+=' || true)
-KONG_PROXY_LISTEN=$proxy_at reuseport backlog=16384
+KONG_PROXY_LISTEN=$proxy_listen
+${KONG_SSL_CERT:+KONG_SSL_CERT=${2:-$KONG_SSL_CERT}}
+${KONG_SSL_CERT_KEY:+KONG_SSL_CERT_KEY=${3:-$KONG_SSL_CERT_KEY}}
 KONG_ADMIN_LISTEN=$admin_at
 KONG_STATUS_LISTEN=$status_at
 KONG_ADMIN_GUI_LISTEN=off
@@ -120,7 +137,7 @@ LINES
 start_docker() {
   local name=kong-test-$$-$RANDOM
   {
-    properties /kong-plugins
+    properties /kong-plugins /kong-tls/certificate.pem /kong-tls/key.pem
     echo 'KONG_PROXY_ACCESS_LOG=/dev/stdout without_query'
     echo 'KONG_PROXY_ERROR_LOG=/dev/stderr'
     echo 'KONG_ADMIN_ACCESS_LOG=off'
@@ -129,6 +146,7 @@ start_docker() {
     echo 'KONG_STATUS_ERROR_LOG=/dev/stderr'
   } >"$prefix/kong.env"
   local run=(docker run --network host --env-file "$prefix/kong.env" -v "$plugins_dir:/kong-plugins:ro")
+  [ -z "${KONG_SSL_CERT:-}" ] || run+=(-v "$KONG_SSL_CERT:/kong-tls/certificate.pem:ro" -v "$KONG_SSL_CERT_KEY:/kong-tls/key.pem:ro")
   "${run[@]}" --rm "$image" kong migrations bootstrap >"$prefix/logs/migrations.log" 2>&1 || {
     cat "$prefix/logs/migrations.log" >&2
     fatal "Kong's database could not be prepared"
@@ -182,7 +200,8 @@ start() {
   mkdir -p "$prefix/logs"
   prefix=$(cd "$prefix" && pwd)
   plugins_dir=$(cd "$plugins_dir" && pwd)
-  proxy_at=$(with_port "$proxy") admin_at=$(with_port "$admin") status_at=$(with_port "$status")
+  choose_listeners
+  admin_at=$(with_port "$admin") status_at=$(with_port "$status")
   say "$(describe) in $prefix"
   # From here on something may run that has to be stopped.
   trap 'stop --prefix "$prefix"' EXIT
@@ -192,6 +211,7 @@ start() {
   tee "$prefix/host.env" <<LINES
 PREFIX=$prefix
 PROXY_URL=$(url "$proxy_at")
+PROXY_TLS_URL=$([ -z "$tls_at" ] || url "$tls_at" | sed 's/^http:/https:/')
 ADMIN_URL=$(url "$admin_at")
 STATUS_URL=$(url "$status_at")
 LINES

@@ -16,7 +16,10 @@
 # names where Kong has one, so that one environment fits both):
 #   --prefix DIR    KONG_PREFIX                  folder for all it writes
 #                                                (default: a new one under TMPDIR)
-#   --proxy A:P     KONG_PROXY_LISTEN            default 127.0.0.1:8111
+#   --proxy LIST    KONG_PROXY_LISTEN            default 127.0.0.1:8111
+#                   A:P, and as in Kong `ssl` and `http2` behind it; several with
+#                   commas between them
+#                   KONG_SSL_CERT, KONG_SSL_CERT_KEY  PEM files for `ssl`
 #   --admin A:P     KONG_ADMIN_LISTEN            default 127.0.0.1:8001
 #   --status A:P    KONG_STATUS_LISTEN           default 127.0.0.1:8100
 #                   port 0 takes a free one
@@ -41,8 +44,8 @@
 #
 # Prints, when it listens, and writes to PREFIX/host.env:
 #   PREFIX=/tmp/…  PROXY_URL=http://…  ADMIN_URL=http://…  STATUS_URL=http://…
-#   PID=…
-# one a line, nothing else on standard output. Messages go to standard error,
+#   PROXY_TLS_URL=https://…  PID=…
+# one a line (PROXY_URL is the first listener, PROXY_TLS_URL the first with `ssl`), nothing else on standard output. Messages go to standard error,
 # nginx's log to PREFIX/logs/error.log.
 #
 # Exit status: 0 stopped as asked; 1 could not start (the reason on standard
@@ -79,8 +82,8 @@ read_settings() {
       *) say "unknown option $1"; usage ;;
     esac
   done
-  # Kong lists several listeners; the first is enough here.
-  proxy=${proxy%%[, ]*} admin=${admin%%[, ]*} status=${status%%[, ]*}
+  # Kong lists several listeners; of these the first is enough here.
+  admin=${admin%%[, ]*} status=${status%%[, ]*}
   case $workers in
     auto) workers=$(nproc) ;;
     *[!0-9]* | '') fatal "not a number of workers: $workers" ;;
@@ -105,6 +108,24 @@ free_port() {
 
 with_port() {
   if [ "${1##*:}" = 0 ]; then echo "${1%:*}:$(free_port)"; else echo "$1"; fi
+}
+
+# Sets proxy_at (the first), tls_at (the first with TLS, or nothing) and proxy_listen, nginx's directives.
+choose_listeners() {
+  local entry at is_tls=0
+  proxy_at='' tls_at='' proxy_listen=''
+  while IFS= read -r entry; do
+    read -r at entry <<<"$entry"
+    at=$(with_port "$at")
+    proxy_listen+="listen $at"
+    if [[ " $entry " == *' ssl '* ]]; then
+      proxy_listen+=' ssl' is_tls=1 tls_at=${tls_at:-$at}
+    fi
+    [[ " $entry " != *' http2 '* ]] || proxy_listen+=' http2'
+    proxy_listen+='; '
+    proxy_at=${proxy_at:-$at}
+  done < <(tr , '\n' <<<"$proxy")
+  [ $is_tls = 0 ] || proxy_listen+="ssl_certificate ${KONG_SSL_CERT:?}; ssl_certificate_key ${KONG_SSL_CERT_KEY:?}; ssl_protocols TLSv1.2 TLSv1.3;"
 }
 
 # --- the nginx configuration ---------------------------------------------------
@@ -149,7 +170,7 @@ write_configuration() {
   [ "$connections" != unlimited ] && [ "$connections" -lt 4096 ] || connections=4096
   text=$(<"$host_dir/nginx.conf.in")
   for name in USER_DIRECTIVE WORKERS PREFIX LOG_LEVEL MODULES CONNECTIONS BODY_BUFFER MAX_BODY \
-    RESOLVER HOST PLUGIN_PATH PROXY ADMIN STATUS REAL_IP ADMIN_DIRECTIVES PROXY_DIRECTIVES; do
+    RESOLVER HOST PLUGIN_PATH PROXY_LISTEN ADMIN STATUS REAL_IP ADMIN_DIRECTIVES PROXY_DIRECTIVES; do
     case $name in
       USER_DIRECTIVE) value=$user ;;
       WORKERS) value=$workers ;;
@@ -162,7 +183,7 @@ write_configuration() {
       RESOLVER) value=${resolver:-127.0.0.1} ;;
       HOST) value=$host_dir ;;
       PLUGIN_PATH) value=${KONG_LUA_PACKAGE_PATH:-$plugins_dir/?.lua;$plugins_dir/?/init.lua} ;;
-      PROXY) value=$proxy_at ;;
+      PROXY_LISTEN) value=$proxy_listen ;;
       ADMIN) value=$admin_at ;;
       STATUS) value=$status_at ;;
       REAL_IP) value=$(real_ip) ;;
@@ -192,10 +213,11 @@ prepare() {
   export NGINX_HOST_UPDATE_FREQUENCY=${KONG_WORKER_STATE_UPDATE_FREQUENCY:-0}
   export NGINX_HOST_WATCH_PID=${NGINX_HOST_WATCH_PID:-}
 
-  proxy_at=$(with_port "$proxy") admin_at=$(with_port "$admin") status_at=$(with_port "$status")
+  choose_listeners
+  admin_at=$(with_port "$admin") status_at=$(with_port "$status")
   export NGINX_HOST_PROXY_PORT=${proxy_at##*:}
   local at output
-  for at in "$proxy_at" "$admin_at" "$status_at"; do
+  for at in "$proxy_at" ${tls_at:+"$tls_at"} "$admin_at" "$status_at"; do
     at=$(url "$at")
     ! listens "${at#http://}" || fatal "something listens on ${at#http://} already"
   done
@@ -206,17 +228,18 @@ prepare() {
   }
 }
 
-# The address under which the host itself reaches a listener.
+# url ADDRESS [SCHEME] - under which the host itself reaches a listener.
 url() {
   local at=$1
   case ${at%:*} in 0.0.0.0 | '*') at=127.0.0.1:${at##*:} ;; esac
-  echo "http://$at"
+  echo "${2:-http}://$at"
 }
 
 announce() {
   cat <<LINES
 PREFIX=$prefix
-PROXY_URL=$(url "$proxy_at")
+PROXY_URL=$(if [ "$proxy_at" = "$tls_at" ]; then url "$proxy_at" https; else url "$proxy_at"; fi)
+PROXY_TLS_URL=$([ -z "$tls_at" ] || url "$tls_at" https)
 ADMIN_URL=$(url "$admin_at")
 STATUS_URL=$(url "$status_at")
 PID=$1
