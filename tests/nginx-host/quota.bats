@@ -116,7 +116,7 @@ PY
 import json, sys
 body = json.load(open(sys.argv[1]))
 assert body["type"] == "error" and body["error"]["type"] == "rate_limit_error", body
-assert "may use 1 calls per day" in body["error"]["message"], body
+assert "may use 1 call per day" in body["error"]["message"], body
 PY
   [ "$(header anthropic-ratelimit-requests-limit)" = 1 ]
   [ "$(header anthropic-ratelimit-requests-remaining)" = 0 ]

@@ -10,8 +10,16 @@ use super::pretend::Pretend;
 use super::{BROKEN, Said, Site};
 
 const PLUGIN: &str = "llm-quota";
-const CHECKS: [&str; 7] =
-    ["quotas.plugin", "quotas.dict", "quotas.sync", "quotas.subjects", "quotas.models", "quotas.prices", "quotas.webhook"];
+const CHECKS: [&str; 8] = [
+    "quotas.plugin",
+    "quotas.dict",
+    "quotas.sync",
+    "quotas.subjects",
+    "quotas.models",
+    "quotas.prices",
+    "quotas.waiting",
+    "quotas.webhook",
+];
 
 /// A limit for everybody, number 1 of its database.
 const LIMIT: &str = "INSERT INTO llm_quotas (subject_kind, unit, per, amount) VALUES ('everybody', 'tokens', 'day', 1000000)";
@@ -68,7 +76,7 @@ async fn a_limit_that_is_kept_is_no_complaint_and_without_one_nothing_is_said() 
     assert!(removed.success, "{}", removed.stderr);
     said.assert_calm_about_limits();
     assert_eq!(said.status, Some(0), "{said:?}");
-    assert!(said.stdout.contains("llm-quota holds calls to 1 limits"), "{said:?}");
+    assert!(said.stdout.contains("llm-quota holds calls to 1 limit\""), "{said:?}");
 }
 
 #[tokio::test]
@@ -83,7 +91,7 @@ async fn limits_without_the_plugin_that_keeps_them_are_a_problem() {
     BROKEN.store(true, Ordering::SeqCst);
     site.patch("plugins", PLUGIN, &off).await;
     let said = site.doctor().await;
-    said.assert_problem("quotas.plugin", &["1 limits", "switched off"]);
+    said.assert_problem("quotas.plugin", &["1 limit is set", "switched off"]);
     site.mended(&said, "quotas.plugin").await;
     BROKEN.store(false, Ordering::SeqCst);
 
@@ -177,9 +185,26 @@ async fn a_node_that_sends_entries_and_does_not_ask_for_limits_is_a_problem() {
     execute(&database, &format!("{start} {silent}")).await;
     site.doctor().await.assert_problem("quotas.sync", &["n:8000 has not asked", "2 min at least", "2 of its calls"]);
     execute(&database, &format!("{start} {}", entry("w", 1, 120))).await;
-    site.doctor().await.assert_problem("quotas.sync", &["1 calls", "never asked"]);
+    site.doctor().await.assert_problem("quotas.sync", &["1 call of", "never asked"]);
     execute(&database, "DELETE FROM llm_quotas").await;
     assert!(site.doctor().await.says_nothing_of_limits());
+}
+
+#[tokio::test]
+async fn limits_over_which_calls_are_to_wait_want_the_plugin_that_lets_them() {
+    let mut site = Site::healthy().await;
+    site.with_limit(&LIMIT.replace("amount)", "amount, mode)").replace("1000000)", "1000000, 'wait')")).await;
+    let said = site.doctor().await;
+    said.assert_warning("quotas.waiting", &["limit 1 lets calls wait", "llm-queue is not there"]);
+    assert_eq!(said.mend("quotas.waiting"), "QUEUE_IN_FLIGHT=… llm-collector kong apply");
+    let said = site
+        .with_list(|list| {
+            let mut queue = list.iter().find(|plugin| plugin["name"] == PLUGIN).unwrap().clone();
+            queue["name"] = json!("llm-queue");
+            list.push(queue);
+        })
+        .await;
+    said.assert_calm_about_limits();
 }
 
 #[tokio::test]
@@ -314,7 +339,7 @@ async fn notices_that_a_webhook_does_not_take_are_a_problem() {
 
     execute(&database, &notice(20, 5, "2 minutes", "2 hours", "NULL")).await;
     let said = site.doctor().await;
-    said.assert_problem("quotas.webhook", &["has not taken 1 notices", "the oldest for 20 min", "up to 5 tries"]);
+    said.assert_problem("quotas.webhook", &["has not taken 1 notice about a limit", "the oldest for 20 min", "up to 5 tries"]);
     assert!(said.mend("quotas.webhook").contains("llm-collector quota webhook-test"), "{said:?}");
     assert!(!said.stdout.contains("secret-path"), "{said:?}");
 

@@ -8,6 +8,7 @@ use serde_json::Value;
 use super::mend::Mend;
 use super::{Level, Report};
 use crate::config::DoctorSettings;
+use crate::counted::counted;
 use crate::kong::apply::is_available;
 use crate::kong::entities::is_own;
 use crate::kong::wanted::QUOTA_PLUGIN;
@@ -262,17 +263,14 @@ impl<'p> Plugins<'p> {
         if way.is_own() && instance.is_none_or(is_own) {
             notes.mend = self.mend.with("QUOTAS=true", "QUOTAS=true");
         }
+        let are_set = counted(limits, "limit is set", "limits are set");
         match state {
             State::Missing if !is_available(available, QUOTA_PLUGIN) => {
                 notes.mend = self.mend.plugins();
-                notes.problem(CHECK, format!("{limits} limits are set, and Kong does not have the plugin {QUOTA_PLUGIN}"), WHY);
+                notes.problem(CHECK, format!("{are_set}, and Kong does not have the plugin {QUOTA_PLUGIN}"), WHY);
             }
-            State::Missing => {
-                notes.problem(CHECK, format!("{limits} limits are set, and the plugin {QUOTA_PLUGIN} is not there"), WHY)
-            }
-            State::Off(_) => {
-                notes.problem(CHECK, format!("{limits} limits are set, and the plugin {QUOTA_PLUGIN} is switched off"), WHY)
-            }
+            State::Missing => notes.problem(CHECK, format!("{are_set}, and the plugin {QUOTA_PLUGIN} is not there"), WHY),
+            State::Off(_) => notes.problem(CHECK, format!("{are_set}, and the plugin {QUOTA_PLUGIN} is switched off"), WHY),
             State::On(_) => {
                 let priority = |name: &str| available[name]["priority"].as_f64();
                 let is_early = |name: &&str| {
@@ -285,7 +283,7 @@ impl<'p> Plugins<'p> {
                         let what = format!("{QUOTA_PLUGIN} runs before {other}");
                         notes.problem(CHECK, what, "it does not know yet who calls or which model, so the wrong limits are held");
                     }
-                    None => notes.good(CHECK, format!("{QUOTA_PLUGIN} holds calls to {limits} limits")),
+                    None => notes.good(CHECK, format!("{QUOTA_PLUGIN} holds calls to {}", counted(limits, "limit", "limits"))),
                 }
             }
         }

@@ -13,9 +13,11 @@ use super::mend::Mend;
 use super::plugins::{Plugins, in_short};
 use crate::commands::table::visible;
 use crate::config::DoctorSettings;
+use crate::counted::counted;
 use crate::kong::admin::Admin;
 use crate::kong::models::{Model, of_plugin};
 use crate::kong::people;
+use crate::kong::queue::QUEUE_PLUGIN;
 use crate::kong::state::State;
 use crate::kong::wanted::QUOTA_PLUGIN;
 use crate::kong::ways::Way;
@@ -26,6 +28,7 @@ const MODELS: &str = "quotas.models";
 const PRICES: &str = "quotas.prices";
 const SYNC: &str = "quotas.sync";
 const DICT: &str = "quotas.dict";
+const WAITING: &str = "quotas.waiting";
 const WEBHOOK: &str = "quotas.webhook";
 
 /// The user as whom calls without a key are counted.
@@ -63,6 +66,7 @@ pub(super) fn in_kong(
     }
     if ways.iter().any(|way| plugins.on(QUOTA_PLUGIN, way).is_some()) {
         dict(&status["memory"]["lua_shared_dicts"], report);
+        waiting(&facts.limits, plugins, ways, report);
     }
     subjects(kong, &facts.limits, plugins.mend, report);
     models(entities, facts, plugins.mend, report);
@@ -85,6 +89,21 @@ fn dict(dicts: &Value, report: &mut Report) {
              Kong's environment; gateway apply; gateway restart kong",
         );
     }
+}
+
+/// Limits over which calls are to wait, where nothing lets them.
+fn waiting(limits: &[Limit], plugins: &Plugins<'_>, ways: &[Way<'_>], report: &mut Report) {
+    let ids: Vec<i64> = limits.iter().filter(|limit| limit.quota.mode == "wait").map(|limit| limit.quota.id).collect();
+    if ids.is_empty() || ways.iter().any(|way| plugins.on(QUEUE_PLUGIN, way).is_some()) {
+        return;
+    }
+    let names: Vec<String> = ids.iter().map(|id| format!("limit {id}")).collect();
+    report.warning(
+        WAITING,
+        format!("{} lets calls wait that are over it, and no call waits here: {QUEUE_PLUGIN} is not there", in_short(&names)),
+        "who is over it is refused, as by a soft limit",
+        plugins.mend.with("QUEUE_IN_FLIGHT=…", "QUEUE_IN_FLIGHT=…"),
+    );
 }
 
 /// Users and teams that nobody knows. Whoever has called has been there, also where Kong has him no more.
@@ -231,7 +250,10 @@ fn sync(silent: &[Silent], report: &mut Report) {
                 visible(node),
                 duration((seconds - NOTED_SECONDS).max(30))
             ),
-            _ => format!("{calls} calls of the last minutes came from workers of Kong that never asked the collector for limits"),
+            _ => format!(
+                "{} from workers of Kong that never asked the collector for limits",
+                counted(calls, "call of the last minutes came", "calls of the last minutes came")
+            ),
         };
         report.problem(
             SYNC,
@@ -254,7 +276,11 @@ fn webhook(untold: &Untold, is_set: bool, mend: Mend<'_>, report: &mut Report) {
     } else if tries > 0 {
         report.problem(
             WEBHOOK,
-            format!("it has not taken {notices} notices about limits, the oldest for {age}, after up to {tries} tries"),
+            format!(
+                "it has not taken {}, the oldest for {age}, after up to {}",
+                counted(notices, "notice about a limit", "notices about limits"),
+                counted(tries, "try", "tries")
+            ),
             WHY_UNTOLD,
             format!(
                 "{} says what it answers; gateway logs collector | grep 'could not tell'",
@@ -264,7 +290,10 @@ fn webhook(untold: &Untold, is_set: bool, mend: Mend<'_>, report: &mut Report) {
     } else if is_set && !others_taken {
         report.problem(
             WEBHOOK,
-            format!("{notices} notices about limits wait for {age}, and no collector posts them"),
+            format!(
+                "{} for {age}, and no collector posts them",
+                counted(notices, "notice about a limit waits", "notices about limits wait")
+            ),
             WHY_UNTOLD,
             "give the collector QUOTA_WEBHOOK_URL and QUOTA_WEBHOOK_SECRET_FILE: gateway apply; gateway restart collector",
         );
