@@ -1,4 +1,9 @@
-//! Certificates by which servers are believed: those of a file, or those that the system trusts.
+//! Certificates by which servers are believed: those of a file, those that the system trusts, or the one that a server of this
+//! installation is known to have.
+
+pub(crate) mod der;
+pub mod pinned;
+pub mod server;
 
 use std::path::{Path, PathBuf};
 

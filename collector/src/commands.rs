@@ -1,5 +1,6 @@
 //! The commands besides `serve`. What they print on standard output is their result; everything else is logged.
 
+pub mod certificate;
 pub mod doctor;
 pub mod erase;
 pub mod feed;

@@ -2,6 +2,7 @@
 
 #![allow(missing_docs, reason = "a doc comment is help text here; flattened groups of settings have none of their own")]
 
+mod certificate;
 mod database;
 mod feed;
 mod import;
@@ -17,6 +18,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, bail};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+pub use certificate::CertificateArgs;
 pub use database::{DatabaseArgs, MigrateSettings, SiteArgs};
 pub use feed::{FeedAction, FeedSettings, ParquetSettings};
 pub use import::ImportSettings;
@@ -74,6 +76,9 @@ pub enum Command {
     Users(UsersCommand),
     /// Model servers, and who may use them
     Models(ModelsCommand),
+    /// Look whether a certificate and its key, PEM on standard input, can be those of the gateway: prints the names of its hosts, its
+    /// fingerprint and its end
+    Certificate,
     /// Check a running installation, and say what is wrong and how to mend it
     Doctor(DoctorSettings),
     /// Ask a running collector whether it lives: status 0 if so, for health checks of containers
@@ -357,6 +362,11 @@ pub struct DoctorSettings {
     /// Prometheus
     #[arg(long, env = "PROMETHEUS_URL", default_value = "http://127.0.0.1:9090")]
     pub prometheus_url: String,
+    /// The gateway
+    #[arg(long, env = "KONG_PROXY_URL", default_value = "http://127.0.0.1:8111")]
+    pub kong_proxy_url: String,
+    #[command(flatten)]
+    pub certificate: CertificateArgs,
     /// Grafana
     #[arg(long, env = "GRAFANA_URL", default_value = "http://127.0.0.1:3000")]
     pub grafana_url: String,

@@ -6,8 +6,8 @@ use anyhow::{Context, Result};
 use clap::Parser;
 use llm_collector::commands::say::print;
 use llm_collector::commands::{
-    self, doctor, erase, feed, healthcheck, import, kong, models, prices, quota, rejected, replay, report, retention, upkeep,
-    users,
+    self, certificate, doctor, erase, feed, healthcheck, import, kong, models, prices, quota, rejected, replay, report, retention,
+    upkeep, users,
 };
 use llm_collector::config::{Cli, Command, ServeSettings};
 use llm_collector::counted::counted;
@@ -28,6 +28,7 @@ fn main() -> ExitCode {
         Command::Kong(command) => return kong::run(&command.action),
         Command::Users(command) => return users::run(command),
         Command::Models(command) => return models::run(command),
+        Command::Certificate => return certificate::run(),
         command => runtime(command).and_then(|runtime| runtime.block_on(run(command))),
     };
     match outcome {
@@ -106,7 +107,7 @@ async fn run(command: &Command) -> Result<()> {
         }
         // Handled without a runtime.
         Command::Healthcheck(settings) => healthcheck::run(settings),
-        Command::Kong(_) | Command::Users(_) | Command::Models(_) => Ok(()),
+        Command::Kong(_) | Command::Users(_) | Command::Models(_) | Command::Certificate => Ok(()),
     }
 }
 

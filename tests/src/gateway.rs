@@ -38,6 +38,8 @@ const ANSWERS_IN_A_ROW: u32 = 12;
 pub struct Gateway {
     /// Where clients call, without a slash at the end.
     pub proxy_url: String,
+    /// Where they call over HTTPS; `None` with a Kong that was there before.
+    pub tls: Option<Tls>,
     /// Kong's Admin API.
     pub admin_url: String,
     /// The model server.
@@ -59,6 +61,15 @@ pub struct Gateway {
     own_keys: Mutex<Vec<String>>,
     _collector: std::process::Child,
     _reaper: Reaper,
+}
+
+/// The gateway over HTTPS.
+#[derive(Debug)]
+pub struct Tls {
+    /// Where clients call, without a slash at the end.
+    pub url: String,
+    /// Its certificate, which signed itself, and the key.
+    pub certificate: PathBuf,
 }
 
 /// Somebody who may call the model.
@@ -155,6 +166,11 @@ impl Session {
         let said = self.gateway.command(&["kong", "apply"], changes, "").await;
         assert!(said.success, "kong apply: {}", said.stderr);
         said
+    }
+
+    /// Runs `llm-collector kong apply --wait` with changed settings that change nothing in Kong.
+    pub async fn apply_and_wait(&self, changes: &[(&str, &str)]) -> Said {
+        self.gateway.command(&["kong", "apply", "--wait"], changes, "").await
     }
 
     /// Changes settings of a plugin for which the installation has none of its own. It needs a session [of one's

@@ -5,6 +5,7 @@
 
 #![allow(clippy::indexing_slicing, reason = "only JSON values are indexed here, by name, which gives null where there is none")]
 
+mod certificates;
 mod database;
 mod kong;
 mod kong_log;
@@ -143,6 +144,7 @@ pub async fn run(settings: &DoctorSettings) -> Result<Report> {
         kong::examine(&settings, token.as_deref(), &facts, &mut report);
         kong_log::examine(settings.kong_log.as_deref(), &mut report);
         services::examine(&settings, &mut report);
+        certificates::examine(&settings, &mut report);
         network::examine(&settings, &mut report);
         report
     });

@@ -65,7 +65,7 @@ fn configure(args: &AdminArgs, settings: &KongSettings, adopt: bool, dry_run: bo
         return Ok(ExitCode::from(DIFFERENCES));
     }
     if wait {
-        apply::wait_until_live(admin.url(), &settings.proxy_url)?;
+        apply::wait_until_live(admin.url(), &settings)?;
         say::line(format!("{:<10} {}", "live", settings.proxy_url))?;
     }
     Ok(ExitCode::SUCCESS)

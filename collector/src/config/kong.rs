@@ -5,6 +5,8 @@
 
 use clap::{Args, Subcommand};
 
+use super::CertificateArgs;
+
 /// Kong's Admin API.
 #[derive(Debug, Clone, Args)]
 pub struct AdminArgs {
@@ -87,6 +89,8 @@ pub struct KongSettings {
     /// The gateway, for --wait [default: http://127.0.0.1:8111]
     #[arg(long, env = "KONG_PROXY_URL")]
     pub kong_proxy_url: Option<String>,
+    #[command(flatten)]
+    pub certificate: CertificateArgs,
     /// The model server [default: http://127.0.0.1:8000]
     #[arg(long, env = "VLLM_URL")]
     pub vllm_url: Option<String>,

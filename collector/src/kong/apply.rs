@@ -14,6 +14,8 @@ use super::queue::QUEUE_PLUGIN;
 use super::settings::{Settings, Shared};
 use super::state::State;
 use super::wanted::{NEWER_PLUGINS, OWN_PLUGINS, QUOTA_PLUGIN, wanted};
+use crate::certificates::pinned;
+use crate::webhook;
 
 /// 3.9.4 of October 2026 closes request smuggling (CVE-2026-6338), an SQL injection (CVE-2026-1907) and five holes of nginx.
 pub const OLDEST_KONG: [u32; 3] = [3, 9, 4];
@@ -182,26 +184,36 @@ fn conflict(admin: &Admin, step: &Step, wanted: &Value, reply: &Reply) -> Failur
 }
 
 /// Waits until the gateway answers as it should: without a key /v1/models answers 401 once route and key check are in effect, and an
-/// unknown path 404.
-pub fn wait_until_live(admin_url: &str, proxy_url: &str) -> Outcome<()> {
-    let agent: ureq::Agent = ureq::Agent::config_builder()
+/// unknown path 404. At an `https` address it has the certificate of the settings by then.
+pub fn wait_until_live(admin_url: &str, settings: &Settings) -> Outcome<()> {
+    let proxy_url = &settings.proxy_url;
+    let config = ureq::Agent::config_builder()
         .timeout_global(Some(LOOK_TIMEOUT))
         .http_status_as_error(false)
         .max_redirects(0)
         .max_redirects_will_error(false)
-        .proxy(None)
-        .build()
-        .into();
-    let mut status = None;
+        // Who looks for another certificate wants another connection.
+        .max_idle_connections(0)
+        .proxy(None);
+    let agent = match settings.certificate {
+        Some(wanted) => pinned::agent(config.build(), wanted).map_err(|error| Failure::new(error.to_string()))?,
+        None if proxy_url.starts_with("https://") => {
+            let tls = webhook::tls(None).map_err(|error| Failure::new(error.to_string()))?;
+            config.tls_config(tls).build().into()
+        }
+        None => config.build().into(),
+    };
+    let (mut status, mut silence) = (None, String::new());
     for _ in 0..LOOKS {
-        status = agent.get(format!("{proxy_url}/v1/models")).call().ok().map(|answer| answer.status().as_u16());
-        if status == Some(401) {
-            return Ok(());
+        match agent.get(format!("{proxy_url}/v1/models")).call() {
+            Ok(answer) if answer.status().as_u16() == 401 => return Ok(()),
+            Ok(answer) => status = Some(answer.status().as_u16()),
+            Err(error) => (status, silence) = (None, error.to_string()),
         }
         std::thread::sleep(LOOK_EVERY);
     }
     Err(match status {
-        None => Failure::new(format!("the gateway does not answer at {proxy_url}"))
+        None => Failure::new(format!("the gateway does not answer at {proxy_url}: {silence}"))
             .advise("Its port is set by KONG_PROXY_LISTEN (Kong) and KONG_PROXY_URL (this program)."),
         Some(404) => Failure::new(format!("the gateway at {proxy_url} still answers 404 after 30 s"))
             .advise(format!("Is {admin_url} the Admin API of the same Kong?")),

@@ -6,6 +6,7 @@ use super::admin::secret;
 use super::failure::{Failure, Outcome};
 use super::queue::Queue;
 use super::server::Server;
+use crate::certificates::server::Fingerprint;
 use crate::config::KongSettings;
 
 /// The code that brings a key from `Authorization` to key-auth. It is part of this program, so that the two fit each other.
@@ -32,6 +33,8 @@ pub enum Shared {
 #[allow(missing_docs, reason = "each is one of `KongSettings`, where it is described")]
 pub struct Settings {
     pub proxy_url: String,
+    /// What the gateway is believed by at an `https` address.
+    pub certificate: Option<Fingerprint>,
     pub vllm: Server,
     pub vllm_key: Option<String>,
     pub extra_paths: Vec<String>,
@@ -93,6 +96,7 @@ impl Settings {
         const MOST_QUEUED: u64 = 1 << 40;
         Ok(Self {
             proxy_url: given_or(&given.kong_proxy_url, "http://127.0.0.1:8111").trim_end_matches('/').to_owned(),
+            certificate: given.certificate.fingerprint(),
             vllm: model_server(given_or(&given.vllm_url, "http://127.0.0.1:8000"))?,
             vllm_key: header_secret("VLLM_API_KEY", &given.vllm_api_key, &given.vllm_api_key_file)?,
             extra_paths: extra_paths(given.vllm_extra_paths.as_deref().unwrap_or_default())?,

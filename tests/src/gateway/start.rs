@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::OnceCell;
 
-use super::Gateway;
+use super::{Gateway, Tls};
 use crate::collector;
 use crate::postgres::Database;
 use crate::process::Reaper;
@@ -56,7 +56,7 @@ async fn start_parts() -> Gateway {
     let host = match host {
         Host::Running { proxy_url, admin_url } => {
             eprintln!("gateway for tests: the Kong at {proxy_url}");
-            Started { proxy_url, admin_url, logs: None, pid: None }
+            Started { proxy_url, admin_url, tls: None, logs: None, pid: None }
         }
         Host::Script { script, name } => {
             let started = start_script(script, &folder.join("gateway"), &Database::create().await).await;
@@ -68,6 +68,7 @@ async fn start_parts() -> Gateway {
     let settings = settings(&host.admin_url, &host.proxy_url, &vllm.url(), &collector_url);
     Gateway {
         proxy_url: host.proxy_url,
+        tls: host.tls,
         admin_url: host.admin_url,
         vllm,
         database,
@@ -141,19 +142,51 @@ impl Host {
 pub(crate) struct Started {
     pub(crate) proxy_url: String,
     pub(crate) admin_url: String,
+    tls: Option<Tls>,
     logs: Option<PathBuf>,
     pub(crate) pid: Option<u32>,
 }
 
+/// A certificate for this host, signed by itself, with its key behind it: one file.
+async fn make_certificate(file: &Path) {
+    const NAMES: &str = "subjectAltName=DNS:localhost,IP:127.0.0.1";
+    let (certificate, key) = (file.with_extension("crt"), file.with_extension("key"));
+    let output = tokio::process::Command::new("openssl")
+        .args(["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "400", "-subj", "/CN=localhost", "-addext", NAMES])
+        .arg("-out")
+        .arg(&certificate)
+        .arg("-keyout")
+        .arg(&key)
+        .output();
+    let output = output.await.expect("openssl");
+    assert!(output.status.success(), "openssl: {}", String::from_utf8_lossy(&output.stderr));
+    let both = [certificate, key].map(|part| std::fs::read(part).expect("a file")).concat();
+    std::fs::write(file, both).expect("a file");
+}
+
 /// Starts the gateway that a script of the project knows.
 pub(crate) async fn start_script(script: &str, prefix: &Path, database: &Database) -> Started {
+    let certificate = prefix.with_extension("pem");
+    make_certificate(&certificate).await;
     let output = tokio::process::Command::new(project().join(script))
-        .args(["start", "--proxy", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--status", "127.0.0.1:0", "--prefix"])
+        // As deploy/compose.yaml has it with a certificate, and without.
+        .args([
+            "start",
+            "--proxy",
+            "127.0.0.1:0, 127.0.0.1:0 http2 ssl reuseport backlog=16384",
+            "--admin",
+            "127.0.0.1:0",
+            "--status",
+            "127.0.0.1:0",
+            "--prefix",
+        ])
         .arg(prefix)
         .env_clear()
         .envs(plain_environment())
         .envs(std::env::var("KONG_IMAGE").map(|image| ("KONG_IMAGE", image)))
         .env("KONG_TEST_DATABASE_URL", &database.url)
+        .env("KONG_SSL_CERT", &certificate)
+        .env("KONG_SSL_CERT_KEY", &certificate)
         // As deploy/compose.yaml has it with the shipped settings.
         .env("KONG_NGINX_HTTP_CLIENT_MAX_BODY_SIZE", "64m")
         .envs(SHIPPED_BUFFERS)
@@ -171,7 +204,8 @@ pub(crate) async fn start_script(script: &str, prefix: &Path, database: &Databas
         value.unwrap_or_else(|| panic!("no {name} in {stdout}")).to_owned()
     };
     let pid = script.contains("nginx-host").then(|| line("PID").parse().expect("a number"));
-    Started { proxy_url: line("PROXY_URL"), admin_url: line("ADMIN_URL"), logs: Some(prefix.join("logs")), pid }
+    let tls = Some(Tls { url: line("PROXY_TLS_URL"), certificate });
+    Started { proxy_url: line("PROXY_URL"), admin_url: line("ADMIN_URL"), tls, logs: Some(prefix.join("logs")), pid }
 }
 
 /// Starts the collector as a process of its own, with all it has to say in a file; returns where it listens.

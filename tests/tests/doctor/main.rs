@@ -11,6 +11,7 @@
     reason = "a test fails by panicking"
 )]
 
+mod certificates;
 mod database;
 mod kong;
 mod models;

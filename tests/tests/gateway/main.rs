@@ -29,6 +29,7 @@ mod refused;
 mod sdk;
 mod sizes;
 mod stored;
+mod tls;
 mod usage_page;
 // Runs last: tests start in alphabetical order, and it waits for all others.
 mod zz_secrets;

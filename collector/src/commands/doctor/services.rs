@@ -3,12 +3,16 @@
 use std::time::Duration;
 
 use serde_json::Value;
+use ureq::config::ConfigBuilder;
+use ureq::typestate::AgentScope;
 
 use super::{Level, Report};
+use crate::certificates::pinned;
 use crate::config::DoctorSettings;
 use crate::counted::counted;
 use crate::kong::admin::administrator;
 use crate::measure::page;
+use crate::webhook;
 
 /// Longest wait for an answer: everything is on this host.
 const TIMEOUT: Duration = Duration::from_secs(5);
@@ -28,10 +32,16 @@ impl Answer {
     }
 }
 
+fn config() -> ConfigBuilder<AgentScope> {
+    ureq::Agent::config_builder().timeout_global(Some(TIMEOUT)).http_status_as_error(false).proxy(None)
+}
+
 /// `GET`, in bounded time; an error says why there is no answer.
 pub(super) fn get(url: &str, authorization: Option<&str>) -> Result<Answer, String> {
-    let agent: ureq::Agent =
-        ureq::Agent::config_builder().timeout_global(Some(TIMEOUT)).http_status_as_error(false).proxy(None).build().into();
+    ask(&config().build().into(), url, authorization)
+}
+
+fn ask(agent: &ureq::Agent, url: &str, authorization: Option<&str>) -> Result<Answer, String> {
     let mut request = agent.get(url);
     if let Some(authorization) = authorization {
         request = request.header("Authorization", authorization);
@@ -208,9 +218,24 @@ fn prometheus(settings: &DoctorSettings, report: &mut Report) {
     }
 }
 
+/// What asks Grafana, which is told a password.
+fn for_grafana(settings: &DoctorSettings) -> Result<ureq::Agent, String> {
+    if !settings.grafana_url.starts_with("https://") {
+        return Ok(config().build().into());
+    }
+    match settings.certificate.fingerprint() {
+        Some(wanted) => pinned::agent(config().build(), wanted).map_err(|error| error.to_string()),
+        None => webhook::tls(None).map(|tls| config().tls_config(tls).build().into()).map_err(|error| error.to_string()),
+    }
+}
+
 fn grafana(settings: &DoctorSettings, report: &mut Report) {
     let url = &settings.grafana_url;
-    match get(&format!("{url}/api/health"), None) {
+    let agent = for_grafana(settings);
+    let get = |path: &str, authorization: Option<&str>| {
+        ask(agent.as_ref().map_err(Clone::clone)?, &format!("{url}{path}"), authorization)
+    };
+    match get("/api/health", None) {
         Ok(answer) if answer.status == 200 => {}
         Ok(answer) => {
             report.problem("grafana", format!("answers with status {}", answer.status), "no dashboards", "gateway logs grafana");
@@ -226,7 +251,7 @@ fn grafana(settings: &DoctorSettings, report: &mut Report) {
             return;
         }
     }
-    let answer = get(&format!("{url}/api/org"), Some(&administrator("admin")));
+    let answer = get("/api/org", Some(&administrator("admin")));
     match answer {
         Ok(answer) if answer.status == 200 && answer.json().get("id").is_some() => report.problem(
             "grafana.password",
@@ -237,14 +262,15 @@ fn grafana(settings: &DoctorSettings, report: &mut Report) {
         _ => report.good("grafana", format!("answers at {url}, and not to the default password")),
     }
     if let Some(password) = settings.grafana_password.as_deref() {
-        data_sources(url, &administrator(password), report);
+        let authorization = administrator(password);
+        data_sources(|path| get(path, Some(&authorization)), report);
     }
 }
 
 /// Panels without data: Grafana itself asks each source.
-fn data_sources(url: &str, authorization: &str, report: &mut Report) {
+fn data_sources(get: impl Fn(&str) -> Result<Answer, String>, report: &mut Report) {
     const WHY: &str = "panels stay empty";
-    let list = match get(&format!("{url}/api/datasources"), Some(authorization)) {
+    let list = match get("/api/datasources") {
         Ok(answer) if answer.status == 200 => answer.json(),
         Ok(Answer { status: 401, .. }) => {
             let what = "the administrator's password is another one than the installation made: data sources were not checked";
@@ -265,8 +291,8 @@ fn data_sources(url: &str, authorization: &str, report: &mut Report) {
     let empty = Vec::new();
     let sources = list.as_array().unwrap_or(&empty);
     let failure = |source: &Value| {
-        let health = format!("{url}/api/datasources/uid/{}/health", source["uid"].as_str().unwrap_or_default());
-        let said = match get(&health, Some(authorization)) {
+        let health = format!("/api/datasources/uid/{}/health", source["uid"].as_str().unwrap_or_default());
+        let said = match get(&health) {
             Ok(answer) if answer.status == 200 && answer.json()["status"] == "OK" => return None,
             Ok(answer) => answer.json()["message"].as_str().map_or(format!("status {}", answer.status), str::to_owned),
             Err(error) => error,

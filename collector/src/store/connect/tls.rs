@@ -24,6 +24,7 @@ use tokio_rustls::rustls::{CertificateError, ClientConfig, DigitallySignedStruct
 
 use super::SslMode;
 use crate::certificates;
+use crate::certificates::der::element;
 
 /// Why TLS cannot be set up.
 #[derive(Debug, thiserror::Error)]
@@ -291,23 +292,6 @@ fn signature_algorithm(certificate: &[u8]) -> Option<&[u8]> {
     let (0x30, algorithm, _) = element(behind)? else { return None };
     let (0x06, identifier, _) = element(algorithm)? else { return None };
     Some(identifier)
-}
-
-/// Tag, content and what follows of a DER element.
-fn element(bytes: &[u8]) -> Option<(u8, &[u8], &[u8])> {
-    let (tag, rest) = bytes.split_first()?;
-    let (first, rest) = rest.split_first()?;
-    let (length, rest) = match first {
-        0..=0x7f => (usize::from(*first), rest),
-        // No certificate is longer than what four bytes can say.
-        0x81..=0x84 => {
-            let (digits, rest) = rest.split_at_checked(usize::from(first & 0x7f))?;
-            (digits.iter().fold(0, |length, digit| length << 8 | usize::from(*digit)), rest)
-        }
-        _ => return None,
-    };
-    let (content, behind) = rest.split_at_checked(length)?;
-    Some((*tag, content, behind))
 }
 
 #[cfg(test)]
