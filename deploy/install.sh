@@ -29,6 +29,8 @@ release_dir=$(dirname "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")")
 . "$release_dir/deploy/lib/common.sh"
 # shellcheck source=deploy/lib/settings.sh
 . "$release_dir/deploy/lib/settings.sh"
+# shellcheck source=deploy/lib/tls.sh
+. "$release_dir/deploy/lib/tls.sh"
 # shellcheck source=deploy/lib/docker.sh
 . "$release_dir/deploy/lib/docker.sh"
 # shellcheck source=deploy/lib/preflight.sh
@@ -159,7 +161,7 @@ prove() {
 
 # Once: an operator who removed that user does not want it back.
 first_user() {
-  local key
+  local key command_seconds=60
   first_key=''
   [ ! -f "$state_dir/first-user" ] || return 0
   key=$(users add "${setting[FIRST_USER]}" 2>/dev/null) || key=''
@@ -170,16 +172,16 @@ first_user() {
 
 report() {
   local address
+  address=${tls_name:-$(hostname -I 2>/dev/null | awk '{ print $1 }')} || address=''
   date -u +%FT%TZ >"$state_dir/installed.new"
   if [ -f "$state_dir/installed" ]; then rm -f "$state_dir/installed.new"; else mv "$state_dir/installed.new" "$state_dir/installed"; fi
   step "done"
   if [ "$changed" = 0 ]; then
     info "nothing to change: release ${release_dir##*/} is installed and works"
   fi
-  address=$(hostname -I 2>/dev/null | awk '{ print $1 }') || address=''
   cat <<LINES
-Gateway      http://${address:-THIS-HOST}:${setting[PROXY_PORT]}/v1   (base_url of the OpenAI SDK)
-Grafana      http://${address:-THIS-HOST}:${setting[GRAFANA_PORT]}   user admin, password: sudo grep GRAFANA_ADMIN $secrets_file
+Gateway      $scheme://${address:-THIS-HOST}:${setting[PROXY_PORT]}/v1   (base_url of the OpenAI SDK)
+Grafana      $scheme://${address:-THIS-HOST}:${setting[GRAFANA_PORT]}   user admin, password: sudo grep GRAFANA_ADMIN $secrets_file
 Settings     $settings_file   then: sudo $home/gateway apply
 Commands     sudo $home/gateway help
 LINES

@@ -25,8 +25,8 @@ from pathlib import Path
 README_LINES = 120
 # Settings of other programs, which the documents name: those of SDKs, Open WebUI and pip, and those that Kong
 # hands on to nginx or that Grafana reads.
-FOREIGN = {"OPENAI_BASE_URL", "OPENAI_API_KEY", "OPENAI_API_BASE_URL", "PIP_INDEX_URL"}
-FOREIGN_PREFIXES = ("KONG_NGINX_", "GF_")
+FOREIGN = {"NODE_EXTRA_CA_CERTS", "OPENAI_BASE_URL", "OPENAI_API_KEY", "OPENAI_API_BASE_URL", "PIP_INDEX_URL"}
+FOREIGN_PREFIXES = ("KONG_NGINX_", "KONG_SSL_", "GF_")
 SKIPPED = {".git", ".test", ".demo", "target", "dist"}
 LINK = re.compile(r"\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^()\s]+)\)|(?:src|href)=\"([^\"]+)\"")
 

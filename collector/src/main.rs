@@ -6,8 +6,8 @@ use anyhow::{Context, Result};
 use clap::Parser;
 use llm_collector::commands::say::print;
 use llm_collector::commands::{
-    self, certificate, doctor, erase, feed, healthcheck, import, kong, models, prices, quota, rejected, replay, report, retention,
-    upkeep, users,
+    self, certificate, doctor, erase, feed, healthcheck, import, kong, models, prices, quota, rejected, replay, report,
+    retention, upkeep, users,
 };
 use llm_collector::config::{Cli, Command, ServeSettings};
 use llm_collector::counted::counted;

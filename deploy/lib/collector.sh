@@ -9,9 +9,10 @@ commands_service() { if [ "${setting[WRITER_ROLE]}" = on ]; then echo upkeep; el
 command_environment=()
 
 # collector_command [-i] COMMAND… - a command of the collector in a container where the owner's database URL and the token are known.
-# With -i it reads our standard input; without, terminals keep their colours.
+# With -i it reads our standard input; without, terminals keep their colours. What an operator calls may take hours and is his to end;
+# a script that waits for it sets command_seconds.
 collector_command() {
-  local id flags=() service
+  local id flags=() service limit=()
   service=$(commands_service)
   if [ "$1" = -i ]; then
     flags=(-i)
@@ -23,11 +24,13 @@ collector_command() {
   if [ -z "$id" ] || ! is_running "$service"; then
     fatal "the service $service, in which this runs, is not running" "Start it:  $(this_gateway) up"
   fi
+  [ -z "${command_seconds:-}" ] || limit=(timeout "$command_seconds")
   # Passwords go by their names: they would stand in the process list.
   GRAFANA_ADMIN_PASSWORD=${secret[GRAFANA_ADMIN_PASSWORD]} KONG_ADMIN_PASSWORD=${secret[KONG_ADMIN_PASSWORD]} \
-    docker exec "${flags[@]}" -e GRAFANA_ADMIN_PASSWORD -e KONG_ADMIN_PASSWORD \
+    "${limit[@]}" docker exec "${flags[@]}" -e GRAFANA_ADMIN_PASSWORD -e KONG_ADMIN_PASSWORD \
     -e GATEWAY_COMMAND="$(this_gateway)" \
-    -e KONG_ADMIN_URL="$admin_url" -e KONG_PROXY_URL="$proxy_url" -e KONG_STATUS_URL="http://127.0.0.1:${setting[KONG_STATUS_PORT]}" \
+    -e KONG_ADMIN_URL="$admin_url" -e KONG_PROXY_URL="$own_proxy_url" -e GATEWAY_CERTIFICATE_SHA256="$tls_sha256" \
+    -e KONG_STATUS_URL="http://127.0.0.1:${setting[KONG_STATUS_PORT]}" \
     -e COLLECTOR_URL="http://127.0.0.1:${setting[COLLECTOR_PORT]}" -e PROMETHEUS_URL="http://127.0.0.1:${setting[PROMETHEUS_PORT]}" \
     -e GRAFANA_URL="$grafana_url" -e VLLM_URL="${setting[VLLM_URL]}" -e VLLM_API_KEY_FILE="$(vllm_key_file)" \
     "${command_environment[@]}" "$id" /llm-collector "$@"
@@ -54,7 +57,7 @@ configure_options=(--wait)
 
 # Kong as the settings want it. Prints what changed, and keeps quiet otherwise.
 configure_kong() {
-  local output line key command_environment=(-e VLLM_API_KEY)
+  local output line key command_seconds=300 command_environment=(-e VLLM_API_KEY)
   key=$(vllm_key) || exit 1
   while IFS= read -r line; do command_environment+=(-e "$line"); done < <(kong_environment)
   output=$(VLLM_API_KEY=$key collector_command kong apply "${configure_options[@]}" 2>&1) || {

@@ -45,8 +45,8 @@ state_of() {
 passes_check() {
   local check
   mapfile -t check < <(docker inspect --format '{{range .Config.Healthcheck.Test}}{{println .}}{{end}}' "$1")
-  # The first word is CMD, the last an empty line.
-  docker exec "$1" "${check[@]:1:${#check[@]}-2}" >/dev/null 2>&1 </dev/null
+  # The first word is CMD, the last an empty line. Docker itself gives up on a check in time, which this call would not.
+  timeout 20 docker exec "$1" "${check[@]:1:${#check[@]}-2}" >/dev/null 2>&1 </dev/null
 }
 
 is_running() {
@@ -155,6 +155,40 @@ explain_failure() {
     *'ermission denied'*)
       warn "$service may not read or write a file" "Owners are put right by:  $(this_gateway) apply" ;;
   esac
+}
+
+# show_logs [-f] [--since TIME] [--until TIME] [--tail N] [-t] SERVICE… - Docker's own log of each, because Compose 1.29 knows no --since.
+show_logs() {
+  local options=() chosen=() service id
+  while [ $# -gt 0 ]; do
+    case $1 in
+      -f | --follow) options+=(--follow) ;;
+      -t | --timestamps) options+=(--timestamps) ;;
+      --since=* | --until=* | --tail=*) options+=("$1") ;;
+      --since | --until | --tail)
+        [ $# -ge 2 ] || fatal "logs: $1 needs a value"
+        options+=("$1=$2") && shift ;;
+      -*) fatal "logs does not know $1" ;;
+      *) chosen+=("$1") ;;
+    esac
+    shift
+  done
+  for service in "${chosen[@]}"; do
+    id=$(container_of "$service")
+    [ -n "$id" ] || { warn "there is no container of $service" && continue; }
+    if [[ " ${options[*]} " == *' --follow '* ]]; then
+      log_of "$service" "$id" "${options[@]}" &
+    else
+      log_of "$service" "$id" "${options[@]}"
+    fi
+  done
+  wait
+}
+
+log_of() {
+  local service=$1 id=$2
+  shift 2
+  docker logs "$@" "$id" 2>&1 | sed -u "s/^/$(printf '%-10s' "$service") | /"
 }
 
 this_gateway() { echo "sudo $home/gateway"; }

@@ -5,13 +5,14 @@
 # Everything runs inside PostgreSQL's own container as its superuser over the local socket: no password, and no client
 # needed on the host.
 
-# psql as superuser; SQL on standard input. More arguments go to psql.
+# psql as superuser; SQL on standard input. More arguments go to psql. It has an end: query_seconds, or a quarter of an hour, in which
+# hundreds of millions of rows are counted. Only dumps take as long as they take.
 psql_in() {
   local database=$1 id
   shift
   id=$(container_of postgresql)
   [ -n "$id" ] || fatal "PostgreSQL is not running" "Start it:  $(this_gateway) up"
-  docker exec -i "$id" psql -X -q -v ON_ERROR_STOP=1 -U postgres -d "$database" "$@"
+  timeout "${query_seconds:-900}" docker exec -i "$id" psql -X -q -v ON_ERROR_STOP=1 -U postgres -d "$database" "$@"
 }
 
 # A single value.
@@ -22,7 +23,7 @@ password_works() {
   local role=$1 database=$2 password=$3 id
   id=$(container_of postgresql)
   # shellcheck disable=SC2016
-  printf '%s\n' "$password" | docker exec -i "$id" bash -c 'IFS= read -r PGPASSWORD; export PGPASSWORD
+  printf '%s\n' "$password" | timeout 60 docker exec -i "$id" bash -c 'IFS= read -r PGPASSWORD; export PGPASSWORD
     exec psql -X -q -h 127.0.0.1 -U "$1" -d "$2" -c "SELECT 1"' - "$role" "$database" >/dev/null 2>&1
 }
 

@@ -31,6 +31,7 @@ preflight() {
   check_selinux
   check_users
   check_free_ports
+  check_certificate
   check_vllm
   if [ $errors -gt 0 ]; then
     fatal "$errors of the checks above must be mended first; nothing was changed" "Then run the same command again."
@@ -198,6 +199,15 @@ check_free_ports() {
 holder_of() {
   have ss || return 0
   ss -ltnpH "sport = :$1" 2>/dev/null | grep -oE 'users:\(\("[^"]+",pid=[0-9]+' | head -n 1 | sed -E 's/users:\(\("([^"]+)",pid=([0-9]+)/\1 (process \2)/' || true
+}
+
+# --- TLS ---------------------------------------------------------------------------------------------------------------------
+
+check_certificate() {
+  local problem
+  uses_tls || return 0
+  problem=$(tls_problem)
+  [ -z "$problem" ] || finding error "TLS_CERT_FILE and TLS_KEY_FILE cannot be used: ${problem%%$'\n'*}" "See docs/tls.md, or leave both empty in $settings_shown for HTTP."
 }
 
 # --- vLLM -----------------------------------------------------------------------------------------------------------------

@@ -99,9 +99,11 @@ check_settings() {
   [[ ${setting[POSTGRES_ALLOW_FROM]} =~ ^[0-9./\ ]*$ ]] || wrong POSTGRES_ALLOW_FROM "networks like 10.0.0.0/24"
   [[ ${setting[VLLM_URL]} =~ ^https?://[^/]+/?$ ]] || wrong VLLM_URL "http://host:port without a path (clients' paths are passed on as they are)"
   [[ ${setting[QUOTA_WEBHOOK_URL]} =~ ^(https?://[^/[:space:]@]+(/[^[:space:]]*)?)?$ ]] || wrong QUOTA_WEBHOOK_URL "http(s)://host/path"
-  for name in DATA_DIR BACKUP_DIR FEED_DIR VLLM_API_KEY_FILE QUOTA_WEBHOOK_CA_FILE; do
+  for name in DATA_DIR BACKUP_DIR FEED_DIR VLLM_API_KEY_FILE QUOTA_WEBHOOK_CA_FILE TLS_CERT_FILE TLS_KEY_FILE; do
     [[ ${setting[$name]} =~ ^(/[A-Za-z0-9._/-]*)?$ ]] || wrong $name "an absolute path without blanks"
   done
+  [ "${setting[TLS_CERT_FILE]:+x}" = "${setting[TLS_KEY_FILE]:+x}" ] ||
+    fatal "$file: TLS_CERT_FILE and TLS_KEY_FILE go together: set both, or none"
   check_ports "$file"
   check_kong_memory
 }
@@ -201,6 +203,7 @@ write_secret_files() {
   put_secret grafana-admin-password GRAFANA "${secret[GRAFANA_ADMIN_PASSWORD]}"
   put_secret grafana-secret-key GRAFANA "${secret[GRAFANA_SECRET_KEY]}"
   put_secret grafana-database-password GRAFANA "${secret[GRAFANA_DATABASE_PASSWORD]}"
+  write_tls_files
 }
 
 database_url() { printf '%s' "postgres://$1@${setting[POSTGRES_HOST]}:${setting[POSTGRES_PORT]}/llm"; }
@@ -258,8 +261,12 @@ derive() {
   [ "${setting[WRITER_ROLE]}" = off ] || services=(kong upkeep collector prometheus grafana)
   ! runs_postgresql || services=(postgresql "${services[@]}")
   admin_url=http://127.0.0.1:${setting[KONG_ADMIN_PORT]}
-  proxy_url=http://$(own_address "${setting[PROXY_ADDRESS]}"):${setting[PROXY_PORT]}
-  grafana_url=http://$(own_address "${setting[GRAFANA_ADDRESS]}"):${setting[GRAFANA_PORT]}
+  derive_tls
+  # As this host reaches them, and the front door as it is called by name where it has one.
+  own_proxy_url=$scheme://$(own_address "${setting[PROXY_ADDRESS]}"):${setting[PROXY_PORT]}
+  grafana_url=$scheme://$(own_address "${setting[GRAFANA_ADDRESS]}"):${setting[GRAFANA_PORT]}
+  proxy_url=$own_proxy_url
+  [ -z "$tls_name" ] || proxy_url=https://$tls_name:${setting[PROXY_PORT]}
 }
 
 # The address at which this host itself reaches a service.
@@ -407,6 +414,9 @@ CONFIG_DIR=$config_dir
 SECRETS_DIR=$secrets_dir
 RELEASE_DIR=$release_dir
 GRAFANA_CHECK_URL=$grafana_url/api/health
+GRAFANA_PROTOCOL=$scheme
+GRAFANA_COOKIE_SECURE=$(uses_tls && echo true || echo false)
+KONG_PROXY_FLAGS=$(! uses_tls || printf 'http2 ssl ')reuseport backlog=16384
 POSTGRES_LISTEN=$postgres_listen
 POSTGRES_MAX_CONNECTIONS=$max_connections
 POSTGRES_SHARED_BUFFERS_MB=$((${setting[POSTGRES_MEMORY_MB]} / 4))
@@ -431,7 +441,7 @@ KONG_DIGEST=$(digest_of "$release_dir/kong-plugins")-$(secret_digest "${secret[K
 COLLECTOR_DIGEST=$(digest_of "$config_dir/webhook-roots.pem")-$(secret_digest "${secret[COLLECTOR_TOKEN]}" "$(collector_login)" "${secret[QUOTA_WEBHOOK_SECRET]}")
 UPKEEP_DIGEST=$(digest_of "$config_dir/webhook-roots.pem")-$(secret_digest "${secret[COLLECTOR_TOKEN]}" "${secret[COLLECTOR_DATABASE_PASSWORD]}" "${secret[QUOTA_WEBHOOK_SECRET]}")
 PROMETHEUS_DIGEST=$(digest_of "$config_dir/prometheus")
-GRAFANA_DIGEST=$(digest_of "$release_dir/grafana")-$(secret_digest "${secret[GRAFANA_DATABASE_PASSWORD]}" "${secret[GRAFANA_SECRET_KEY]}")
+GRAFANA_DIGEST=$(digest_of "$release_dir/grafana")-$(secret_digest "${secret[GRAFANA_DATABASE_PASSWORD]}" "${secret[GRAFANA_SECRET_KEY]}" "$(tls_digest)")
 LINES
   } | write_file "$config_dir/compose.env" 644
 }

@@ -11,6 +11,7 @@ prepare_files() {
   read_images
   look_into_images
   make_secrets
+  accept_certificate
   make_folders
   write_secret_files
   write_config
@@ -84,6 +85,7 @@ start_rest() {
   if [ "${setting[WRITER_ROLE]}" = on ]; then upkeep_first "${rest[@]}" || return 1; else remove_upkeep; fi
   start_services "${rest[@]}"
   wait_healthy "$PATIENCE" "${rest[@]}" || return 1
+  give_kong_certificate
   ! runs_postgresql || grant_rights
 }
 
@@ -96,7 +98,7 @@ ask_admin() {
 PROBE=gateway-probe
 
 add_probe() {
-  local answer
+  local answer command_seconds=60
   answer=$(ask_admin "/consumers/$PROBE/key-auth" 2>/dev/null) || answer=''
   [[ $answer != *"\"${secret[PROBE_KEY]}\""* ]] || return 0
   if [[ $answer == *'"data"'* ]]; then
@@ -111,7 +113,7 @@ add_probe() {
 
 # probe METHOD PATH [JSON] - a call through the gateway as the probe user. Sets probe_status, probe_id, probe_body.
 probe() {
-  local answer call=(curl -q -sS --noproxy '*' --max-time 60 -X "$1" -D - "$proxy_url$2" -H 'Content-Type: application/json')
+  local answer call=(curl -q -sS --noproxy '*' --max-time 60 "${tls_curl[@]}" -X "$1" -D - "$proxy_url$2" -H 'Content-Type: application/json')
   [ $# -lt 3 ] || call+=(--data-binary "$3")
   # The key reaches curl through its configuration on standard input, not as an argument.
   answer=$("${call[@]}" -K - <<<"header = \"Authorization: Bearer ${secret[PROBE_KEY]}\"" 2>&1) || { probe_status=000 probe_id='' probe_body=$answer && return; }

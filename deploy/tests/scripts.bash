@@ -7,7 +7,7 @@ setup() {
   DEPLOY=$(cd "$BATS_TEST_DIRNAME/.." && pwd)
   release_dir=$(cd "$DEPLOY/.." && pwd)
   WORK=$BATS_TEST_TMPDIR
-  for part in common settings docker preflight postgresql release stack; do
+  for part in common settings tls docker preflight postgresql release stack; do
     # shellcheck source=/dev/null
     . "$DEPLOY/lib/$part.sh"
   done

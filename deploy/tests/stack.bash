@@ -141,6 +141,17 @@ rows_of() {
   echo "$n"
 }
 
+# runs_on_a_host_of PROCESSORS - everything is healthy there within its limits, and a call becomes a row.
+runs_on_a_host_of() {
+  local processors=$1 id
+  start_on_a_host_of "$processors"
+  all_healthy
+  docker exec "$(container collector)" /many_cpus "$processors" /llm-collector healthcheck
+  [ "$(call "$(cat "$WORK/key")" "on $processors")" = 200 ] && [ "$(rows_of "on $processors")" = 1 ]
+  # As shipped: what is not limited proves nothing.
+  for id in $(containers); do [ "$(docker inspect --format '{{.HostConfig.PidsLimit}}' "$id")" -ge 100 ]; done
+}
+
 # Fails when the command succeeds; bats does not see a failing `! command`.
 no() { if "$@"; then return 1; fi; }
 

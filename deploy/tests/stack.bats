@@ -8,6 +8,7 @@
 # shellcheck disable=SC2154,SC2009,SC2013,SC2016  # bats sets status and output; secrets hold no blanks; inner shells expand
 
 load stack
+load tls
 
 # --- the bundle ---------------------------------------------------------------------------------------------------------
 
@@ -235,15 +236,12 @@ no_account() { [ "$1" -ge 68110 ] && [ "$1" -lt 68115 ] && ! getent passwd "$1";
 }
 
 @test "on a host with 128, 256 or 384 hardware threads everything starts within its limits, and answers" {
-  for processors in 128 256 384; do
-    start_on_a_host_of $processors
-    all_healthy
-    docker exec "$(container collector)" /many_cpus $processors /llm-collector healthcheck
-    [ "$(call "$(cat "$WORK/key")" "on $processors")" = 200 ] && [ "$(rows_of "on $processors")" = 1 ]
-    # As shipped: what is not limited proves nothing.
-    for id in $(containers); do [ "$(docker inspect --format '{{.HostConfig.PidsLimit}}' "$id")" -ge 100 ]; done
-  done
+  for processors in 128 256 384; do runs_on_a_host_of $processors; done
   "$GATEWAY" up
+}
+
+@test "a certificate, another one without a restart, a wrong one that is refused, and none again" {
+  get_a_certificate; get_another_certificate; get_a_wrong_certificate; get_no_certificate
 }
 
 @test "down stops, up starts, status tells" {

@@ -20,11 +20,13 @@ mkdir -p "$sources/uid/postgresql"
 echo '[{"uid":"postgresql","name":"PostgreSQL","type":"postgres"}]' >"$sources/list"
 echo '{"status":"ERROR","message":"not tried yet"}' >"$sources/uid/postgresql/health"
 administrator=$(printf 'admin:%s' "$password" | base64 -w 0)
+tls=''
+[ "${GF_SERVER_PROTOCOL:-http}" != https ] || tls=" ssl; ssl_certificate $GF_SERVER_CERT_FILE; ssl_certificate_key $GF_SERVER_CERT_KEY"
 {
   echo "daemon off; pid /tmp/nginx/pid; error_log /dev/stderr warn; events {}"
   echo "http { access_log off; client_body_temp_path /tmp/nginx; proxy_temp_path /tmp/nginx; fastcgi_temp_path /tmp/nginx;"
   echo "uwsgi_temp_path /tmp/nginx; scgi_temp_path /tmp/nginx;"
-  echo "server { listen ${GF_SERVER_HTTP_ADDR:-0.0.0.0}:${GF_SERVER_HTTP_PORT:-3000}; location = /api/health { return 200 '{\"database\":\"ok\"}'; }"
+  echo "server { listen ${GF_SERVER_HTTP_ADDR:-0.0.0.0}:${GF_SERVER_HTTP_PORT:-3000}$tls; location = /api/health { return 200 '{\"database\":\"ok\"}'; }"
   echo "location /api/ { if (\$http_authorization != 'Basic $administrator') { return 401; } root /tmp/nginx; default_type application/json; }"
   echo "location = /api/datasources { if (\$http_authorization != 'Basic $administrator') { return 401; } alias $sources/list; default_type application/json; }"
   echo "location / { return 200 'test equipment, not Grafana'; } } }"
