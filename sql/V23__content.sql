@@ -21,7 +21,7 @@ END $$;
 
 ALTER TABLE llm_logs ADD COLUMN contents bytea;
 COMMENT ON COLUMN llm_logs.contents IS
-    'SHA-256 of what raw_log refers to in llm_content, 32 bytes each, in the order of the references; null where raw_log is whole.';
+    'The first 16 bytes of the SHA-256 of each part that raw_log refers to in llm_content, in the order of the references; null where raw_log is whole.';
 
 -- Collectors remember what is there and do not send it again. Whoever removes content changes this number in the same transaction, and
 -- with a lock that waits for every statement which relied on the one before.
@@ -35,9 +35,9 @@ COMMENT ON TABLE llm_content_state IS 'How often content was removed: what colle
 
 -- What erased rows referred to: whether somebody else's row does, too, is found out afterwards.
 CREATE TABLE llm_erased_content (
-    day    date  NOT NULL,
-    sha256 bytea NOT NULL,
-    PRIMARY KEY (day, sha256)
+    day  date  NOT NULL,
+    hash bytea NOT NULL,
+    PRIMARY KEY (day, hash)
 );
 
 COMMENT ON TABLE llm_erased_content IS 'Content that erased rows referred to, until it is removed or found to belong to another row.';
@@ -64,7 +64,13 @@ END $$;
 -- The hashes in llm_logs.contents.
 CREATE FUNCTION llm_content_hashes(contents bytea) RETURNS SETOF bytea
 LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE AS $$
-    SELECT substring(contents FROM number * 32 + 1 FOR 32) FROM generate_series(0, octet_length(contents) / 32 - 1) AS number
+    SELECT substring(contents FROM number * 16 + 1 FOR 16) FROM generate_series(0, octet_length(contents) / 16 - 1) AS number
+$$;
+
+-- The last SHA-256 that begins with such a hash.
+CREATE FUNCTION llm_last_sha256(hash bytea) RETURNS bytea
+LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE AS $$
+    SELECT hash || '\xffffffffffffffffffffffffffffffff'::bytea
 $$;
 
 -- Whether a value stands for content: {"llm_content": [first, count]}, where a list may have several elements that are one after
@@ -74,56 +80,56 @@ LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
     SELECT jsonb_typeof(value) = 'object' AND value ? 'llm_content'
 $$;
 
--- A body with `parts` in the place of references to them.
-CREATE FUNCTION llm_whole_body(body jsonb, parts jsonb[]) RETURNS jsonb
+-- The JSON text of a body with `parts` in the place of references to them. Put together as text, because jsonb would be copied again with every
+-- member.
+CREATE FUNCTION llm_whole_body(body jsonb, parts text[]) RETURNS text
 LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE AS $$
-DECLARE
-    member record;
-    whole  jsonb := body;
 BEGIN
     IF llm_is_reference(body) THEN
         RETURN parts[(body #>> '{llm_content,0}')::integer + 1];
     END IF;
-    IF jsonb_typeof(body) IS DISTINCT FROM 'object' THEN
-        RETURN body;
+    IF jsonb_typeof(body) <> 'object' THEN
+        RETURN body::text;
     END IF;
-    FOR member IN SELECT key, value FROM jsonb_each(body) WHERE jsonb_typeof(value) = 'array' OR llm_is_reference(value) LOOP
-        IF jsonb_typeof(member.value) = 'object' THEN
-            whole := whole || jsonb_build_object(member.key, parts[(member.value #>> '{llm_content,0}')::integer + 1]);
-        ELSIF EXISTS (SELECT FROM jsonb_array_elements(member.value) AS element WHERE llm_is_reference(element)) THEN
-            whole := whole || jsonb_build_object(member.key, (
-                SELECT jsonb_agg(expanded.value ORDER BY place, number)
-                FROM jsonb_array_elements(member.value) WITH ORDINALITY AS elements (element, place), LATERAL (
-                    SELECT 0 AS number, element AS value WHERE NOT llm_is_reference(element)
-                    UNION ALL
-                    SELECT number, parts[(element #>> '{llm_content,0}')::integer + number]
-                    FROM generate_series(1, (element #>> '{llm_content,1}')::integer) AS number WHERE llm_is_reference(element)
-                ) expanded
-            ));
-        END IF;
-    END LOOP;
-    RETURN whole;
+    RETURN (
+        SELECT '{' || coalesce(string_agg(to_json(key)::text || ':' || CASE
+            WHEN llm_is_reference(value) THEN parts[(value #>> '{llm_content,0}')::integer + 1]
+            WHEN jsonb_typeof(value) = 'array' THEN (
+                SELECT '[' || coalesce(string_agg(CASE
+                    WHEN llm_is_reference(element) THEN array_to_string(parts[(element #>> '{llm_content,0}')::integer + 1
+                        : (element #>> '{llm_content,0}')::integer + (element #>> '{llm_content,1}')::integer], ',')
+                    ELSE element::text
+                END, ',' ORDER BY place), '') || ']'
+                FROM jsonb_array_elements(value) WITH ORDINALITY AS elements (element, place))
+            ELSE value::text
+        END, ','), '') || '}'
+        FROM jsonb_each(body)
+    );
 END $$;
 
--- Kong's whole log entry of a call. What its row refers to and llm_content no longer has reads {"llm_content": "missing"}.
+-- Kong's whole log entry of a call. What its row refers to and llm_content no longer has reads {"llm_content": "missing"}. Of two parts whose
+-- hashes begin alike, which nobody has made yet, both are there, and the entry says {"llm_content": "ambiguous"}.
 CREATE FUNCTION llm_raw_log(call llm_logs) RETURNS jsonb
 LANGUAGE plpgsql STABLE PARALLEL SAFE AS $$
 DECLARE
     of_day date  := (call.started_at AT TIME ZONE 'UTC')::date;
     whole  jsonb := call.raw_log;
-    parts  jsonb[];
+    parts  text[];
+    body   jsonb;
     side   text;
 BEGIN
     IF call.contents IS NULL THEN
         RETURN whole;
     END IF;
     -- A look into the index for each, whatever the planner believes of the table.
-    SELECT array_agg(coalesce((SELECT body FROM llm_content c WHERE c.day = of_day AND c.sha256 = hash), '{"llm_content": "missing"}')::jsonb
-                     ORDER BY number)
+    SELECT array_agg(coalesce((
+        SELECT CASE count(*) WHEN 1 THEN min(c.body) WHEN 0 THEN NULL ELSE '{"llm_content": "ambiguous"}' END FROM llm_content c
+        WHERE c.day = of_day AND c.sha256 >= hash AND c.sha256 <= llm_last_sha256(hash)), '{"llm_content": "missing"}') ORDER BY number)
     INTO parts FROM llm_content_hashes(call.contents) WITH ORDINALITY AS hashes (hash, number);
     FOREACH side IN ARRAY ARRAY['request', 'response'] LOOP
-        IF whole #> ARRAY[side, 'body'] IS NOT NULL THEN
-            whole := jsonb_set(whole, ARRAY[side, 'body'], llm_whole_body(whole #> ARRAY[side, 'body'], parts));
+        body := whole #> ARRAY[side, 'body'];
+        IF body IS NOT NULL THEN
+            whole := jsonb_set(whole, ARRAY[side, 'body'], llm_whole_body(body, parts)::jsonb);
         END IF;
     END LOOP;
     RETURN whole;
@@ -172,20 +178,25 @@ BEGIN
 END $$;
 
 -- Removes what erased rows of a day referred to and no row of it refers to, after those up to `boundary` have been looked through and
--- what they refer to has been struck off. Rows wait meanwhile: only those since then are looked at. To be called as llm_content_boundary. Returns how many parts went.
+-- what they refer to has been struck off. Rows wait meanwhile: only those since then are looked at. To be called as
+-- llm_content_boundary. Returns how many parts went.
 CREATE FUNCTION llm_remove_erased_content(of_day date, boundary bigint) RETURNS bigint
 LANGUAGE plpgsql AS $$
 DECLARE
-    removed bigint;
+    erased  bytea;
+    rows    bigint;
+    removed bigint := 0;
 BEGIN
     LOCK TABLE ONLY llm_content IN SHARE MODE;
-    DELETE FROM llm_erased_content e WHERE e.day = of_day AND e.sha256 IN (
+    DELETE FROM llm_erased_content e WHERE e.day = of_day AND e.hash IN (
         SELECT llm_content_hashes(contents) FROM llm_logs
         WHERE started_at >= of_day::timestamp AT TIME ZONE 'UTC' AND started_at < (of_day + 1)::timestamp AT TIME ZONE 'UTC'
             AND id > boundary AND contents IS NOT NULL);
-    DELETE FROM llm_content c USING llm_erased_content e WHERE c.day = of_day AND e.day = of_day AND c.sha256 = e.sha256;
-    GET DIAGNOSTICS removed = ROW_COUNT;
-    DELETE FROM llm_erased_content e WHERE e.day = of_day;
+    FOR erased IN DELETE FROM llm_erased_content e WHERE e.day = of_day RETURNING e.hash LOOP
+        DELETE FROM llm_content c WHERE c.day = of_day AND c.sha256 >= erased AND c.sha256 <= llm_last_sha256(erased);
+        GET DIAGNOSTICS rows = ROW_COUNT;
+        removed := removed + rows;
+    END LOOP;
     UPDATE llm_content_state SET removals = removals + 1;
     RETURN removed;
 END $$;

@@ -33,6 +33,7 @@ pub async fn run(settings: &ReportSettings) -> Result<String> {
         team: settings.team.as_deref(),
         consumer: settings.consumer.as_deref(),
         model: settings.model.as_deref(),
+        has_conversations: settings.conversations,
     };
     let answer = usage::ask(connection, &question).await.context(OLD)?;
     match settings.format {
@@ -96,6 +97,9 @@ const ESTIMATES: [&str; 2] = ["est. prompt", "est. completion"];
 /// Headings of what was waited.
 const WAITS: [&str; 2] = ["waited", "waited ms"];
 
+/// Heading and name of conversations.
+const CONVERSATIONS: &str = "conversations";
+
 fn text(answer: &Answer, by: &[Dimension], hours: &Hours) -> String {
     let numbers = ["calls", "errors", "prompt", "cached", "completion", "reasoning", "cost", "p50 ms", "p95 ms", "p99 ms"];
     let heading = by.iter().copied().map(name).chain(numbers.map(str::to_owned));
@@ -104,14 +108,22 @@ fn text(answer: &Answer, by: &[Dimension], hours: &Hours) -> String {
     // Where no call waits, nobody needs to read of it.
     let has_waits = answer.total.waited_calls != 0;
     let besides = [(has_estimates, ESTIMATES), (has_waits, WAITS)].into_iter().filter(|(is_there, _)| *is_there);
-    let heading = heading.chain(besides.flat_map(|(_, names)| names.map(str::to_owned))).collect();
+    let heading = heading.chain(besides.flat_map(|(_, names)| names.map(str::to_owned)));
+    let heading = heading.chain(answer.total.conversations.map(|_| CONVERSATIONS.to_owned())).collect();
     let row = |keys: &[String], usage: &Usage| -> Vec<String> {
         let keys = keys.iter().map(|key| if key.is_empty() { "-".to_owned() } else { table::visible(key).into_owned() });
         let counts = usage.counts().map(|(_, count)| count.to_string());
         let estimates = has_estimates.then(|| usage.estimated().map(|(_, count)| count.to_string())).into_iter().flatten();
         let percentiles = percentiles(usage).map(|(_, value)| value.map_or_else(|| "-".to_owned(), |value| value.to_string()));
         let waits = has_waits.then(|| usage.waits().map(|(_, count)| count.to_string())).into_iter().flatten();
-        keys.chain(counts).chain([cost_text(usage)]).chain(percentiles).chain(estimates).chain(waits).collect()
+        let conversations = usage.conversations.map(|count| count.to_string());
+        keys.chain(counts)
+            .chain([cost_text(usage)])
+            .chain(percentiles)
+            .chain(estimates)
+            .chain(waits)
+            .chain(conversations)
+            .collect()
     };
     let mut rows: Vec<Vec<String>> = vec![heading];
     rows.extend(answer.rows.iter().map(|(keys, usage)| row(keys, usage)));
@@ -144,7 +156,10 @@ fn csv(answer: &Answer, by: &[Dimension]) -> Result<String> {
     let heading = by.iter().copied().map(name).chain(count_names).chain(cost_names);
     let estimated_names = Usage::default().estimated().map(|(name, _)| name.to_owned());
     let wait_names = Usage::default().waits().map(|(name, _)| name.to_owned());
-    writer.write_record(heading.chain(PERCENTILES.map(str::to_owned)).chain(estimated_names).chain(wait_names))?;
+    let conversations = answer.total.conversations.map(|_| CONVERSATIONS.to_owned());
+    writer.write_record(
+        heading.chain(PERCENTILES.map(str::to_owned)).chain(estimated_names).chain(wait_names).chain(conversations),
+    )?;
     for (keys, usage) in &answer.rows {
         let amount = |currency: &str| usage.costs.iter().find(|(name, _)| name == currency).map(|(_, amount)| amount.clone());
         let mut costs: Vec<String> =
@@ -157,7 +172,10 @@ fn csv(answer: &Answer, by: &[Dimension]) -> Result<String> {
         let percentiles = percentiles(usage).map(|(_, value)| value.map_or_else(String::new, |value| value.to_string()));
         let estimated = usage.estimated().map(|(_, count)| count.to_string());
         let waits = usage.waits().map(|(_, count)| count.to_string());
-        writer.write_record(keys.chain(counts).chain(costs).chain(percentiles).chain(estimated).chain(waits))?;
+        let conversations = usage.conversations.map(|count| count.to_string());
+        writer.write_record(
+            keys.chain(counts).chain(costs).chain(percentiles).chain(estimated).chain(waits).chain(conversations),
+        )?;
     }
     Ok(String::from_utf8(writer.into_inner()?)?)
 }
@@ -174,7 +192,8 @@ fn json(answer: &Answer, by: &[Dimension], hours: &Hours) -> Result<String> {
         let keys = by.iter().copied().map(name).zip(keys.iter().map(|key| json!(key)));
         let percentiles = percentiles(usage).map(|(name, value)| (name.to_owned(), json!(value)));
         let waits = usage.waits().map(|(name, count)| (name.to_owned(), json!(count)));
-        Value::Object(keys.chain(usage.json()).chain(percentiles).chain(waits).collect())
+        let conversations = usage.conversations.map(|count| (CONVERSATIONS.to_owned(), json!(count)));
+        Value::Object(keys.chain(usage.json()).chain(percentiles).chain(waits).chain(conversations).collect())
     };
     let report = json!({
         "since": hours.since.format("%Y-%m-%dT%H:%M:%SZ").to_string(),

@@ -28,6 +28,9 @@ pub struct ReportSettings {
     /// Only this model
     #[arg(long)]
     pub model: Option<String>,
+    /// Conversations, too: from the rows that are there, so those of calls whose rows are gone are not among them
+    #[arg(long)]
+    pub conversations: bool,
     /// Form of the result
     #[arg(long, value_enum, default_value_t = ReportFormat::Table)]
     pub format: ReportFormat,

@@ -210,16 +210,19 @@ struct Writer<'w, 'h> {
     /// How many objects and lists are around what is being written. The body's members have one, elements of lists among them two.
     depth: usize,
     parts: Vec<PartPlace>,
+    /// The body's member that is being written is a list which grows from call to call: its elements are parts. Others are one each, because
+    /// they stay as they are: the tools of an agent.
+    is_history: bool,
     /// The body itself looks like a reference.
     is_odd: bool,
 }
 
 impl<'w, 'h> Writer<'w, 'h> {
     fn new(vectors: Option<usize>, hide: Option<&'w mut Hide<'h>>) -> Self {
-        Self { vectors, hide, depth: 0, parts: Vec::new(), is_odd: false }
+        Self { vectors, hide, depth: 0, parts: Vec::new(), is_history: false, is_odd: false }
     }
 
-    /// Appends a body and returns its parts: members, and elements of members that are lists. None is inside another.
+    /// Appends a body and returns its parts: members, and elements of those that are histories. None is inside another.
     fn write_whole(mut self, out: &mut String, body: &Json<'_>) -> Vec<PartPlace> {
         let start = out.len();
         self.write(out, body, "");
@@ -231,10 +234,10 @@ impl<'w, 'h> Writer<'w, 'h> {
         }
     }
 
-    /// Notes what was written from `start` on, if it is worth it, or could be taken for a reference.
+    /// Notes what was written from `start` on, if it is worth it, or if it or an element of it could be taken for a reference.
     fn note(&mut self, out: &str, start: usize, is_element: bool) {
         let text = out.get(start..).unwrap_or_default();
-        if text.len() >= MIN_PART_BYTES || text.starts_with('{') && text.contains(REFERENCE) {
+        if text.len() >= MIN_PART_BYTES || text.contains(REFERENCE) {
             self.parts.push((start..out.len(), is_element));
         }
     }
@@ -250,7 +253,7 @@ impl<'w, 'h> Writer<'w, 'h> {
         write_list(out, '[', elements, ']', |out, element| {
             let start = out.len();
             write(self, out, element);
-            if self.depth == 2 {
+            if self.depth == 2 && self.is_history {
                 self.note(out, start, true);
             }
         });
@@ -274,7 +277,10 @@ impl<'w, 'h> Writer<'w, 'h> {
                 self.depth += 1;
                 write_list(out, '{', members, '}', |out, (member, value)| {
                     let hidden = self.hidden(member);
-                    self.is_odd |= self.depth == 1 && hidden == REFERENCE;
+                    if self.depth == 1 {
+                        self.is_odd |= hidden == REFERENCE;
+                        self.is_history = matches!(hidden.as_ref(), "messages" | "input");
+                    }
                     match hidden {
                         Cow::Borrowed(_) => write_text(out, member),
                         Cow::Owned(hidden) => write_string(out, &hidden),

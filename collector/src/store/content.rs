@@ -132,7 +132,8 @@ pub(super) fn with_references(call: &Call) -> String {
     out
 }
 
-/// The column `contents`: the hashes of a call's parts, one after another.
+/// The column `contents`: of the hash of each of a call's parts the first half. What a call lists is a good part of what it takes where all
+/// else has been said before, and nobody can make a text that begins like another one's.
 pub(super) fn hashes(call: &Call) -> Vec<u8> {
-    call.parts.iter().flat_map(|part| part.sha256).collect()
+    call.parts.iter().flat_map(|part| part.sha256.into_iter().take(16)).collect()
 }

@@ -93,7 +93,7 @@ pub(super) async fn remove_content(session: &Session) -> Result<(), StoreError> 
     for row in session.client().query("SELECT DISTINCT day FROM llm_erased_content ORDER BY 1", &[]).await? {
         let day: NaiveDate = row.try_get(0)?;
         let boundary = session.with_short_waits("SELECT llm_content_boundary($1)", &[&day]).await?.unwrap_or_default();
-        let keep_others = "DELETE FROM llm_erased_content e WHERE e.day = $1 AND e.sha256 IN (
+        let keep_others = "DELETE FROM llm_erased_content e WHERE e.day = $1 AND e.hash IN (
             SELECT llm_content_hashes(contents) FROM llm_logs WHERE started_at >= $1::date::timestamp AT TIME ZONE 'UTC'
                 AND started_at < ($1::date + 1)::timestamp AT TIME ZONE 'UTC' AND id <= $2 AND contents IS NOT NULL)";
         session.client().execute(keep_others, &[&day, &boundary]).await?;
@@ -130,7 +130,7 @@ pub async fn carry_out(session: &Session, erasure: &Erasure) -> Result<Found, St
         // What the rows refer to is noted by the statement that takes them: it must not be forgotten, whatever happens next.
         let statement = format!(
             "WITH erased AS MATERIALIZED (SELECT ctid AS place, started_at, contents FROM {table} WHERE {which} FOR UPDATE),
-            noted AS (INSERT INTO llm_erased_content (day, sha256)
+            noted AS (INSERT INTO llm_erased_content (day, hash)
                 SELECT DISTINCT (started_at AT TIME ZONE 'UTC')::date, llm_content_hashes(contents) FROM erased
                 ON CONFLICT DO NOTHING)
             {change} WHERE ctid = ANY (ARRAY(SELECT place FROM erased))"

@@ -122,7 +122,7 @@ ON CONFLICT (request_id, started_at) DO NOTHING
 RETURNING request_id, started_at, contents),
 content AS (INSERT INTO llm_content (day, sha256, body)
     SELECT * FROM unnest($45::date[], $46::bytea[], $47::text[]) AS parts (day, sha256, body)
-    WHERE (day, sha256) IN (SELECT (started_at AT TIME ZONE 'UTC')::date, llm_content_hashes(contents) FROM new_rows)
+    WHERE (day, substring(sha256 FOR 16)) IN (SELECT (started_at AT TIME ZONE 'UTC')::date, llm_content_hashes(contents) FROM new_rows)
     ON CONFLICT DO NOTHING),
 ends AS (INSERT INTO llm_turns (turn, conversation) SELECT * FROM unnest($48::bytea[], $49::text[])
     ON CONFLICT (turn) DO UPDATE SET conversation = excluded.conversation, seen_at = excluded.seen_at),

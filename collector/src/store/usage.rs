@@ -2,6 +2,7 @@
 //!
 //! Reads nothing of `llm_logs`: what was used stays known when the rows are gone.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use chrono::{DateTime, NaiveDateTime, Utc};
@@ -86,6 +87,8 @@ pub struct Question<'q> {
     pub consumer: Option<&'q str>,
     /// Only this model.
     pub model: Option<&'q str>,
+    /// Conversations, too: they are counted from the rows that are there.
+    pub has_conversations: bool,
 }
 
 /// Calls, added up.
@@ -117,6 +120,8 @@ pub struct Usage {
     pub waited_calls: i64,
     /// How long it held them together, in milliseconds.
     pub queue_ms: i64,
+    /// Conversations that the calls belong to, where they were asked for.
+    pub conversations: Option<i64>,
 }
 
 impl Usage {
@@ -246,7 +251,43 @@ pub async fn ask(connection: PooledConnection<'_>, question: &Question<'_>) -> R
             None => answer.total = usage,
         }
     }
+    if question.has_conversations {
+        count_conversations(&connection, question, &mut answer).await?;
+    }
     Ok(answer)
+}
+
+/// Adds conversations to an answer. One that goes on in several of its rows counts in each, and once in the total.
+async fn count_conversations(
+    connection: &PooledConnection<'_>,
+    question: &Question<'_>,
+    answer: &mut Answer,
+) -> Result<(), StoreError> {
+    let keys: Vec<&str> = question.by.iter().copied().map(expression).collect();
+    // Names as usage has them, and its hours.
+    let query = format!(
+        "SELECT keys, count(DISTINCT conversation) FROM (
+            SELECT ARRAY[{}] AS keys, conversation FROM (
+                SELECT left(consumer_username, 200) AS consumer_username, left(coalesce(model, 'unknown'), 200) AS model,
+                    left(coalesce(team, ''), 200) AS team, date_trunc('hour', started_at, $5) AT TIME ZONE $5 AS local, conversation
+                FROM llm_logs WHERE started_at >= $1 AND started_at < $2 AND conversation IS NOT NULL
+            ) calls
+            WHERE ($3::text IS NULL OR consumer_username = left($3, 200)) AND ($4::text IS NULL OR model = left($4, 200))
+                AND ($6::text IS NULL OR team = left($6, 200))
+        ) keyed GROUP BY GROUPING SETS ((keys), ())",
+        keys.join(", ")
+    );
+    let Question { hours: Hours { zone, since, until, .. }, team, consumer, model, .. } = question;
+    let client = connection.client();
+    let mut counts: HashMap<Option<Vec<String>>, i64> = HashMap::new();
+    for row in connection.bounded(client.query(&query, &[since, until, consumer, model, zone, team])).await? {
+        counts.insert(row.try_get(0)?, row.try_get(1)?);
+    }
+    answer.total.conversations = Some(counts.remove(&None).unwrap_or(0));
+    for (keys, usage) in &mut answer.rows {
+        usage.conversations = Some(counts.remove(&Some(keys.clone())).unwrap_or(0));
+    }
+    Ok(())
 }
 
 /// The hour of the last call of everybody whose calls were counted.

@@ -287,7 +287,7 @@ async fn what_a_crash_left_of_an_erasure_the_next_round_of_retention_removes() {
     // As an erasure leaves it that dies after its first statement.
     client
         .batch_execute(
-            "INSERT INTO llm_erased_content SELECT DISTINCT (started_at AT TIME ZONE 'UTC')::date, llm_content_hashes(contents)
+            "INSERT INTO llm_erased_content (day, hash) SELECT DISTINCT (started_at AT TIME ZONE 'UTC')::date, llm_content_hashes(contents)
                 FROM llm_logs WHERE consumer_username = 'ann';
             UPDATE llm_logs SET raw_log = '{}', contents = NULL, prompt = NULL, response = NULL WHERE consumer_username = 'ann'",
         )

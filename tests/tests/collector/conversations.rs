@@ -88,6 +88,29 @@ async fn nothing_but_the_same_words_ties_calls() {
 }
 
 #[tokio::test]
+async fn a_report_counts_conversations() {
+    let app = TestApp::start().await;
+    log(&app, &talk("long", "ann", &SAID)).await;
+    log(&app, &talk("short", "ann", &["good day", "hm"])).await;
+    log(&app, &talk("other", "bob", &SAID[..4])).await;
+    let (since, until) =
+        (noon(1).format("%Y-%m-%d").to_string(), (noon(0) + chrono::Duration::days(1)).format("%Y-%m-%d").to_string());
+    let report = async |more: &[&str]| {
+        let mut all = vec!["report", "--database-url", &app.database.url, "--since", &since, "--until", &until];
+        all.extend(["--by", "consumer", "--format", "json"]);
+        all.extend_from_slice(more);
+        let finished = run(&all, &[]).await;
+        assert!(finished.status.success(), "{finished:?}");
+        serde_json::from_str::<Value>(&finished.stdout).unwrap()
+    };
+    let counted = report(&["--conversations"]).await;
+    let rows: Vec<_> = counted["rows"].as_array().unwrap().iter().map(|row| (&row["consumer"], &row["conversations"])).collect();
+    assert_eq!(rows, [(&json!("ann"), &json!(2)), (&json!("bob"), &json!(1))]);
+    assert_eq!(counted["total"]["conversations"], 3);
+    assert_eq!(report(&[]).await["total"].get("conversations"), None);
+}
+
+#[tokio::test]
 async fn failed_calls_begin_none_and_what_is_erased_ties_nothing() {
     let app = TestApp::start().await;
     let mut failed = talk("failed", "ann", &SAID[..4]);

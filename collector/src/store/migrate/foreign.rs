@@ -24,10 +24,7 @@ const IMPORT: &str = " Its rows can be taken over: stop whatever writes into it,
 
 /// An error when something stands where migrations would make it, and no migration was ever applied.
 pub(super) async fn refuse(client: &impl GenericClient, migrations: &[Migration]) -> Result<(), StoreError> {
-    let has_history = "SELECT to_regclass('refinery_schema_history') IS NOT NULL";
-    if client.query_one(has_history, &[]).await?.try_get(0)?
-        && client.query_opt("SELECT FROM refinery_schema_history LIMIT 1", &[]).await?.is_some()
-    {
+    if is_ours(client).await? {
         return Ok(());
     }
     let texts = migrations.iter().filter_map(Migration::sql);
@@ -62,5 +59,13 @@ pub(super) async fn refuse(client: &impl GenericClient, migrations: &[Migration]
         }
         message.push_str(&format!(" ALTER {what} {name} RENAME TO {name}_old;"));
     }
-    if message.is_empty() { Ok(()) } else { Err(StoreError::Foreign(message)) }
+    // Another collector may have begun to migrate in between.
+    if message.is_empty() || is_ours(client).await? { Ok(()) } else { Err(StoreError::Foreign(message)) }
+}
+
+/// Whether a migration was ever applied.
+async fn is_ours(client: &impl GenericClient) -> Result<bool, StoreError> {
+    let has_history = "SELECT to_regclass('refinery_schema_history') IS NOT NULL";
+    Ok(client.query_one(has_history, &[]).await?.try_get(0)?
+        && client.query_opt("SELECT FROM refinery_schema_history LIMIT 1", &[]).await?.is_some())
 }

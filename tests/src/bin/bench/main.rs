@@ -18,6 +18,7 @@
 )]
 
 mod arrival;
+mod content;
 mod cpu;
 mod gateway;
 mod load;
@@ -62,6 +63,12 @@ enum Command {
         /// Bytes of the prompt, and so of the answer
         #[arg(long, default_value_t = 2_000)]
         bytes: usize,
+    },
+    /// Measures what storing parts of bodies once a day costs and saves, beside rows that are stored whole; prints a table
+    Content {
+        /// Times that everything is measured
+        #[arg(long, default_value_t = 3)]
+        rounds: usize,
     },
     /// Measures how far limits are passed, and what telling them to the nodes takes; prints a table
     Quota,
@@ -111,6 +118,7 @@ async fn main() {
         }
         Command::Outage(settings) => outage::run(&settings).await,
         Command::Queries { rows, search_index } => queries::run(rows, search_index).await,
+        Command::Content { rounds } => content::run(rounds).await,
         Command::Quota => quota::run().await,
         Command::Cpu { rounds, bytes } => gateway::run_cpu(rounds, bytes).await,
         Command::Generate { entries, seed, file } => {
