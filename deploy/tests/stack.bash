@@ -85,6 +85,8 @@ remove_images() {
   local images
   mapfile -t images < <(docker images --format '{{.Repository}}:{{.Tag}}' | grep "^$PREFIX")
   [ ${#images[@]} = 0 ] || docker rmi -f "${images[@]}" >/dev/null
+  # What builds leave behind without a name; it has the label of the images that it was made from.
+  docker image prune -f --filter "label=test.equipment=$PREFIX" >/dev/null
 }
 
 start_vllm() {

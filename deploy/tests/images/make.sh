@@ -74,7 +74,7 @@ build() {
   local role=$1 image line changes=()
   shift
   image=${TEST_IMAGE_PREFIX:-}$(sed -e 's/#.*//' "$repository/deploy/images.txt" | grep -E "(^|/)$role:" || echo "$role:1")
-  for line in 'LABEL test.equipment=yes' "$@"; do changes+=(--change "$line"); done
+  for line in "LABEL test.equipment=${TEST_IMAGE_PREFIX:-yes}" "$@"; do changes+=(--change "$line"); done
   tar -C "$root" -c . | docker import "${changes[@]}" - "$image" >/dev/null
   docker save --output "$target/$role.tar" "$image"
   docker rmi "$image" >/dev/null
