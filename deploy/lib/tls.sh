@@ -7,8 +7,8 @@
 
 uses_tls() { [ -n "${setting[TLS_CERT_FILE]}" ]; }
 
-# accepted WORD - the value of a line of state/tls.
-accepted() { sed -n "s/^$1 //p" "$state_dir/tls" 2>/dev/null | head -n 1; }
+# accepted WORD - the value of a line of state/tls, or nothing before a certificate was taken.
+accepted() { [ ! -e "$state_dir/tls" ] || sed -n "s/^$1 //p" "$state_dir/tls" | head -n 1; }
 
 # Sets what follows from the certificate for addresses: users call it by its name, this host itself reaches it at another one.
 derive_tls() {
@@ -67,7 +67,7 @@ accept_certificate() {
         "${said#error: }"
     name=$(host_of_certificate "$said")
     { echo "files $(tls_digest)" && echo "name $name" && grep -E '^(sha256|ends) ' <<<"$said"; } | write_file "$state_dir/tls" 600
-    grep '^warning: ' <<<"$said" | while IFS= read -r said; do warn "${said#warning: }"; done
+    while IFS= read -r problem; do warn "$problem"; done < <(sed -n 's/^warning: //p' <<<"$said")
     info "the certificate is that of $name until $(accepted ends)"
   fi
   derive
