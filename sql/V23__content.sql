@@ -225,47 +225,25 @@ LANGUAGE sql STABLE AS $$
     WHERE attrelid = 'llm_logs'::regclass AND attnum > 0 AND NOT attisdropped AND attgenerated = ''
 $$;
 
--- As before, and the day's content goes in the same transaction.
-CREATE OR REPLACE FUNCTION llm_swap_day(day date) RETURNS bigint
+-- What swaps and drops the rows of a day is as before; the day's content goes in the same transaction.
+ALTER FUNCTION llm_swap_day(date) RENAME TO llm_swap_rows_of_day;
+ALTER FUNCTION llm_drop_day(date) RENAME TO llm_drop_rows_of_day;
+
+CREATE FUNCTION llm_swap_day(day date) RETURNS bigint
 LANGUAGE plpgsql AS $$
 DECLARE
-    name      text        := 'llm_logs_' || to_char(day, 'YYYYMMDD');
-    lower     timestamptz := day::timestamp AT TIME ZONE 'UTC';
-    upper     timestamptz := (day + 1)::timestamp AT TIME ZONE 'UTC';
-    late      record;
-    late_rows bigint      := 0;
+    late_rows bigint := llm_swap_rows_of_day(day);
 BEGIN
-    -- Readers go on; whoever writes to this day waits. From here on no row can be missed.
-    EXECUTE format('LOCK TABLE %I IN SHARE ROW EXCLUSIVE MODE', name);
-    FOR late IN EXECUTE format('SELECT request_id, started_at FROM %I p WHERE NOT EXISTS'
-        ' (SELECT FROM %I n WHERE n.request_id = p.request_id AND n.started_at = p.started_at)', name, name || '_rewrite')
-    LOOP
-        EXECUTE llm_copy_statement(name, 'p.request_id = $1 AND p.started_at = $2') USING late.request_id, late.started_at;
-        late_rows := late_rows + 1;
-    END LOOP;
-    PERFORM pg_advisory_xact_lock(hashtext('llm_logs'), hashtext('partitions'));
-    LOCK TABLE llm_logs IN ACCESS EXCLUSIVE MODE;
-    EXECUTE format('DROP TABLE %I', name);
-    EXECUTE format('ALTER TABLE %I RENAME TO %I', name || '_rewrite', name);
-    EXECUTE format('ALTER TABLE llm_logs ATTACH PARTITION %I FOR VALUES FROM (%L) TO (%L)', name, lower, upper);
-    EXECUTE format('ALTER TABLE %I DROP CONSTRAINT of_that_day', name);
-    EXECUTE format('COMMENT ON TABLE %I IS %L', name, 'Content removed ' || to_char(now(), 'YYYY-MM-DD HH24:MI:SSOF'));
     PERFORM llm_drop_content(day);
     RETURN late_rows;
 END $$;
 
--- As before, with the day's content.
-CREATE OR REPLACE FUNCTION llm_drop_day(day date) RETURNS bigint
+CREATE FUNCTION llm_drop_day(day date) RETURNS bigint
 LANGUAGE plpgsql AS $$
 DECLARE
-    name  text := 'llm_logs_' || to_char(day, 'YYYYMMDD');
-    bytes bigint;
+    bytes bigint := coalesce(pg_total_relation_size(to_regclass('llm_content_' || to_char(day, 'YYYYMMDD'))), 0);
 BEGIN
-    PERFORM pg_advisory_xact_lock(hashtext('llm_logs'), hashtext('partitions'));
-    LOCK TABLE llm_logs IN ACCESS EXCLUSIVE MODE;
-    bytes := pg_total_relation_size(name::regclass)
-        + coalesce(pg_total_relation_size(to_regclass('llm_content_' || to_char(day, 'YYYYMMDD'))), 0);
-    EXECUTE format('DROP TABLE %I', name);
+    bytes := bytes + llm_drop_rows_of_day(day);
     PERFORM llm_drop_content(day);
     RETURN bytes;
 END $$;
