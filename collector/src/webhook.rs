@@ -13,6 +13,7 @@ use ureq::http::Uri;
 use ureq::tls::{Certificate, RootCerts, TlsConfig};
 
 use crate::certificates;
+use crate::decode::digest;
 
 /// Longest time for a post, from the look-up of the name to the status of the answer.
 pub const TIMEOUT: Duration = Duration::from_secs(10);
@@ -110,8 +111,7 @@ fn signature(secret: &str, timestamp: &str, body: &str) -> Option<String> {
     for part in [timestamp, ".", body] {
         hmac.update(part.as_bytes());
     }
-    let digits: String = hmac.finalize().into_bytes().iter().map(|byte| format!("{byte:02x}")).collect();
-    Some(format!("sha256={digits}"))
+    Some(format!("sha256={}", digest::hex(&hmac.finalize().into_bytes())))
 }
 
 /// What went wrong, without the address.

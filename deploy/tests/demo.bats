@@ -15,17 +15,9 @@ setup_file() {
   choose_names
   set_names
   TEST_IMAGE_PREFIX=$PREFIX "$BATS_TEST_DIRNAME/images/make.sh" "$WORK/images" programs
-  local file image
+  local file
   for file in "$WORK"/images/*.tar; do docker load -q -i "$file" >/dev/null && rm "$file"; done
-  while read -r image; do
-    case $image in
-      *:VERSION) ;;
-      kong:*) export KONG_IMAGE=$PREFIX$image ;;
-      postgres:*) export POSTGRES_IMAGE=$PREFIX$image ;;
-      *prometheus:*) export PROMETHEUS_IMAGE=$PREFIX$image ;;
-      *grafana:*) export GRAFANA_IMAGE=$PREFIX$image ;;
-    esac
-  done < <(sed 's/#.*//' "$DEPLOY/images.txt" | grep .)
+  name_images
   export RUST_IMAGE=${PREFIX}rust:1 DEBIAN_IMAGE=${PREFIX}debian:1 DEMO_IMAGE=${PREFIX}demo:1
   export DEMO_PROXY_PORT=$((PORT + 1)) DEMO_GRAFANA_PORT=$((PORT + 2)) DEMO_PROMETHEUS_PORT=$((PORT + 3))
 }

@@ -56,10 +56,9 @@ PROJECT=$PROJECT
 LINES
 }
 
-make_bundle() {
-  local version compress=gzip
-  ! command -v zstd >/dev/null || compress=zstd
-  TEST_IMAGE_PREFIX=$PREFIX "$BATS_TEST_DIRNAME/images/make.sh" "$WORK/images"
+# Says to Compose and to the scripts which images stand in for those of images.txt.
+name_images() {
+  local version image
   version=$(sed -n 's/^version = "\(.*\)"/\1/p' "$DEPLOY/../Cargo.toml" | head -n 1)
   while read -r image; do
     case $image in
@@ -70,6 +69,13 @@ make_bundle() {
       *grafana:*) export GRAFANA_IMAGE=$PREFIX$image ;;
     esac
   done < <(sed 's/#.*//' "$DEPLOY/images.txt" | grep .)
+}
+
+make_bundle() {
+  local compress=gzip
+  ! command -v zstd >/dev/null || compress=zstd
+  TEST_IMAGE_PREFIX=$PREFIX "$BATS_TEST_DIRNAME/images/make.sh" "$WORK/images"
+  name_images
   # A binary that is quick to build does for what is tested here.
   CARGO_TARGET_DIR=${GATEWAY_TEST_TARGET_DIR:-${CARGO_TARGET_DIR:-$DEPLOY/../target}/deploy-tests} \
     CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_OPT_LEVEL=1 CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 \

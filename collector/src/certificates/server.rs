@@ -5,13 +5,13 @@ use std::net::IpAddr;
 use std::str::FromStr;
 
 use chrono::{DateTime, NaiveDateTime, TimeDelta, Utc};
-use sha2::{Digest, Sha256};
 use tokio_rustls::rustls::crypto::ring::sign::any_supported_type;
 use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio_rustls::rustls::sign::CertifiedKey;
 
 use super::der::{element, elements};
+use crate::decode::digest;
 
 /// From so many days before its end on somebody should see to a new one.
 pub const DAYS_OF_WARNING: i64 = 30;
@@ -23,13 +23,13 @@ pub struct Fingerprint([u8; 32]);
 impl Fingerprint {
     /// Of a certificate in DER.
     pub fn of(certificate: &[u8]) -> Self {
-        Self(Sha256::digest(certificate).into())
+        Self(digest::sha256(certificate))
     }
 }
 
 impl fmt::Display for Fingerprint {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|byte| write!(formatter, "{byte:02x}"))
+        formatter.write_str(&digest::hex(&self.0))
     }
 }
 

@@ -9,10 +9,10 @@ pub fn sha256(bytes: &[u8]) -> [u8; 32] {
 
 /// The SHA-256 of `bytes` in lower-case hexadecimal digits.
 pub fn sha256_hex(bytes: &[u8]) -> String {
-    hex(&Sha256::digest(bytes))
+    hex(&sha256(bytes))
 }
 
-/// Bytes in lower-case hexadecimal digits.
+/// `bytes` in lower-case hexadecimal digits.
 pub fn hex(bytes: &[u8]) -> String {
     use std::fmt::Write;
     bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut digits, byte| {

@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use sha2::{Digest, Sha256};
 use ureq::http::Method;
 
 use super::admin::{Admin, element};
@@ -12,6 +11,7 @@ use super::entities::{LLM_ROUTER, MODELS_ROUTE, SERVICE, VLLM_KEY, id_of, own_id
 use super::failure::{Failure, Outcome};
 use super::server::Server;
 use super::wanted::models_paths;
+use crate::decode::digest;
 
 /// Longest name, in bytes; the plugin takes no longer one.
 const LONGEST_NAME: usize = 200;
@@ -125,9 +125,8 @@ pub fn upstream_name(model: &str) -> String {
     if safe == model {
         return format!("llm-{safe}");
     }
-    let digest = Sha256::digest(model.as_bytes());
-    let digest: String = digest.iter().take(4).map(|byte| format!("{byte:02x}")).collect();
-    format!("llm-{safe}-{digest}")
+    let [a, b, c, d, ..] = digest::sha256(model.as_bytes());
+    format!("llm-{safe}-{}", digest::hex(&[a, b, c, d]))
 }
 
 fn upstream(name: &str, balance: Balance) -> Value {

@@ -10,6 +10,7 @@ use ureq::http::Method;
 use super::admin::{Admin, Reply, element};
 use super::entities::{LLM_AUDIT, OWN_IDS, SERVICE, id_of, own_id};
 use super::failure::{Failure, Outcome};
+use crate::decode::digest;
 
 pub use import::{Imported, Line, read_lines};
 pub use roll::{Everybody, User};
@@ -79,7 +80,7 @@ pub struct Start<'s> {
 pub fn new_key() -> Outcome<String> {
     let mut bytes = [0; KEY_BYTES];
     getrandom::fill(&mut bytes).map_err(|error| Failure::new(format!("there are no random numbers: {error}")))?;
-    Ok(bytes.iter().fold("sk-".to_owned(), |key, byte| format!("{key}{byte:02x}")))
+    Ok(format!("sk-{}", digest::hex(&bytes)))
 }
 
 /// A key that is in use already. Returns whether it is short enough to be guessed.
